@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention with quantised operands: attention(), quantize(), merge(), explain().
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "chitu/error.h"
+#include "chitu/method.h"
+#include "chitu/tensor.h"
+
+namespace chitu {
+
+inline constexpr std::int64_t unbounded = std::numeric_limits<std::int64_t>::max() / 4;
+inline constexpr int max_dim = 256;
+
+// A query at position p sees the keys at positions p - left ... p + right. Causal is {unbounded, 0}, a causal sliding window
+// of w earlier tokens {w, 0}; both bounds are at least 0.
+struct Window {
+  std::int64_t left = unbounded, right = unbounded;
+  friend constexpr bool operator==(const Window&, const Window&) = default;
+};
+inline constexpr Window everything{};
+inline constexpr Window causal{unbounded, 0};
+
+// The positions of a run of tokens in the whole sequence: first, first + step, ... A shard of a ring, a stripe.
+struct Positions {
+  std::int64_t first = 0, step = 1;  // step >= 1
+};
+
+struct Options {
+  Recipe recipe = recipes::chitu;
+  Window window = everything;
+  std::optional<float> scale{};  // of the scores; 1 / sqrt(dim) unless given; any finite number
+
+  // Where the tokens of this call stand. Keys start at 0 unless given; the last query stands at the last key (bottom-right
+  // alignment, FlashAttention's) unless given.
+  std::optional<Positions> query_positions{};
+  std::optional<Positions> key_positions{};
+
+  // Packed sequences of unequal length: tensors have batch 1, sequence i holds tokens [starts[i], starts[i + 1]). Both empty
+  // (each batch entry is one sequence) or both of the same size, first 0, never falling, last the number of tokens.
+  std::span<const std::int64_t> query_starts{};
+  std::span<const std::int64_t> key_starts{};
+
+  int threads = 0;            // CPU threads; 0: OpenMP's default
+  void* stream = nullptr;     // a cudaStream_t, for tensors on a GPU
+  std::string_view kernel{};  // run this row of the kernel table or refuse; empty: the first that takes the call
+};
+
+enum class Role : std::uint8_t { query, key, value };
+
+// A token with a NaN or an infinity: it is left out of scales and sums, then given exactly the outputs that exact attention
+// would spoil (docs/numerics.md, "NaN and infinity").
+struct NonFinite {
+  std::int64_t sequence, head, token;  // token within its sequence
+  std::vector<float> values;           // [dim], as they came
+};
+
+// An operand as quantize() made it. Copies share the storage. Integers and scales are defined bit for bit.
+struct Quantized {
+  Role role = Role::query;
+  Quant quant{};
+  std::vector<std::int64_t> starts;  // of the sequences, for a packed batch; else empty
+
+  Tensor values{};      // [batch, heads, tokens, dim] in quant.type; the caller's own tensor with Scaling::none
+  Tensor scales{};      // f32; tokens: [batch, heads, groups, 1], head: [sequences, heads, 1, 1], channel: [sequences, heads, 1, dim],
+                        // tile: [batch, heads, tiles, 1]; groups and tiles of packed sequences follow each other
+  Tensor centre{};      // f32 [sequences, heads, 1, dim]: what was subtracted from the keys; for queries: the centre that
+                        // `correction` was made with
+  Tensor channels{};    // f32 [sequences, heads, 1, dim]: with Scaling::tile, what the values were divided by
+  Tensor correction{};  // f32 [batch, heads, tokens, 1]: q . centre of each query, without the softmax scale
+  std::vector<std::int32_t> residual_of;  // with Scaling::tile: [batch, heads, tiles]; -1, or the tile's index in `residuals`
+  Tensor residuals{};                     // i8 [1, flagged tiles, tile_tokens, dim], in units of 1/254 of the tile's scale
+  std::vector<NonFinite> nonfinite;
+
+  std::vector<std::shared_ptr<std::byte[]>> storage;
+
+  std::int64_t sequences() const { return starts.empty() ? values.shape[0] : static_cast<std::int64_t>(starts.size()) - 1; }
+};
+
+// A query, key or value: a tensor as it came (f32, f16, bf16), or one that quantize() made.
+class Operand {
+ public:
+  Operand(const Tensor& tensor) : tensor_(tensor) {}
+  Operand(const Quantized& quantized) : tensor_(quantized.values), quantized_(&quantized) {}
+  const Tensor& tensor() const { return tensor_; }           // for shape and device
+  const Quantized* quantized() const { return quantized_; }  // null: as it came
+
+ private:
+  Tensor tensor_;
+  const Quantized* quantized_ = nullptr;
+};
+
+// Where the result goes. out: the shape of the query; f32, f16 or bf16. lse: absent, or f32 [batch, heads, queries, 1]:
+// natural log of the sum of exp(scale * q . k) over the keys a query sees. A query that sees none gets 0 and -inf.
+struct Output {
+  Output(const Tensor& out, const Tensor& lse = {}) : out(out), lse(lse) {}
+  Tensor out, lse;
+};
+
+// out = softmax(scale * query . key^T within the window) value.
+// query [batch, heads, queries, dim], key and value [batch, kv heads, keys, dim]; heads is a multiple of kv heads, query head h
+// reads kv head h / (heads / kv heads); dim 1 ... max_dim; any length >= 0; any strides with the last 1. Operands may differ in
+// type. Throws Error: bad_argument, unsupported (with explain()'s text), out_of_memory.
+void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
+
+struct QuantizeOptions {
+  std::span<const std::int64_t> starts{};  // packed sequences, as in Options
+  const Quantized* keys = nullptr;         // for queries: the keys they will meet, whose centre the LSE correction needs
+  Tensor centre{};                         // for keys: this f32 [sequences, heads, 1, dim] instead of their mean (a frozen cache, a ring)
+  Tensor channels{};  // for values with Scaling::tile: this positive f32 [sequences, heads, 1, dim] instead of a sampled one
+  int threads = 0;
+};
+
+// Quantises one operand as `recipe` says, once, for many calls of attention(): a KV cache, a ring.
+// x: f32, f16 or bf16 [batch, heads, tokens, dim]. With Scaling::none the result views x, which must outlive it.
+Quantized quantize(const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options = {});
+
+// Joins the attention of the same queries over two disjoint sets of keys: result = softmax-weighted mean of a and b.
+// All three: out and lse as in Output, equal shapes; result may be a or b. A part whose lse is -inf counts nothing.
+void merge(const Output& a, const Output& b, const Output& result);
+
+// Every kernel in the order it is tried, and why it is refused or taken, a line each.
+std::string explain(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
+
+// A kernel of this build: a row of the table that attention() goes through.
+struct KernelInfo {
+  std::string_view name;     // "cpu.avx512"
+  std::string_view scores;   // what it computes query . key in
+  std::string_view weights;  // what it computes weights . values in
+  bool available;            // this machine can run it
+};
+std::vector<KernelInfo> kernels();
+
+}  // namespace chitu

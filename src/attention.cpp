@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// Start reading here. attention() is describe -> select -> run: a checked Problem, the first row of the kernel table that takes it,
+// that row's function.
+#include "chitu/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "common/numbers.h"
+#include "common/parallel.h"
+#include "dispatch.h"
+
+namespace chitu {
+
+void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
+  const Problem problem = describe(query, key, value, output, options);
+  select(problem).run(problem);
+}
+
+const Method& find_method(std::string_view name) {
+  std::string names;
+  for (const Method& m : methods) {
+    if (m.name == name) return m;
+    names += (names.empty() ? "" : ", ") + std::string(m.name);
+  }
+  throw Error(ErrorCode::bad_argument, "there is no method '" + std::string(name) + "'; the methods are " + names);
+}
+
+namespace {
+
+std::string text(const Shape& s) {
+  std::ostringstream out;
+  out << "[" << s[0] << ", " << s[1] << ", " << s[2] << ", " << s[3] << "]";
+  return out.str();
+}
+
+bool quantised(DType type) { return type == DType::i8 || type == DType::e4m3 || type == DType::f16; }
+
+void check_operand(const Operand& operand, Role role, const Quant& quant, std::span<const std::int64_t> starts, const char* name) {
+  check_tensor(operand.tensor(), name, operand.quantized() != nullptr);
+  check_starts(starts, operand.tensor(), name);
+  check_quant(quant, role);
+  if (const Quantized* q = operand.quantized()) {
+    require(q->role == role, name, " was quantised as another operand (role ", static_cast<int>(q->role), ", not ", static_cast<int>(role),
+            ")");
+    require(q->quant == quant, name, " was quantised for another recipe");
+    require(std::equal(starts.begin(), starts.end(), q->starts.begin(), q->starts.end()), name,
+            " was quantised with other sequence starts");
+  }
+}
+
+// Queries that come quantised must carry the correction for these keys' centre, or their LSE would be wrong without a word.
+void check_correction(const Operand& query, const Operand& key, const Recipe& recipe, bool lse) {
+  if (recipe.key.centre == Centre::none || !query.quantized() || !lse) return;
+  const Tensor& with = query.quantized()->centre;
+  require(with.data, "query was quantised without keys, but an LSE is asked for: give QuantizeOptions::keys, or the query as it came");
+  require(key.quantized(), "query is quantised for given keys, but key is not quantised: give both, or the query as it came");
+  const Tensor& centre = key.quantized()->centre;
+  require(with.shape == centre.shape &&
+              std::memcmp(with.data, centre.data, static_cast<std::size_t>(centre.stride[0] * centre.shape[0]) * 4) == 0,
+          "query was quantised for keys with another centre, so the LSE would be wrong");
+}
+
+void check_recipe(const Recipe& r) {
+  const bool int8_scores = r.query.type == DType::i8;
+  require(int8_scores == (r.key.type == DType::i8), "recipe: query and key must both be INT8 or neither");
+  require(r.query.rotated == r.key.rotated, "recipe: query and key must be rotated alike");
+  const Weights& w = r.weights;
+  const bool int8_weights = r.value.type == DType::i8;
+  require(int8_weights == (w.type == DType::u8), "recipe: INT8 values need u8 weights and the reverse");
+  require(int8_weights || w.type == DType::f32 || w.type == DType::f16 || w.type == DType::e4m3, "recipe: weights cannot be ",
+          name(w.type));
+  require(w.top > 0 && (w.type == DType::f32 || w.top <= largest(w.type)), "recipe: weights have top ", w.top, ", but ", name(w.type),
+          " ends at ", largest(w.type));
+  require(w.by_tile || r.value.scaling != Scaling::tile, "recipe: values with a scale for each tile need weights by tile");
+}
+
+std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Options& o) {
+  std::vector<Sequence> all;
+  const auto add = [&](std::int64_t batch, std::int64_t q0, std::int64_t queries, std::int64_t k0, std::int64_t keys) {
+    const Positions kp = o.key_positions.value_or(Positions{});
+    const Positions qp = o.query_positions.value_or(Positions{kp.first + (keys - queries) * kp.step, kp.step});
+    all.push_back({batch, q0, queries, k0, keys, qp, kp});
+  };
+  if (o.query_starts.empty())
+    for (std::int64_t b = 0; b < q.shape[0]; ++b) add(b, 0, q.shape[2], 0, k.shape[2]);
+  for (std::size_t i = 0; i + 1 < o.query_starts.size(); ++i)
+    add(0, o.query_starts[i], o.query_starts[i + 1] - o.query_starts[i], o.key_starts[i], o.key_starts[i + 1] - o.key_starts[i]);
+  return all;
+}
+
+}  // namespace
+
+void check_tensor(const Tensor& t, const char* name, bool quantized) {
+  for (int i = 0; i < 4; ++i)
+    require(t.shape[static_cast<std::size_t>(i)] >= 0, name, " has shape ", text(t.shape), "; no size may be negative");
+  require(t.shape[3] >= 1 && t.shape[3] <= max_dim, name, " has dim ", t.shape[3], "; it must be 1 ... ", max_dim);
+  require(t.stride[3] == 1, name, " has stride ", t.stride[3], " between channels; the last dimension must be contiguous (stride 1)");
+  const bool known = is_float(t.type) || (quantized && quantised(t.type));
+  if (!known)
+    throw Error(ErrorCode::unsupported,
+                std::string(name) + " has type " + chitu::name(t.type) + "; it must be f32, f16 or bf16, or come from quantize()");
+  const bool empty = t.shape[0] * t.shape[1] * t.shape[2] == 0;
+  require(t.data || empty, name, " has no data, but shape ", text(t.shape));
+}
+
+void check_starts(std::span<const std::int64_t> starts, const Tensor& t, const char* name) {
+  if (starts.empty()) return;
+  require(t.shape[0] == 1, name, " has batch ", t.shape[0], "; packed sequences need batch 1");
+  require(starts.size() >= 2, name, " starts have ", starts.size(), " entries; they need one more than there are sequences");
+  require(starts.front() == 0, name, " starts begin at ", starts.front(), ", not 0");
+  require(std::is_sorted(starts.begin(), starts.end()), name, " starts fall somewhere; they must never");
+  require(starts.back() == t.shape[2], name, " starts end at ", starts.back(), ", but there are ", t.shape[2], " tokens");
+}
+
+void check_quant(const Quant& q, Role role) {
+  const bool none = q.scaling == Scaling::none;
+  const bool tokens = q.type == DType::i8 && q.scaling == Scaling::tokens;
+  const bool head =
+      q.scaling == Scaling::head && (q.type == DType::e4m3 || (role == Role::value && (q.type == DType::i8 || q.type == DType::f16)));
+  const bool by_value = role == Role::value &&
+                        ((q.type == DType::e4m3 && q.scaling == Scaling::channel) || (q.type == DType::i8 && q.scaling == Scaling::tile));
+  const bool fits = none || (tokens && role != Role::value) || head || by_value;
+  if (!fits)
+    throw Error(ErrorCode::unsupported, std::string("recipe: no quantiser for ") + name(q.type) + " with this scaling for this operand");
+  require(!none || q.type == DType::f32, "recipe: an operand that stays as it came is declared f32, not ", name(q.type));
+  require(q.groups.block >= 1 && tile_tokens % q.groups.block == 0 && q.groups.lanes >= 1 && 8 % q.groups.lanes == 0 &&
+              (q.groups.lanes == 1 || q.groups.block % 8 == 0),
+          "recipe: groups {", q.groups.block, ", ", q.groups.lanes, "} must have a block that divides ", tile_tokens,
+          " and 1, 2, 4 or 8 lanes");
+  require(q.centre == Centre::none || (role == Role::key && tokens), "recipe: only INT8 keys are centred");
+  require(!q.rotated || (role != Role::value && tokens), "recipe: only INT8 queries and keys are rotated");
+}
+
+Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& o) {
+  check_operand(query, Role::query, o.recipe.query, o.query_starts, "query");
+  check_operand(key, Role::key, o.recipe.key, o.key_starts, "key");
+  check_operand(value, Role::value, o.recipe.value, o.key_starts, "value");
+  check_recipe(o.recipe);
+  check_tensor(output.out, "out", false);
+  const Tensor &q = query.tensor(), &k = key.tensor(), &v = value.tensor();
+  const bool lse = output.lse.data != nullptr;
+  require(k.shape == v.shape, "key has shape ", text(k.shape), ", value ", text(v.shape), "; they must be equal");
+  require(q.shape[0] == k.shape[0], "query has batch ", q.shape[0], ", key ", k.shape[0]);
+  require(q.shape[3] == k.shape[3], "query has dim ", q.shape[3], ", key ", k.shape[3]);
+  require(k.shape[1] > 0 ? q.shape[1] % k.shape[1] == 0 : q.shape[1] == 0, "query has ", q.shape[1],
+          " heads, which is no multiple of key's ", k.shape[1]);
+  require(output.out.shape == q.shape, "out has shape ", text(output.out.shape), ", query ", text(q.shape), "; they must be equal");
+  const Shape lse_shape{q.shape[0], q.shape[1], q.shape[2], 1};
+  require(!lse || (output.lse.type == DType::f32 && output.lse.shape == lse_shape), "lse must be f32 ", text(lse_shape),
+          " [batch, heads, queries, 1], but is ", name(output.lse.type), " ", text(output.lse.shape));
+  for (const Tensor* t : {&k, &v, &output.out, &output.lse})
+    require(!t->data || (t->device == q.device && t->device_id == q.device_id), "query, key, value, out and lse must be on one device");
+  require(o.query_starts.size() == o.key_starts.size(), "query_starts have ", o.query_starts.size(), " entries, key_starts ",
+          o.key_starts.size(), "; they must be equal");
+  require(o.window.left >= 0 && o.window.right >= 0, "window is (", o.window.left, ", ", o.window.right,
+          "); both sides must be 0 or more (`unbounded` for no bound)");
+  const Window window{std::min(o.window.left, unbounded), std::min(o.window.right, unbounded)};
+  const float scale = o.scale.value_or(1 / std::sqrt(static_cast<float>(q.shape[3])));
+  require(is_finite(scale), "scale is ", scale, "; it must be finite");
+  for (const auto& p : {o.query_positions, o.key_positions}) {
+    if (!p) continue;
+    require(p->step >= 1, "positions have step ", p->step, "; it must be 1 or more");
+    require(p->first > -unbounded / 4 && p->first < unbounded / 4 && p->step < (std::int64_t{1} << 31), "positions are out of range");
+  }
+  require(o.threads >= 0, "threads is ", o.threads, "; it must be 0 (all) or more");
+  check_correction(query, key, o.recipe, lse);
+
+  return {.query = query,
+          .key = key,
+          .value = value,
+          .output = output,
+          .recipe = o.recipe,
+          .window = window,
+          .scale = scale,
+          .sequences = sequences_of(q, k, o),
+          .query_starts = {o.query_starts.begin(), o.query_starts.end()},
+          .key_starts = {o.key_starts.begin(), o.key_starts.end()},
+          .threads = thread_count(o.threads),
+          .stream = o.stream,
+          .kernel = o.kernel};
+}
+
+}  // namespace chitu

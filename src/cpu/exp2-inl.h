@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// 2^x and roundings on vectors, for attention-inl.h.
+#pragma once
+
+#include <cstdint>
+
+namespace chitu::cpu {
+
+// 2^x for x in [-126, 127]; below, and for NaN, 2^-126. x = n + f with f in [-1/2, 1/2]; n comes out of the low bits of x + 1.5 * 2^23.
+// 2^f is a polynomial of least relative error: 7.5e-5 (terms = 3, for weights that become 8 bits) or 7.5e-8 (terms = 5).
+template <class S, int terms>
+typename S::F exp2(typename S::F x) {
+  static_assert(terms == 3 || terms == 5);
+  const auto magic = S::set(12582912.f);
+  x = S::max(x, S::set(-126.f));
+  const auto shifted = S::add(x, magic);
+  const auto f = S::sub(x, S::sub(shifted, magic));
+  typename S::F p;
+  if constexpr (terms == 3) {
+    p = S::fma(S::set(0.0551716648042202f), f, S::set(0.2426111251115799f));
+    p = S::fma(p, f, S::set(0.6932609677314758f));
+    p = S::fma(p, f, S::set(0.9999280571937561f));
+  } else {
+    p = S::fma(S::set(0.001327647129073739f), f, S::set(0.009675540961325169f));
+    p = S::fma(p, f, S::set(0.05550713092088699f));
+    p = S::fma(p, f, S::set(0.24022120237350464f));
+    p = S::fma(p, f, S::set(0.6931469440460205f));
+    p = S::fma(p, f, S::set(1.0000001192092896f));
+  }
+  return S::of_bits(S::add_i(S::bits(p), S::template shift_left<23>(S::bits(shifted))));
+}
+
+template <class S>
+float exp2_of(float x) {
+  alignas(64) float lanes[S::width];
+  S::store(lanes, exp2<S, 5>(S::set(x)));
+  return lanes[0];
+}
+
+// To the nearest FP16 and e4m3 numbers, ties to even, for 0 <= x <= the format's largest.
+template <class S>
+typename S::F round_f16(typename S::F x) {
+  std::uint16_t half[S::width];
+  S::store_f16(half, x);
+  return S::load_f16(half);
+}
+
+template <class S>
+typename S::F not_rounded(typename S::F x) {
+  return x;
+}
+
+template <class S>
+typename S::F round_e4m3(typename S::F x) {
+  // Adding 2^(e + 20), e the exponent of x but at least -6, leaves 3 bits of fraction.
+  const auto exponent = S::of_bits(S::and_i(S::bits(S::max(x, S::set(0x1p-6f))), S::set_i(0x7f800000)));
+  const auto magic = S::mul(exponent, S::set(0x1p20f));
+  return S::sub(S::add(x, magic), magic);
+}
+
+}  // namespace chitu::cpu

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CPU's rows of the kernel table, and what they share.
+#include "cpu/rows.h"
+
+#include <algorithm>
+#include <array>
+
+#include "common/numbers.h"
+
+namespace chitu {
+namespace {
+
+bool always() { return true; }
+
+}  // namespace
+
+std::span<const Kernel> kernel_table() {
+  using enum Arithmetic;
+  using namespace cpu;
+  static const auto rows = [] {
+    const auto backend = [](std::size_t i) { return backends()[i].available; };
+    return std::array{
+        Kernel{"cpu.avx512", Device::cpu, backend(0), int8, int8, avx512_runs.int8_int8},
+        Kernel{"cpu.avx512", Device::cpu, backend(0), int8, f32, avx512_runs.int8_f32},
+        Kernel{"cpu.avx512", Device::cpu, backend(0), f32, f32, avx512_runs.f32_f32},
+        Kernel{"cpu.avx2", Device::cpu, backend(1), int8, int8, avx2_runs.int8_int8},
+        Kernel{"cpu.avx2", Device::cpu, backend(1), int8, f32, avx2_runs.int8_f32},
+        Kernel{"cpu.avx2", Device::cpu, backend(1), f32, f32, avx2_runs.f32_f32},
+        Kernel{"cpu.portable", Device::cpu, backend(2), int8, int8, portable_runs.int8_int8},
+        Kernel{"cpu.portable", Device::cpu, backend(2), int8, f32, portable_runs.int8_f32},
+        Kernel{"cpu.portable", Device::cpu, backend(2), f32, f32, portable_runs.f32_f32},
+        Kernel{"cpu.reference", Device::cpu, always, any, any, run_reference},
+    };
+  }();
+  return rows;
+}
+
+namespace cpu {
+
+std::span<const Backend> backends() {
+  static const std::array all{
+      Backend{"avx512",
+              [] {
+                return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+              },
+              to_f32_avx512, quantize_avx512},
+      Backend{"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
+              to_f32_avx2, quantize_avx2},
+      Backend{"portable", always, to_f32_portable, quantize_portable},
+  };
+  return all;
+}
+
+const Backend& best_backend() {
+  static const Backend& best = *std::find_if(backends().begin(), backends().end(), [](const Backend& b) { return b.available(); });
+  return best;
+}
+
+Locator::Locator(const Quantized& x, std::int64_t sequence, std::int64_t head) {
+  if (!x.scales.data) return;
+  const bool by_token = x.quant.scaling == Scaling::tokens || x.quant.scaling == Scaling::tile;
+  const std::int64_t batch = x.starts.empty() ? sequence : 0;
+  std::int64_t first = 0;  // group or tile of a packed sequence
+  if (by_token && !x.starts.empty())
+    for (std::int64_t s = 0; s < sequence; ++s) {
+      const std::int64_t count = x.starts[static_cast<std::size_t>(s) + 1] - x.starts[static_cast<std::size_t>(s)];
+      first += x.quant.scaling == Scaling::tile ? tiles_of(count) : x.quant.groups.count(count);
+    }
+  scales = reinterpret_cast<const float*>(row(x.scales, by_token ? batch : sequence, head, first));
+  if (x.quant.scaling != Scaling::tile) return;
+  channels = reinterpret_cast<const float*>(row(x.channels, sequence, head, 0));
+  residual_of = x.residual_of.data() + (batch * x.scales.shape[1] + head) * x.scales.shape[2] + first;
+  residual_size = std::int64_t{tile_tokens} * x.values.shape[3];
+  residuals = static_cast<const std::int8_t*>(x.residuals.data);
+}
+
+namespace {
+
+Quantized operand(const Problem& p, const Operand& o, Role role, const Quantized* keys) {
+  if (o.quantized()) return *o.quantized();
+  const auto& starts = role == Role::query ? p.query_starts : p.key_starts;
+  return quantize(o.tensor(), role, p.recipe, {.starts = starts, .keys = keys, .threads = p.threads});
+}
+
+}  // namespace
+
+Operands::Operands(const Problem& p) : key(operand(p, p.key, Role::key, nullptr)), value(operand(p, p.value, Role::value, nullptr)) {
+  // The correction costs a product with each query: only where it is asked for.
+  query = operand(p, p.query, Role::query, p.output.lse.data ? &key : nullptr);
+}
+
+}  // namespace cpu
+}  // namespace chitu

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the CPU's kernels share: their entry points, and where an operand keeps the numbers of one head.
+#pragma once
+
+#include "cpu/backend.h"
+
+namespace chitu::cpu {
+
+constexpr std::int64_t tiles_of(std::int64_t tokens) { return (tokens + tile_tokens - 1) / tile_tokens; }
+
+// The scales and vectors of one head of one sequence of an operand.
+struct Locator {
+  Locator(const Quantized& x, std::int64_t sequence, std::int64_t head);
+
+  const std::int8_t* residual(std::int64_t tile) const {
+    return residual_of && residual_of[tile] >= 0 ? residuals + std::int64_t{residual_of[tile]} * residual_size : nullptr;
+  }
+
+  const float* scales = nullptr;              // of its first group, its first tile, its first channel, or its only one
+  const float* channels = nullptr;            // [dim]
+  const std::int32_t* residual_of = nullptr;  // of its first tile
+  const std::int8_t* residuals = nullptr;
+  std::int64_t residual_size = 0;
+};
+
+void run_reference(const Problem& problem);
+
+// One struct of entry points an instruction set: attention-inl.h compiled for it.
+struct AttentionRuns {
+  void (*f32_f32)(const Problem&);
+  void (*int8_f32)(const Problem&);
+  void (*int8_int8)(const Problem&);
+};
+extern const AttentionRuns avx512_runs, avx2_runs, portable_runs;
+
+void quantize_avx512(TokenChunk& chunk);
+void quantize_avx2(TokenChunk& chunk);
+void quantize_portable(TokenChunk& chunk);
+void to_f32_avx512(const void* from, DType type, float* to, std::int64_t count);
+void to_f32_avx2(const void* from, DType type, float* to, std::int64_t count);
+void to_f32_portable(const void* from, DType type, float* to, std::int64_t count);
+
+}  // namespace chitu::cpu

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which kernel runs a problem, and why the others do not.
+#include "dispatch.h"
+
+namespace chitu {
+namespace {
+
+bool as_bf16(const Operand& operand) { return operand.tensor().type == DType::bf16; }
+
+// Empty, or why a product whose operands the recipe stores as `quant` cannot be computed in `arithmetic`.
+std::string mismatch(Arithmetic arithmetic, const Quant& quant, bool bf16, const char* product) {
+  const bool int8 = quant.type == DType::i8;
+  if (arithmetic == Arithmetic::int8 && !int8) return std::string("computes ") + product + " in int8, the recipe does not";
+  if (arithmetic == Arithmetic::f32 && int8) return std::string("computes ") + product + " in f32, the recipe in int8";
+  if (arithmetic == Arithmetic::bf16 && (quant.scaling != Scaling::none || !bf16))
+    return std::string("computes ") + product + " in bf16, the operands are not bf16";
+  return {};
+}
+
+}  // namespace
+
+std::string refusal(const Kernel& k, const Problem& p) {
+  if (!p.kernel.empty() && p.kernel != k.name) return "options ask for " + std::string(p.kernel);
+  if (k.device != p.device()) return k.device == Device::cpu ? "is for tensors in CPU memory" : "is for tensors on a GPU";
+  if (!k.available()) return "this machine lacks its instructions";
+  if (std::string why = mismatch(k.scores, p.recipe.key, as_bf16(p.query) && as_bf16(p.key), "scores"); !why.empty()) return why;
+  return mismatch(k.weights, p.recipe.value, as_bf16(p.value), "weights . values");
+}
+
+const Kernel& select(const Problem& p) {
+  std::string reasons;
+  for (const Kernel& k : kernel_table()) {
+    const std::string why = refusal(k, p);
+    if (why.empty()) return k;
+    reasons += "\n  " + std::string(k.name) + " (" + name(k.scores) + ", " + name(k.weights) + "): " + why;
+  }
+  throw Error(ErrorCode::unsupported, "no kernel takes this call:" + reasons);
+}
+
+std::string explain(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
+  const Problem p = describe(query, key, value, output, options);
+  std::string text;
+  for (const Kernel& k : kernel_table()) {
+    const std::string why = refusal(k, p);
+    text += std::string(k.name) + " (scores in " + name(k.scores) + ", weights in " + name(k.weights) +
+            "): " + (why.empty() ? "takes it" : why) + "\n";
+    if (why.empty()) break;
+  }
+  return text;
+}
+
+std::vector<KernelInfo> kernels() {
+  std::vector<KernelInfo> all;
+  for (const Kernel& k : kernel_table()) all.push_back({k.name, name(k.scores), name(k.weights), k.available()});
+  return all;
+}
+
+}  // namespace chitu

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a call to a kernel: a Problem is a checked call, a Kernel a row of a table, select() takes the first row that fits.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "chitu/attention.h"
+#include "common/visible.h"
+
+namespace chitu {
+
+// One sequence of a batch: a batch entry, or a part of a packed one.
+struct Sequence {
+  std::int64_t batch = 0;
+  std::int64_t query_begin = 0, queries = 0;
+  std::int64_t key_begin = 0, keys = 0;
+  Positions query_positions{}, key_positions{};
+
+  Range visible(const Window& window, std::int64_t query) const {
+    return chitu::visible(window, query_positions.first + query * query_positions.step, key_positions, keys);
+  }
+};
+
+struct Problem {
+  Operand query, key, value;
+  Output output;
+  Recipe recipe;
+  Window window;
+  float scale = 0;
+  std::vector<Sequence> sequences;
+  std::vector<std::int64_t> query_starts, key_starts;  // as given, for quantize()
+  int threads = 1;
+  void* stream = nullptr;
+  std::string_view kernel;
+
+  Device device() const { return query.tensor().device; }
+  std::int64_t heads() const { return query.tensor().shape[1]; }
+  std::int64_t kv_heads() const { return key.tensor().shape[1]; }
+  std::int64_t group() const { return heads() / kv_heads(); }  // query heads that share a kv head
+  int dim() const { return static_cast<int>(query.tensor().shape[3]); }
+};
+
+// What a kernel computes a product in.
+enum class Arithmetic : std::uint8_t { any, f32, bf16, int8 };
+constexpr const char* name(Arithmetic a) {
+  constexpr const char* names[] = {"any", "f32", "bf16", "int8"};
+  return names[static_cast<int>(a)];
+}
+
+struct Kernel {
+  const char* name;
+  Device device;
+  bool (*available)();  // does this machine have the instructions?
+  Arithmetic scores;    // query . key
+  Arithmetic weights;   // weights . values
+  void (*run)(const Problem&);
+};
+
+Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options);
+std::string refusal(const Kernel& kernel, const Problem& problem);  // empty: takes it
+const Kernel& select(const Problem& problem);
+std::span<const Kernel> kernel_table();  // best first
+
+// Throws Error that names the argument unless t is a tensor that the library can read: device, type, shape, strides.
+void check_tensor(const Tensor& t, const char* name, bool quantized);
+void check_starts(std::span<const std::int64_t> starts, const Tensor& t, const char* name);
+void check_quant(const Quant& quant, Role role);  // unsupported unless a quantiser and kernels exist for such an operand
+
+}  // namespace chitu
