@@ -16,6 +16,7 @@
 #include <cstring>
 #include <limits>
 #include <numbers>
+#include <utility>
 
 #include "common/limits.h"
 #include "common/numbers.h"
@@ -112,6 +113,14 @@ class Packer {
   }
 };
 
+// body(0), ..., body(n - 1) with constants, so that arrays indexed by them live in registers: g++ 12 unrolls plain loops too late for
+// that and writes every accumulator to memory in each step, at half the speed.
+template <int n, class Body>
+[[gnu::always_inline]] inline void unroll(const Body& body) {
+  const auto all = [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) { (body(std::integral_constant<int, i>{}), ...); };
+  all(std::make_integer_sequence<int, n>{});
+}
+
 // Products of a register block of NR rows with a panel.
 template <class S>
 struct Products {
@@ -123,87 +132,67 @@ struct Products {
   // scores[r][j] = query r . key j. query: [channel][R], keys: [channel][panel].
   template <int NR>
   static void scores(const float* query, const float* keys, int dim, float* scores) {
-    F sum[NR][V];
-    for (auto& r : sum)
-      for (F& x : r) x = S::zero();
+    F sum[NR * V], k[V];
+    unroll<NR * V>([&](auto i) { sum[i] = S::zero(); });
     for (int c = 0; c < dim; ++c, query += R, keys += L::panel) {
-      F k[V];
-      for (int v = 0; v < V; ++v) k[v] = S::load(keys + v * W);
-      for (int r = 0; r < NR; ++r) {
+      unroll<V>([&](auto v) { k[v] = S::load(keys + v * W); });
+      unroll<NR>([&](auto r) {
         const F q = S::set(query[r]);
-        for (int v = 0; v < V; ++v) sum[r][v] = S::fma(q, k[v], sum[r][v]);
-      }
+        unroll<V>([&](auto v) { sum[r * V + v] = S::fma(q, k[v], sum[r * V + v]); });
+      });
     }
-    for (int r = 0; r < NR; ++r)
-      for (int v = 0; v < V; ++v) S::store(scores + r * tile_tokens + v * W, sum[r][v]);
+    unroll<NR * V>([&](auto i) { S::store(scores + i / V * tile_tokens + i % V * W, sum[i]); });
   }
 
   // The same in integers. query: [quad][R][4] of numbers + 128, keys: [quad][panel][4].
   template <int NR>
   static void scores(const std::uint8_t* query, const std::int8_t* keys, const std::int32_t* start, int quads, std::int32_t* scores) {
-    I sum[NR][V];
-    for (int v = 0; v < V; ++v)
-      for (int r = 0; r < NR; ++r) sum[r][v] = S::load_i(start + v * W);
+    I sum[NR * V], k[V];
+    unroll<NR * V>([&](auto i) { sum[i] = S::load_i(start + i % V * W); });
     for (int d = 0; d < quads; ++d, query += R * 4, keys += L::panel * 4) {
-      I k[V];
-      for (int v = 0; v < V; ++v) k[v] = S::load_i(keys + v * W * 4);
-      for (int r = 0; r < NR; ++r) {
+      unroll<V>([&](auto v) { k[v] = S::load_i(keys + v * W * 4); });
+      unroll<NR>([&](auto r) {
         const I q = S::set_4(query + r * 4);
-        for (int v = 0; v < V; ++v) sum[r][v] = S::dot4(sum[r][v], q, k[v]);
-      }
+        unroll<V>([&](auto v) { sum[r * V + v] = S::dot4(sum[r * V + v], q, k[v]); });
+      });
     }
-    for (int r = 0; r < NR; ++r)
-      for (int v = 0; v < V; ++v) S::store_i(scores + r * tile_tokens + v * W, sum[r][v]);
+    unroll<NR * V>([&](auto i) { S::store_i(scores + i / V * tile_tokens + i % V * W, sum[i]); });
   }
 
   // out[r] = out[r] * keep[r] + weight[r] * sum over keys [begin, end) of weights[r][j] * values[j]. values: [key][NV * W].
   template <int NR, int NV>
   static void values(const float* weights, const float* values, int begin, int end, const float* keep, const float* weight, float* out,
                      int width) {
-    F sum[NR][NV];
-    for (auto& r : sum)
-      for (F& x : r) x = S::zero();
+    F sum[NR * NV], x[NV];
+    unroll<NR * NV>([&](auto i) { sum[i] = S::zero(); });
     for (int j = begin; j < end; ++j) {
-      F x[NV];
-      for (int v = 0; v < NV; ++v) x[v] = S::load(values + (j * NV + v) * W);
-      for (int r = 0; r < NR; ++r) {
+      unroll<NV>([&](auto v) { x[v] = S::load(values + (j * NV + v) * W); });
+      unroll<NR>([&](auto r) {
         const F p = S::set(weights[r * tile_tokens + j]);
-        for (int v = 0; v < NV; ++v) sum[r][v] = S::fma(p, x[v], sum[r][v]);
-      }
+        unroll<NV>([&](auto v) { sum[r * NV + v] = S::fma(p, x[v], sum[r * NV + v]); });
+      });
     }
-    add<NR, NV>(sum, keep, weight, out, width);
+    unroll<NR * NV>([&](auto i) { add(sum[i], keep[i / NV], weight[i / NV], out + i / NV * width + i % NV * W); });
   }
 
   // The same in integers. values: [quad of keys][NV * W][4].
   template <int NR, int NV>
   static void values(const std::uint8_t* weights, const std::int8_t* values, int begin, int end, const float* keep, const float* weight,
                      float* out, int width) {
-    I sum[NR][NV];
-    for (auto& r : sum)
-      for (I& x : r) x = S::set_i(0);
+    I sum[NR * NV], x[NV];
+    unroll<NR * NV>([&](auto i) { sum[i] = S::set_i(0); });
     for (int j = begin / 4; j < (end + 3) / 4; ++j) {
-      I x[NV];
-      for (int v = 0; v < NV; ++v) x[v] = S::load_i(values + (j * NV + v) * W * 4);
-      for (int r = 0; r < NR; ++r) {
+      unroll<NV>([&](auto v) { x[v] = S::load_i(values + (j * NV + v) * W * 4); });
+      unroll<NR>([&](auto r) {
         const I p = S::set_4(weights + r * tile_tokens + j * 4);
-        for (int v = 0; v < NV; ++v) sum[r][v] = S::dot4(sum[r][v], p, x[v]);
-      }
+        unroll<NV>([&](auto v) { sum[r * NV + v] = S::dot4(sum[r * NV + v], p, x[v]); });
+      });
     }
-    F converted[NR][NV];
-    for (int r = 0; r < NR; ++r)
-      for (int v = 0; v < NV; ++v) converted[r][v] = S::to_float(sum[r][v]);
-    add<NR, NV>(converted, keep, weight, out, width);
+    unroll<NR * NV>([&](auto i) { add(S::to_float(S::settle(sum[i])), keep[i / NV], weight[i / NV], out + i / NV * width + i % NV * W); });
   }
 
-  template <int NR, int NV>
-  static void add(const F (&sum)[NR][NV], const float* keep, const float* weight, float* out, int width) {
-    for (int r = 0; r < NR; ++r) {
-      const F k = S::set(keep[r]), w = S::set(weight[r]);
-      for (int v = 0; v < NV; ++v) {
-        float* to = out + r * width + v * W;
-        S::store(to, S::fma(S::load(to), k, S::mul(sum[r][v], w)));
-      }
-    }
+  static void add(F sum, float keep, float weight, float* out) {
+    S::store(out, S::fma(S::load(out), S::set(keep), S::mul(sum, S::set(weight))));
   }
 };
 

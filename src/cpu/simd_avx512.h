@@ -51,6 +51,11 @@ struct Avx512 {
   }  // the same four in each lane
   static I add_i(I a, I b) { return _mm512_add_epi32(a, b); }
   static I dot4(I sum, I u8, I s8) { return _mm512_dpbusd_epi32(sum, u8, s8); }
+  // Ends a loop of dot4: without it g++ 12 gives the sums two registers, one for the loop and one for what follows, and spills.
+  static I settle(I x) {
+    asm("" : "+v"(x));
+    return x;
+  }
   static I to_int(F x) { return _mm512_cvtps_epi32(x); }
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   static I bits(F x) { return _mm512_castps_si512(x); }
