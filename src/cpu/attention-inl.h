@@ -36,8 +36,13 @@ struct Layout {
   static constexpr int V = S::block_vectors;    // vectors of it
   static constexpr int panel = W * V;           // keys of a panel of keys, channels of a panel of values
   static constexpr int step = round_up(24, R);  // rows between scores and values: scores and weights stay in L1
-  static constexpr int block = 8 * step;        // rows of a task: what an unpacked tile serves
+  static constexpr int padded_step = round_up(step, W);
+  static constexpr int block = 8 * step;  // rows of a task: what an unpacked tile serves
   static_assert(tile_tokens % panel == 0);
+
+  // A quad of keys, whose weights share a 32-bit lane, is keys i, i + W, i + 2 W, i + 3 W of 4 W: so weights of four vectors pack by
+  // shifts, without a shuffle.
+  static constexpr int quad_span = 4 * W;
 
   int dim, quads, width;  // channels; groups of four of them; channels up to whole vectors
   explicit Layout(int dim) : dim(dim), quads((dim + 3) / 4), width(round_up(dim, W)) {}
@@ -87,7 +92,7 @@ class Packer {
     for (int quad = 0; quad < tile_tokens / 4; ++quad) {
       const std::int8_t* from[4];
       for (int i = 0; i < 4; ++i) {
-        const std::int8_t* p = rows(quad * 4 + i);
+        const std::int8_t* p = rows(quad / L::W * 4 * L::W + i * L::W + quad % L::W);
         from[i] = p ? p : zeros;
       }
       for (int first = 0; first < l.width; first += L::panel) {
@@ -117,7 +122,9 @@ class Packer {
 // that and writes every accumulator to memory in each step, at half the speed.
 template <int n, class Body>
 [[gnu::always_inline]] inline void unroll(const Body& body) {
-  const auto all = [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) { (body(std::integral_constant<int, i>{}), ...); };
+  const auto all = [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, i>{}), ...);
+  };
   all(std::make_integer_sequence<int, n>{});
 }
 
@@ -129,9 +136,9 @@ struct Products {
   using L = Layout<S>;
   static constexpr int W = S::width, R = L::R, V = L::V;
 
-  // scores[r][j] = query r . key j. query: [channel][R], keys: [channel][panel].
+  // scores[r][j] = query r . key j, top[r] = lane by lane the larger of top[r] and they. query: [channel][R], keys: [channel][panel].
   template <int NR>
-  static void scores(const float* query, const float* keys, int dim, float* scores) {
+  static void scores(const float* query, const float* keys, int dim, float* scores, float (*top)[W]) {
     F sum[NR * V], k[V];
     unroll<NR * V>([&](auto i) { sum[i] = S::zero(); });
     for (int c = 0; c < dim; ++c, query += R, keys += L::panel) {
@@ -141,12 +148,22 @@ struct Products {
         unroll<V>([&](auto v) { sum[r * V + v] = S::fma(q, k[v], sum[r * V + v]); });
       });
     }
-    unroll<NR * V>([&](auto i) { S::store(scores + i / V * tile_tokens + i % V * W, sum[i]); });
+    unroll<NR>([&](auto r) { put(sum + r * V, scores + r * tile_tokens, top[r]); });
   }
 
-  // The same in integers. query: [quad][R][4] of numbers + 128, keys: [quad][panel][4].
+  static void put(const F* sum, float* scores, float* top) {
+    F t = S::load(top);
+    unroll<V>([&](auto v) {
+      S::store(scores + v * W, sum[v]);
+      t = S::max(sum[v], t);
+    });
+    S::store(top, t);
+  }
+
+  // The same in integers, times the keys' scales. query: [quad][R][4] of numbers + 128, keys: [quad][panel][4].
   template <int NR>
-  static void scores(const std::uint8_t* query, const std::int8_t* keys, const std::int32_t* start, int quads, std::int32_t* scores) {
+  static void scores(const std::uint8_t* query, const std::int8_t* keys, const std::int32_t* start, const float* key_scale, int quads,
+                     float* scores, float (*top)[W]) {
     I sum[NR * V], k[V];
     unroll<NR * V>([&](auto i) { sum[i] = S::load_i(start + i % V * W); });
     for (int d = 0; d < quads; ++d, query += R * 4, keys += L::panel * 4) {
@@ -156,7 +173,11 @@ struct Products {
         unroll<V>([&](auto v) { sum[r * V + v] = S::dot4(sum[r * V + v], q, k[v]); });
       });
     }
-    unroll<NR * V>([&](auto i) { S::store_i(scores + i / V * tile_tokens + i % V * W, sum[i]); });
+    unroll<NR>([&](auto r) {
+      F scaled[V];
+      unroll<V>([&](auto v) { scaled[v] = S::mul(S::to_float(S::settle(sum[r * V + v])), S::load(key_scale + v * W)); });
+      put(scaled, scores + r * tile_tokens, top[r]);
+    });
   }
 
   // out[r] = out[r] * keep[r] + weight[r] * sum over keys [begin, end) of weights[r][j] * values[j]. values: [key][NV * W].
@@ -175,13 +196,13 @@ struct Products {
     unroll<NR * NV>([&](auto i) { add(sum[i], keep[i / NV], weight[i / NV], out + i / NV * width + i % NV * W); });
   }
 
-  // The same in integers. values: [quad of keys][NV * W][4].
+  // The same in integers. weights: [R][quad of keys][4], values: [quad of keys][NV * W][4].
   template <int NR, int NV>
   static void values(const std::uint8_t* weights, const std::int8_t* values, int begin, int end, const float* keep, const float* weight,
                      float* out, int width) {
     I sum[NR * NV], x[NV];
     unroll<NR * NV>([&](auto i) { sum[i] = S::set_i(0); });
-    for (int j = begin / 4; j < (end + 3) / 4; ++j) {
+    for (int j = begin / L::quad_span * W; j < (end + L::quad_span - 1) / L::quad_span * W; ++j) {
       unroll<NV>([&](auto v) { x[v] = S::load_i(values + (j * NV + v) * W * 4); });
       unroll<NR>([&](auto r) {
         const I p = S::set_4(weights + r * tile_tokens + j * 4);
@@ -210,7 +231,6 @@ class Attention {
   static constexpr int W = S::width, R = L::R, vectors = tile_tokens / W;
   static constexpr bool int8_scores = std::is_same_v<Score, std::int8_t>, int8_weights = std::is_same_v<Weight, std::int8_t>;
   static constexpr float infinity = std::numeric_limits<float>::infinity();
-  using Sum = std::conditional_t<int8_scores, std::int32_t, float>;
   using StoredQuery = std::conditional_t<int8_scores, std::uint8_t, float>;
   using StoredWeight = std::conditional_t<int8_weights, std::uint8_t, float>;
 
@@ -221,9 +241,12 @@ class Attention {
     std::array<float, L::block> row_scale, maximum;
     std::array<Range, L::block> seen;
     alignas(64) float output_sum[L::block][W], lse_sum[L::block][W];
-    alignas(64) Sum scores[L::step * tile_tokens];
+    alignas(64) float scores[L::step * tile_tokens], top[L::step][W];
     alignas(64) StoredWeight weights[L::step * tile_tokens];
-    float keep[L::step], weight[L::step], residual_weight[L::step];
+    // Of a step: a row's largest score in the tile; what its output so far, this tile's product, its residual's and its sum of weights
+    // are multiplied by; what is added to its scores.
+    alignas(64) float tile_maximum[L::padded_step], keep[L::padded_step], weight[L::padded_step], residual_weight[L::padded_step];
+    alignas(64) float sum_weight[L::padded_step], offset[L::padded_step];
     Buffer<float> keys, values;           // an unpacked tile
     alignas(64) float bias[tile_tokens];  // 0, or -inf for a key that must weigh nothing
   };
@@ -332,7 +355,14 @@ class Attention {
           x_(scratch),
           first_row_(first_row),
           rows_(static_cast<int>(std::min<std::int64_t>(L::block, a.rows_of(unit) - first_row))),
-          value_(a.operands_.value, unit.sequence, unit.head) {}
+          value_(a.operands_.value, unit.sequence, unit.head) {
+      const Scaling scaling = a.operands_.value.quant.scaling;
+      for (int c = 0; c < l_.dim; ++c)
+        channel_scale_[c] = scaling == Scaling::head      ? value_.scales[0]
+                            : scaling == Scaling::channel ? value_.scales[c]
+                            : scaling == Scaling::tile    ? value_.channels[c]
+                                                          : 1;
+    }
 
     void run() {
       Range all{std::numeric_limits<std::int64_t>::max(), 0};
@@ -435,111 +465,162 @@ class Attention {
     }
 
     void score(std::int64_t tile, int r0, int rows, const Range& part) {
+      std::fill_n(x_.top[0], L::step * W, -infinity);
       for (int panel = static_cast<int>(part.begin) / L::panel; panel * L::panel < part.end; ++panel)
         for (int r = 0; r < rows; r += R) {
           const int first = r0 + r;
-          Sum* to = x_.scores + r * tile_tokens + panel * L::panel;
+          float* to = x_.scores + r * tile_tokens + panel * L::panel;
           if constexpr (int8_scores) {
             const std::uint8_t* q = x_.query.data() + first * l_.quads * 4;
             const std::int8_t* k = panels_.keys.data() + tile * l_.tile_key_bytes() + panel * L::panel * l_.quads * 4;
             const std::int32_t* start = panels_.key_start.data() + tile * tile_tokens + panel * L::panel;
-            rows - r == 1 ? P::template scores<1>(q, k, start, l_.quads, to) : P::template scores<R>(q, k, start, l_.quads, to);
+            const float* scale = panels_.key_scale.data() + tile * tile_tokens + panel * L::panel;
+            rows - r == 1 ? P::template scores<1>(q, k, start, scale, l_.quads, to, x_.top + r)
+                          : P::template scores<R>(q, k, start, scale, l_.quads, to, x_.top + r);
           } else {
             const float* q = x_.query.data() + first * l_.dim;
             const float* k = x_.keys.data() + panel * L::panel * l_.dim;
-            rows - r == 1 ? P::template scores<1>(q, k, l_.dim, to) : P::template scores<R>(q, k, l_.dim, to);
+            rows - r == 1 ? P::template scores<1>(q, k, l_.dim, to, x_.top + r) : P::template scores<R>(q, k, l_.dim, to, x_.top + r);
           }
         }
     }
 
-    // Softmax of a step: scores -> weights, and what each row's output so far and this tile's product are multiplied by.
+    // Softmax of a step: scores -> weights, and what each row's output so far and this tile's product are multiplied by. Three passes,
+    // for within one pass rows are independent: in one, each row would wait for its own maximum.
     void weigh(std::int64_t tile, int r0, int rows) {
-      const std::int64_t first = tile * tile_tokens;
-      const auto bad = std::lower_bound(unit_.bad_keys.begin(), unit_.bad_keys.end(), first);
-      const bool biased = bad != unit_.bad_keys.end() && *bad < first + tile_tokens;
-      if (biased) {
-        std::fill_n(x_.bias, tile_tokens, 0.f);
-        for (auto b = bad; b != unit_.bad_keys.end() && *b < first + tile_tokens; ++b) x_.bias[*b - first] = -infinity;
-      }
-      const float unit = value_.scales && a_.operands_.value.quant.scaling == Scaling::tile ? value_.scales[tile] : 1;
+      const bool biased = set_bias(tile);
       for (int r = 0; r < round_up(rows, R); ++r) {
         const Range& seen = x_.seen[static_cast<std::size_t>(r0 + r)];
-        const int begin = static_cast<int>(std::max<std::int64_t>(seen.begin - first, 0)),
-                  end = static_cast<int>(std::min<std::int64_t>(seen.end - first, tile_tokens));
-        x_.keep[r] = 1;
-        x_.weight[r] = 0;
-        const float weight = r >= rows || begin >= end                     ? 0
-                             : begin == 0 && end == tile_tokens && !biased ? weigh_row<false>(tile, r0, r, begin, end, false)
-                                                                           : weigh_row<true>(tile, r0, r, begin, end, biased);
-        if (weight == 0) std::fill_n(x_.weights + r * tile_tokens, tile_tokens, StoredWeight{});
-        x_.weight[r] = weight * unit;
-        x_.residual_weight[r] = x_.weight[r] / residual_parts;
+        const int begin = static_cast<int>(std::max<std::int64_t>(seen.begin - tile * tile_tokens, 0));
+        const int end = static_cast<int>(std::min<std::int64_t>(seen.end - tile * tile_tokens, tile_tokens));
+        const bool whole = begin == 0 && end == tile_tokens && !biased;
+        x_.tile_maximum[r] = begin >= end ? -infinity : S::reduce_max(whole ? S::load(x_.top[r]) : mask_row(r, begin, end, biased));
+      }
+      update_maxima(tile, r0, rows);
+      for (int r = 0; r < round_up(rows, R); ++r)
+        if (x_.tile_maximum[r] == -infinity)
+          std::fill_n(x_.weights + r * tile_tokens, tile_tokens, StoredWeight{});
+        else
+          weigh_row(r0, r);
+    }
+
+    // Is there a key in the tile that must weigh nothing? Then the bias is set.
+    bool set_bias(std::int64_t tile) {
+      const std::int64_t first = tile * tile_tokens;
+      auto bad = std::lower_bound(unit_.bad_keys.begin(), unit_.bad_keys.end(), first);
+      if (bad == unit_.bad_keys.end() || *bad >= first + tile_tokens) return false;
+      std::fill_n(x_.bias, tile_tokens, 0.f);
+      for (; bad != unit_.bad_keys.end() && *bad < first + tile_tokens; ++bad) x_.bias[*bad - first] = -infinity;
+      return true;
+    }
+
+    // Makes the scores of keys that are not seen -inf; returns the others' maximum, lane by lane.
+    F mask_row(int r, int begin, int end, bool biased) {
+      float* scores = x_.scores + r * tile_tokens;
+      F top = S::set(-infinity);
+      for (int v = 0; v < vectors; ++v) {
+        F score = S::load(scores + v * W);
+        if (biased) score = S::add(score, S::load(x_.bias + v * W));
+        score = S::keep(score, v * W, begin, end, S::set(-infinity));
+        S::store(scores + v * W, score);
+        top = S::max(score, top);
+      }
+      return top;
+    }
+
+    void update_maxima(std::int64_t tile, int r0, int rows) {
+      const bool by_tile = p_.recipe.weights.by_tile;
+      const float unit = value_.scales && a_.operands_.value.quant.scaling == Scaling::tile ? value_.scales[tile] : 1;
+      const int padded = round_up(round_up(rows, R), W);
+      float old[L::padded_step], maximum[L::padded_step], scale[L::padded_step];
+      for (int r = 0; r < padded; ++r) {
+        const bool inside = r < rows;
+        if (!inside) x_.tile_maximum[r] = -infinity;
+        old[r] = inside ? x_.maximum[static_cast<std::size_t>(r0 + r)] : -infinity;
+        scale[r] = inside ? x_.row_scale[static_cast<std::size_t>(r0 + r)] : 0;
+      }
+      for (int r = 0; r < padded; r += W) {
+        // max() gives its second operand where the first is NaN: -inf times a scale of 0, or -inf - -inf below.
+        const F top = S::mul(S::load(x_.tile_maximum + r), S::load(scale + r)), before = S::load(old + r), now = S::max(top, before);
+        const F relative_to = by_tile ? top : now;
+        const F weight = exp2<S, 5>(S::sub(relative_to, now));
+        S::store(maximum + r, now);
+        S::store(x_.keep + r, exp2<S, 5>(S::sub(before, now)));
+        S::store(x_.sum_weight + r, weight);
+        S::store(x_.weight + r, S::mul(weight, S::set(unit)));
+        S::store(x_.residual_weight + r, S::mul(weight, S::set(unit / residual_parts)));
+        S::store(x_.offset + r, S::sub(S::set(a_.log2_top_), relative_to));
+      }
+      for (int r = 0; r < padded; ++r) {
+        if (x_.tile_maximum[r] == -infinity) {
+          x_.keep[r] = 1;
+          x_.weight[r] = x_.residual_weight[r] = 0;
+        } else {
+          x_.maximum[static_cast<std::size_t>(r0 + r)] = maximum[r];
+        }
       }
     }
 
-    // Returns 2^(what the weights are relative to - running maximum); 0 if the row sees nothing after all.
-    template <bool masked>
-    float weigh_row(std::int64_t tile, int r0, int r, int begin, int end, bool biased) {
+    void weigh_row(int r0, int r) {
       const Weights& w = p_.recipe.weights;
-      const auto i = static_cast<std::size_t>(r0 + r);
-      const Sum* scores = x_.scores + r * tile_tokens;
-      F score[vectors], top = S::set(-infinity);
-      for (int v = 0; v < vectors; ++v) {
-        if constexpr (int8_scores)
-          score[v] = S::mul(S::to_float(S::load_i(scores + v * W)), S::load(panels_.key_scale.data() + tile * tile_tokens + v * W));
-        else
-          score[v] = S::load(scores + v * W);
-        if constexpr (masked) {
-          if (biased) score[v] = S::add(score[v], S::load(x_.bias + v * W));
-          score[v] = S::keep(score[v], v * W, begin, end, S::set(-infinity));
-        }
-        top = S::max(score[v], top);
-      }
-      const float tile_top = S::reduce_max(top);
-      if (tile_top == -infinity) return 0;
-      const float scale = x_.row_scale[i], old = x_.maximum[i], tile_maximum = tile_top * scale;
-      const float maximum = std::max(old, tile_maximum), relative_to = w.by_tile ? tile_maximum : maximum;
-      x_.maximum[i] = maximum;
-      x_.keep[r] = old == maximum ? 1 : exp2_of<S>(old - maximum);
-      const float weight = relative_to == maximum ? 1 : exp2_of<S>(relative_to - maximum);
-
-      const F factor = S::set(scale), offset = S::set(a_.log2_top_ - relative_to);
-      StoredWeight* to = x_.weights + r * tile_tokens;
-      F unrounded = S::zero(), rounded = S::zero();
       if constexpr (int8_weights) {
-        I sum = S::set_i(0);
-        const bool both = w.output == Sum_::unrounded || w.lse == Sum_::unrounded;
-        for (int v = 0; v < vectors; ++v) {
-          const F p = exp2<S, 3>(S::fma(score[v], factor, offset));
-          const I u = S::to_int(p);
-          S::store_u8(to + v * W, u);
-          sum = S::add_i(sum, u);
-          if (both) unrounded = S::add(unrounded, p);
-        }
-        rounded = S::to_float(sum);
-      } else {
-        const auto all = [&](F (*round)(F)) {
-          for (int v = 0; v < vectors; ++v) {
-            const F p = exp2<S, 5>(S::fma(score[v], factor, offset)), u = round(p);
-            S::store(to + v * W, u);
-            unrounded = S::add(unrounded, p);
-            rounded = S::add(rounded, u);
-          }
-        };
-        if (w.type == DType::f16)
-          all(round_f16<S>);
-        else if (w.type == DType::e4m3)
-          all(round_e4m3<S>);
+        if (w.output == Sum_::rounded && w.lse == Sum_::rounded)
+          weigh_row_int8<false>(r0, r);
         else
-          all(not_rounded<S>);
+          weigh_row_int8<true>(r0, r);
+      } else {
+        if (w.type == DType::f16)
+          weigh_row_f32<round_f16<S>>(r0, r);
+        else if (w.type == DType::e4m3)
+          weigh_row_f32<round_e4m3<S>>(r0, r);
+        else
+          weigh_row_f32<not_rounded<S>>(r0, r);
       }
-      const F kept = S::set(x_.keep[r]), weighted = S::set(weight);
+    }
+
+    template <bool both>
+    void weigh_row_int8(int r0, int r) {
+      const float* scores = x_.scores + r * tile_tokens;
+      std::uint8_t* to = x_.weights + r * tile_tokens;
+      const F factor = S::set(x_.row_scale[static_cast<std::size_t>(r0 + r)]), offset = S::set(x_.offset[r]);
+      F unrounded = S::zero();
+      I sum = S::set_i(0);
+      unroll<vectors / 4>([&](auto quad) {
+        I u[4];
+        unroll<4>([&](auto i) {
+          const F p = exp2<S, 3>(S::fma(S::load(scores + (quad * 4 + i) * W), factor, offset));
+          u[i] = S::to_int(p);
+          if constexpr (both) unrounded = S::add(unrounded, p);
+        });
+        const I packed = S::pack4(u[0], u[1], u[2], u[3]);
+        S::store_i(to + quad * L::quad_span, packed);
+        sum = S::dot4(sum, packed, S::set_i(0x01010101));
+      });
+      add_sums(r0, r, S::to_float(sum), unrounded);
+    }
+
+    template <F (*round)(F)>
+    void weigh_row_f32(int r0, int r) {
+      const float* scores = x_.scores + r * tile_tokens;
+      float* to = x_.weights + r * tile_tokens;
+      const F factor = S::set(x_.row_scale[static_cast<std::size_t>(r0 + r)]), offset = S::set(x_.offset[r]);
+      F unrounded = S::zero(), rounded = S::zero();
+      unroll<vectors>([&](auto v) {
+        const F p = exp2<S, 5>(S::fma(S::load(scores + v * W), factor, offset)), u = round(p);
+        S::store(to + v * W, u);
+        unrounded = S::add(unrounded, p);
+        rounded = S::add(rounded, u);
+      });
+      add_sums(r0, r, rounded, unrounded);
+    }
+
+    void add_sums(int r0, int r, F rounded, F unrounded) {
+      const F keep = S::set(x_.keep[r]), weight = S::set(x_.sum_weight[r]);
       const auto add = [&](float* sum, Sum_ kind) {
-        S::store(sum, S::fma(S::load(sum), kept, S::mul(weighted, kind == Sum_::rounded ? rounded : unrounded)));
+        S::store(sum, S::fma(S::load(sum), keep, S::mul(weight, kind == Sum_::rounded ? rounded : unrounded)));
       };
-      add(x_.output_sum[i], w.output);
-      add(x_.lse_sum[i], w.lse);
-      return weight;
+      add(x_.output_sum[r0 + r], p_.recipe.weights.output);
+      add(x_.lse_sum[r0 + r], p_.recipe.weights.lse);
     }
 
     void accumulate(std::int64_t tile, int r0, int rows, const Range& part) {
@@ -581,20 +662,14 @@ class Attention {
 
     void finish_row(int r) {
       const auto i = static_cast<std::size_t>(r);
-      const Quantized& v = a_.operands_.value;
       const Output& output = p_.output;
       const std::int64_t token = sequence_.query_begin + query(r);
       const float sum = S::reduce_add(S::load(x_.output_sum[i]));
       // Scores that overflowed have no softmax; nothing seen is 0.
       const float factor = x_.maximum[i] == infinity ? std::numeric_limits<float>::quiet_NaN() : sum == 0 ? 0 : 1 / sum;
       float* numbers = x_.out.data() + std::int64_t{r} * l_.width;
-      for (int c = 0; c < l_.dim; ++c) {
-        const float scale = v.quant.scaling == Scaling::head      ? value_.scales[0]
-                            : v.quant.scaling == Scaling::channel ? value_.scales[c]
-                            : value_.channels                     ? value_.channels[c]
-                                                                  : 1;
-        numbers[c] *= factor * scale;
-      }
+      for (int c = 0; c < l_.width; c += W)
+        S::store(numbers + c, S::mul(S::load(numbers + c), S::mul(S::load(channel_scale_ + c), S::set(factor))));
       Quantizer<S>::from_f32(numbers, output.out.type, row(output.out, sequence_.batch, head(r), token), l_.dim);
       if (!output.lse.data) return;
       float lse = -infinity;
@@ -617,6 +692,7 @@ class Attention {
     const std::int64_t first_row_;
     const int rows_;
     const Locator value_;
+    alignas(64) float channel_scale_[max_dim + W] = {};  // what each channel of the output is multiplied by at the end
   };
 
   const Problem& p_;

@@ -54,28 +54,28 @@ struct Quantizer {
   }
 
   static bool finite(const float* x, int padded) {
-    for (int c = 0; c < padded; c += W)
-      if (!S::finite(S::load(x + c))) return false;
-    return true;
+    F sum = S::zero();  // 0 * infinity and 0 * NaN are NaN
+    for (int c = 0; c < padded; c += W) sum = S::fma(S::load(x + c), S::zero(), sum);
+    return S::finite(sum);
   }
 
   template <int n>
-  static void butterfly_in_vector(float* x, int padded, int block) {
+  static F butterfly(F x, int block) {
     if constexpr (n < W) {
-      if (n < block)
-        for (int c = 0; c < padded; c += W) {
-          const F v = S::load(x + c);
-          S::store(x + c, S::add(S::template exchange<n>(v), S::template negate_odd<n>(v)));
-        }
+      if (n < block) return S::add(S::template exchange<n>(x), S::template negate_odd<n>(x));
     }
+    return x;
   }
 
   static void rotate(float* x, const float* signs, int padded, int block) {
-    for (int c = 0; c < padded; c += W) S::store(x + c, S::mul(S::load(x + c), S::load(signs + c)));
-    butterfly_in_vector<1>(x, padded, block);
-    butterfly_in_vector<2>(x, padded, block);
-    butterfly_in_vector<4>(x, padded, block);
-    butterfly_in_vector<8>(x, padded, block);
+    for (int c = 0; c < padded; c += W) {
+      F v = S::mul(S::load(x + c), S::load(signs + c));
+      v = butterfly<1>(v, block);
+      v = butterfly<2>(v, block);
+      v = butterfly<4>(v, block);
+      v = butterfly<8>(v, block);
+      S::store(x + c, v);
+    }
     for (int n = W; n < block; n *= 2)
       for (int base = 0; base + 2 * n <= padded; base += 2 * n)
         for (int c = base; c < base + n; c += W) {

@@ -56,7 +56,7 @@ struct Avx2 {
 
   static I load_i(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
   static I load_i(const std::int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }  // four bytes a lane
-  static void store_i(std::int32_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<I*>(p), x); }
+  static void store_i(void* p, I x) { _mm256_storeu_si256(static_cast<I*>(p), x); }
   static I set_i(std::int32_t x) { return _mm256_set1_epi32(x); }
   static I set_4(const std::uint8_t* p) {
     return _mm256_set1_epi32(*reinterpret_cast<const std::int32_t*>(p));
@@ -87,11 +87,15 @@ struct Avx2 {
   }
   static I and_i(I a, I b) { return _mm256_and_si256(a, b); }
   static I xor_i(I a, I b) { return _mm256_xor_si256(a, b); }
-  static void store_i8(std::int8_t* p, I x) { _mm_storel_epi64(reinterpret_cast<__m128i*>(p), narrow<true>(x)); }  // of -128 ... 127
-  static void store_u16(std::uint16_t* p, I x) {                                                                   // of 0 ... 65535
+  static void store_i8(std::int8_t* p, I x) { _mm_storel_epi64(reinterpret_cast<__m128i*>(p), narrow(x)); }  // of -128 ... 127
+  static void store_u16(std::uint16_t* p, I x) {                                                             // of 0 ... 65535
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
   }
-  static void store_u8(std::uint8_t* p, I x) { _mm_storel_epi64(reinterpret_cast<__m128i*>(p), narrow<false>(x)); }  // saturates
+  // Numbers 0 ... 255 of four vectors as the four bytes of each lane.
+  static I pack4(I a, I b, I c, I d) {
+    return _mm256_or_si256(_mm256_or_si256(a, _mm256_slli_epi32(b, 8)),
+                           _mm256_or_si256(_mm256_slli_epi32(c, 16), _mm256_slli_epi32(d, 24)));
+  }
 
   // Lane i gets lane i ^ n.
   template <int n>
@@ -110,10 +114,9 @@ struct Avx2 {
   }
 
  private:
-  template <bool sign>
   static __m128i narrow(I x) {
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    return sign ? _mm_packs_epi16(words, words) : _mm_packus_epi16(words, words);
+    return _mm_packs_epi16(words, words);
   }
 };
 

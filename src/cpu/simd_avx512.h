@@ -44,7 +44,7 @@ struct Avx512 {
 
   static I load_i(const std::int32_t* p) { return _mm512_loadu_si512(p); }
   static I load_i(const std::int8_t* p) { return _mm512_loadu_si512(p); }  // four bytes a lane
-  static void store_i(std::int32_t* p, I x) { _mm512_storeu_si512(p, x); }
+  static void store_i(void* p, I x) { _mm512_storeu_si512(p, x); }
   static I set_i(std::int32_t x) { return _mm512_set1_epi32(x); }
   static I set_4(const std::uint8_t* p) {
     return _mm512_set1_epi32(*reinterpret_cast<const std::int32_t*>(p));
@@ -76,7 +76,11 @@ struct Avx512 {
   static void store_u16(std::uint16_t* p, I x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
   }  // of 0 ... 65535
-  static void store_u8(std::uint8_t* p, I x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(x)); }  // saturates
+  // Numbers 0 ... 255 of four vectors as the four bytes of each lane.
+  static I pack4(I a, I b, I c, I d) {
+    const I low = _mm512_or_si512(a, _mm512_slli_epi32(b, 8));
+    return _mm512_ternarylogic_epi32(low, _mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24), 0xfe);
+  }
 
   // Lane i gets lane i ^ n.
   template <int n>

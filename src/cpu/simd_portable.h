@@ -95,7 +95,7 @@ struct Portable {
     std::memcpy(x.lane, p, sizeof x.lane);
     return x;
   }
-  static void store_i(std::int32_t* p, I x) { std::memcpy(p, x.lane, sizeof x.lane); }
+  static void store_i(void* p, I x) { std::memcpy(p, x.lane, sizeof x.lane); }
   static I set_i(std::int32_t x) {
     return make<I>([&](int) { return x; });
   }
@@ -145,8 +145,15 @@ struct Portable {
   static void store_u16(std::uint16_t* p, I x) {  // of 0 ... 65535
     for (int i = 0; i < width; ++i) p[i] = static_cast<std::uint16_t>(x.lane[i]);
   }
-  static void store_u8(std::uint8_t* p, I x) {  // saturates
-    for (int i = 0; i < width; ++i) p[i] = static_cast<std::uint8_t>(x.lane[i] > 255 ? 255 : x.lane[i]);
+  // Numbers 0 ... 255 of four vectors as the four bytes of each lane.
+  static I pack4(I a, I b, I c, I d) {
+    I packed;
+    auto* bytes = reinterpret_cast<unsigned char*>(packed.lane);
+    for (int i = 0; i < width; ++i) {
+      const I* from[4] = {&a, &b, &c, &d};
+      for (int j = 0; j < 4; ++j) bytes[4 * i + j] = static_cast<unsigned char>(from[j]->lane[i]);
+    }
+    return packed;
   }
 
   // Lane i gets lane i ^ n.
