@@ -3,6 +3,7 @@
 // branch-light, for host and device; vector code must give the same bits.
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -66,6 +67,12 @@ constexpr std::uint8_t f32_to_e4m3(float x) {
   const std::uint32_t rounded = magnitude + 0x7ffffu + (magnitude >> 20 & 1u);
   const std::uint32_t code = (rounded - 0x3c000000u) >> 20;
   return static_cast<std::uint8_t>(sign | (code > 0x7e ? 0x7e : code));
+}
+
+inline std::array<float, 256> e4m3_table() {
+  std::array<float, 256> table;
+  for (int i = 0; i < 256; ++i) table[static_cast<std::size_t>(i)] = e4m3_to_f32(static_cast<std::uint8_t>(i));
+  return table;
 }
 
 constexpr bool is_finite(float x) { return (std::bit_cast<std::uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }

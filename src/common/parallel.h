@@ -6,23 +6,31 @@
 
 #include <cstdint>
 #include <exception>
+#include <type_traits>
 
 namespace chitu {
 
 inline int thread_count(int asked) { return asked > 0 ? asked : omp_get_max_threads(); }
 
-// body(i) for i = 0 ... count - 1, each on some thread, handed out in order. The first exception is thrown after the loop.
+// body(i) or body(i, thread) for i = 0 ... count - 1, each on one of `threads` threads, handed out in order. The first exception is
+// thrown after the loop.
 template <class Body>
 void parallel_for(std::int64_t count, int threads, const Body& body) {
+  const auto call = [&](std::int64_t i, int thread) {
+    if constexpr (std::is_invocable_v<Body, std::int64_t, int>)
+      body(i, thread);
+    else
+      body(i);
+  };
   if (threads == 1 || count <= 1) {
-    for (std::int64_t i = 0; i < count; ++i) body(i);
+    for (std::int64_t i = 0; i < count; ++i) call(i, 0);
     return;
   }
   std::exception_ptr failure;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (std::int64_t i = 0; i < count; ++i) {
     try {
-      body(i);
+      call(i, omp_get_thread_num());
     } catch (...) {
 #pragma omp critical(chitu_parallel_for)
       if (!failure) failure = std::current_exception();

@@ -21,203 +21,12 @@
 #include "common/limits.h"
 #include "common/numbers.h"
 #include "common/parallel.h"
-#include "cpu/buffer.h"
 #include "cpu/exp2-inl.h"
-#include "cpu/quantize-inl.h"
-#include "cpu/rows.h"
+#include "cpu/products-inl.h"
 
 namespace chitu::cpu {
 
-// Shapes of the panels that the products read.
-template <class S>
-struct Layout {
-  static constexpr int W = S::width;
-  static constexpr int R = S::block_rows;       // rows of a product's register block
-  static constexpr int V = S::block_vectors;    // vectors of it
-  static constexpr int panel = W * V;           // keys of a panel of keys, channels of a panel of values
-  static constexpr int step = round_up(24, R);  // rows between scores and values: scores and weights stay in L1
-  static constexpr int padded_step = round_up(step, W);
-  static constexpr int block = 8 * step;  // rows of a task: what an unpacked tile serves
-  static_assert(tile_tokens % panel == 0);
-
-  // A quad of keys, whose weights share a 32-bit lane, is keys i, i + W, i + 2 W, i + 3 W of 4 W: so weights of four vectors pack by
-  // shifts, without a shuffle.
-  static constexpr int quad_span = 4 * W;
-
-  int dim, quads, width;  // channels; groups of four of them; channels up to whole vectors
-  explicit Layout(int dim) : dim(dim), quads((dim + 3) / 4), width(round_up(dim, W)) {}
-
-  int tile_key_bytes() const { return tile_tokens * quads * 4; }
-  int tile_value_bytes() const { return tile_tokens * width; }
-  int panel_width(int first_channel) const { return std::min(panel, width - first_channel); }
-};
-
-// The panels of one kv head of one sequence.
-template <class S>
-struct Panels {
-  Buffer<std::int8_t> keys;               // [tile][panel of keys][quad of channels][key][4]
-  Buffer<std::int32_t> key_start;         // [key]: -128 times its sum, for queries are stored + 128
-  Buffer<float> key_scale;                // [key]
-  Buffer<std::int8_t> values;             // [tile][panel of channels][quad of keys][channel][4]
-  Buffer<std::int8_t> residuals;          // [flagged tile] likewise
-  std::vector<std::int32_t> residual_of;  // [tile]; -1, or index of a flagged tile
-};
-
-template <class S>
-class Packer {
- public:
-  using L = Layout<S>;
-
-  static void keys(const L& l, const Quantized& k, const Sequence& s, std::int64_t sequence, std::int64_t head, std::int64_t tile,
-                   Panels<S>& to) {
-    const Locator where(k, sequence, head);
-    std::int8_t* panels = to.keys.data() + tile * l.tile_key_bytes();
-    for (int j = 0; j < tile_tokens; ++j) {
-      const std::int64_t token = tile * tile_tokens + j;
-      std::int8_t numbers[max_dim] = {};
-      std::int32_t sum = 0;
-      if (token < s.keys) std::memcpy(numbers, row(k.values, s.batch, head, s.key_begin + token), static_cast<std::size_t>(l.dim));
-      for (int c = 0; c < 4 * l.quads; ++c) sum += numbers[c];
-      std::int8_t* column = panels + (j / L::panel * l.quads * L::panel + j % L::panel) * 4;
-      for (int d = 0; d < l.quads; ++d) std::memcpy(column + d * L::panel * 4, numbers + d * 4, 4);
-      to.key_start[token] = -128 * sum;
-      to.key_scale[token] = token < s.keys ? where.scales[k.quant.groups.of(token)] : 0;
-    }
-  }
-
-  // rows(j) is where key j of the tile has its bytes, or null.
-  template <class Rows>
-  static void values(const L& l, std::int8_t* to, const Rows& rows) {
-    static constexpr std::int8_t zeros[max_dim] = {};
-    for (int quad = 0; quad < tile_tokens / 4; ++quad) {
-      const std::int8_t* from[4];
-      for (int i = 0; i < 4; ++i) {
-        const std::int8_t* p = rows(quad / L::W * 4 * L::W + i * L::W + quad % L::W);
-        from[i] = p ? p : zeros;
-      }
-      for (int first = 0; first < l.width; first += L::panel) {
-        const int width = l.panel_width(first), filled = std::min(width, l.dim - first);
-        std::int8_t* out = to + first * tile_tokens + quad * width * 4;
-        for (int c = 0; c < filled; ++c)
-          for (int i = 0; i < 4; ++i) out[c * 4 + i] = from[i][first + c];
-        std::memset(out + filled * 4, 0, static_cast<std::size_t>(width - filled) * 4);
-      }
-    }
-  }
-
-  static void values(const L& l, const Quantized& v, const Sequence& s, std::int64_t sequence, std::int64_t head, std::int64_t tile,
-                     Panels<S>& to) {
-    values(l, to.values.data() + tile * l.tile_value_bytes(), [&](int j) {
-      const std::int64_t token = tile * tile_tokens + j;
-      return token < s.keys ? reinterpret_cast<const std::int8_t*>(row(v.values, s.batch, head, s.key_begin + token)) : nullptr;
-    });
-    if (to.residual_of.empty() || to.residual_of[static_cast<std::size_t>(tile)] < 0) return;
-    const std::int8_t* residual = Locator(v, sequence, head).residual(tile);
-    values(l, to.residuals.data() + to.residual_of[static_cast<std::size_t>(tile)] * l.tile_value_bytes(),
-           [&](int j) { return residual + j * l.dim; });
-  }
-};
-
-// body(0), ..., body(n - 1) with constants, so that arrays indexed by them live in registers: g++ 12 unrolls plain loops too late for
-// that and writes every accumulator to memory in each step, at half the speed.
-template <int n, class Body>
-[[gnu::always_inline]] inline void unroll(const Body& body) {
-  const auto all = [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, i>{}), ...);
-  };
-  all(std::make_integer_sequence<int, n>{});
-}
-
-// Products of a register block of NR rows with a panel.
-template <class S>
-struct Products {
-  using F = typename S::F;
-  using I = typename S::I;
-  using L = Layout<S>;
-  static constexpr int W = S::width, R = L::R, V = L::V;
-
-  // scores[r][j] = query r . key j, top[r] = lane by lane the larger of top[r] and they. query: [channel][R], keys: [channel][panel].
-  template <int NR>
-  static void scores(const float* query, const float* keys, int dim, float* scores, float (*top)[W]) {
-    F sum[NR * V], k[V];
-    unroll<NR * V>([&](auto i) { sum[i] = S::zero(); });
-    for (int c = 0; c < dim; ++c, query += R, keys += L::panel) {
-      unroll<V>([&](auto v) { k[v] = S::load(keys + v * W); });
-      unroll<NR>([&](auto r) {
-        const F q = S::set(query[r]);
-        unroll<V>([&](auto v) { sum[r * V + v] = S::fma(q, k[v], sum[r * V + v]); });
-      });
-    }
-    unroll<NR>([&](auto r) { put(sum + r * V, scores + r * tile_tokens, top[r]); });
-  }
-
-  static void put(const F* sum, float* scores, float* top) {
-    F t = S::load(top);
-    unroll<V>([&](auto v) {
-      S::store(scores + v * W, sum[v]);
-      t = S::max(sum[v], t);
-    });
-    S::store(top, t);
-  }
-
-  // The same in integers, times the keys' scales. query: [quad][R][4] of numbers + 128, keys: [quad][panel][4].
-  template <int NR>
-  static void scores(const std::uint8_t* query, const std::int8_t* keys, const std::int32_t* start, const float* key_scale, int quads,
-                     float* scores, float (*top)[W]) {
-    I sum[NR * V], k[V];
-    unroll<NR * V>([&](auto i) { sum[i] = S::load_i(start + i % V * W); });
-    for (int d = 0; d < quads; ++d, query += R * 4, keys += L::panel * 4) {
-      unroll<V>([&](auto v) { k[v] = S::load_i(keys + v * W * 4); });
-      unroll<NR>([&](auto r) {
-        const I q = S::set_4(query + r * 4);
-        unroll<V>([&](auto v) { sum[r * V + v] = S::dot4(sum[r * V + v], q, k[v]); });
-      });
-    }
-    unroll<NR>([&](auto r) {
-      F scaled[V];
-      unroll<V>([&](auto v) { scaled[v] = S::mul(S::to_float(S::settle(sum[r * V + v])), S::load(key_scale + v * W)); });
-      put(scaled, scores + r * tile_tokens, top[r]);
-    });
-  }
-
-  // out[r] = out[r] * keep[r] + weight[r] * sum over keys [begin, end) of weights[r][j] * values[j]. values: [key][NV * W].
-  template <int NR, int NV>
-  static void values(const float* weights, const float* values, int begin, int end, const float* keep, const float* weight, float* out,
-                     int width) {
-    F sum[NR * NV], x[NV];
-    unroll<NR * NV>([&](auto i) { sum[i] = S::zero(); });
-    for (int j = begin; j < end; ++j) {
-      unroll<NV>([&](auto v) { x[v] = S::load(values + (j * NV + v) * W); });
-      unroll<NR>([&](auto r) {
-        const F p = S::set(weights[r * tile_tokens + j]);
-        unroll<NV>([&](auto v) { sum[r * NV + v] = S::fma(p, x[v], sum[r * NV + v]); });
-      });
-    }
-    unroll<NR * NV>([&](auto i) { add(sum[i], keep[i / NV], weight[i / NV], out + i / NV * width + i % NV * W); });
-  }
-
-  // The same in integers. weights: [R][quad of keys][4], values: [quad of keys][NV * W][4].
-  template <int NR, int NV>
-  static void values(const std::uint8_t* weights, const std::int8_t* values, int begin, int end, const float* keep, const float* weight,
-                     float* out, int width) {
-    I sum[NR * NV], x[NV];
-    unroll<NR * NV>([&](auto i) { sum[i] = S::set_i(0); });
-    for (int j = begin / L::quad_span * W; j < (end + L::quad_span - 1) / L::quad_span * W; ++j) {
-      unroll<NV>([&](auto v) { x[v] = S::load_i(values + (j * NV + v) * W * 4); });
-      unroll<NR>([&](auto r) {
-        const I p = S::set_4(weights + r * tile_tokens + j * 4);
-        unroll<NV>([&](auto v) { sum[r * NV + v] = S::dot4(sum[r * NV + v], p, x[v]); });
-      });
-    }
-    unroll<NR * NV>([&](auto i) { add(S::to_float(S::settle(sum[i])), keep[i / NV], weight[i / NV], out + i / NV * width + i % NV * W); });
-  }
-
-  static void add(F sum, float keep, float weight, float* out) {
-    S::store(out, S::fma(S::load(out), S::set(keep), S::mul(sum, S::set(weight))));
-  }
-};
-
-// Attention with scores in Score (float, or int8: std::int8_t) and weights . values in Weight likewise.
+// Attention with scores in Score and weights . values in Weight: F32, Bf16 or Int8.
 template <class S, class Score, class Weight>
 class Attention {
  public:
@@ -227,44 +36,41 @@ class Attention {
   using F = typename S::F;
   using I = typename S::I;
   using L = Layout<S>;
-  using P = Products<S>;
   static constexpr int W = S::width, R = L::R, vectors = tile_tokens / W;
-  static constexpr bool int8_scores = std::is_same_v<Score, std::int8_t>, int8_weights = std::is_same_v<Weight, std::int8_t>;
+  static constexpr bool int8_scores = std::is_same_v<Score, Int8>, int8_weights = std::is_same_v<Weight, Int8>;
   static constexpr float infinity = std::numeric_limits<float>::infinity();
-  using StoredQuery = std::conditional_t<int8_scores, std::uint8_t, float>;
-  using StoredWeight = std::conditional_t<int8_weights, std::uint8_t, float>;
+  static constexpr int weight_bytes = 4 / Weight::group;
 
   // What a thread works in; sizes in rows are of a block, or of a step.
   struct Scratch {
-    Buffer<StoredQuery> query;  // [block of R rows][channel or quad][R]
-    Buffer<float> out;          // [row][width]
+    Buffer<std::byte> query;  // [block of R rows][lane][R]
+    Buffer<float> out;        // [row][width]
     std::array<float, L::block> row_scale, maximum;
     std::array<Range, L::block> seen;
     alignas(64) float output_sum[L::block][W], lse_sum[L::block][W];
     alignas(64) float scores[L::step * tile_tokens], top[L::step][W];
-    alignas(64) StoredWeight weights[L::step * tile_tokens];
+    alignas(64) std::byte weights[L::step * tile_tokens * weight_bytes];
     // Of a step: a row's largest score in the tile; what its output so far, this tile's product, its residual's and its sum of weights
     // are multiplied by; what is added to its scores.
     alignas(64) float tile_maximum[L::padded_step], keep[L::padded_step], weight[L::padded_step], residual_weight[L::padded_step];
     alignas(64) float sum_weight[L::padded_step], offset[L::padded_step];
-    Buffer<float> keys, values;           // an unpacked tile
+    Buffer<std::byte> keys, values;       // an unpacked tile
     alignas(64) float bias[tile_tokens];  // 0, or -inf for a key that must weigh nothing
   };
 
   struct Unit {  // a kv head of a sequence
     std::int64_t sequence, head;
-    std::vector<std::int64_t> bad_keys, bad_values;  // tokens with a NaN or an infinity
+    std::vector<std::int64_t> bad_keys;  // tokens with a NaN or an infinity: they weigh nothing
   };
 
-  explicit Attention(const Problem& p)
-      : p_(p), operands_(p), layout_(p.dim()), sign_(p.scale < 0 ? -1.f : 1.f), scratch_(static_cast<std::size_t>(p.threads)) {
+  explicit Attention(const Problem& p) : p_(p), operands_(p), layout_(p.dim()), scratch_(static_cast<std::size_t>(p.threads)) {
     for (std::int64_t s = 0; s < static_cast<std::int64_t>(p.sequences.size()); ++s)
-      for (std::int64_t h = 0; h < p.kv_heads(); ++h) units_.push_back({s, h, bad(operands_.key, s, h), bad(operands_.value, s, h)});
+      for (std::int64_t h = 0; h < p.kv_heads(); ++h) units_.push_back({s, h, bad(operands_.key, s, h)});
     for (Scratch& s : scratch_) {
-      s.query.resize(std::int64_t{L::block} * (int8_scores ? layout_.quads * 4 : layout_.dim));
+      s.query.resize(std::int64_t{L::block} * layout_.template lanes<Score>() * 4);
       s.out.resize(std::int64_t{L::block} * layout_.width);
-      if (!int8_scores) s.keys.resize(std::int64_t{tile_tokens} * layout_.dim);
-      if (!int8_weights) s.values.resize(std::int64_t{tile_tokens} * layout_.width);
+      if (!int8_scores) s.keys.resize(layout_.template tile_key_bytes<Score>());
+      if (!int8_weights) s.values.resize(layout_.template tile_value_bytes<Weight>());
     }
   }
 
@@ -311,34 +117,65 @@ class Attention {
       for (std::size_t u = first; u < last; ++u)
         if (r < rows_of(units_[u])) tasks.emplace_back(u, r);
 
-    parallel_for(static_cast<std::int64_t>(tiles.size()), p_.threads, [&](std::int64_t i) {
+    parallel_for(static_cast<std::int64_t>(tiles.size()), p_.threads, [&](std::int64_t i, int) {
       const auto [u, tile] = tiles[static_cast<std::size_t>(i)];
-      const Unit& unit = units_[u];
-      if constexpr (int8_scores)
-        Packer<S>::keys(layout_, operands_.key, sequence_of(unit), unit.sequence, unit.head, tile, panels_[u - first]);
-      if constexpr (int8_weights)
-        Packer<S>::values(layout_, operands_.value, sequence_of(unit), unit.sequence, unit.head, tile, panels_[u - first]);
+      pack(units_[u], tile, panels_[u - first]);
     });
-    parallel_for(static_cast<std::int64_t>(tasks.size()), p_.threads, [&](std::int64_t i) {
+    parallel_for(static_cast<std::int64_t>(tasks.size()), p_.threads, [&](std::int64_t i, int thread) {
       const auto [u, r] = tasks[static_cast<std::size_t>(i)];
-      Block(*this, units_[u], panels_[u - first], r, scratch_[static_cast<std::size_t>(omp_get_thread_num())]).run();
+      Block(*this, units_[u], panels_[u - first], r, scratch_[static_cast<std::size_t>(thread)]).run();
     });
   }
 
   void reserve(const Unit& u, Panels<S>& panels, std::int64_t tiles) {
     if constexpr (int8_scores) {
-      panels.keys.resize(tiles * layout_.tile_key_bytes());
+      panels.keys.resize(tiles * layout_.template tile_key_bytes<Int8>());
       panels.key_start.resize(tiles * tile_tokens);
       panels.key_scale.resize(tiles * tile_tokens);
     }
     if constexpr (int8_weights) {
-      panels.values.resize(tiles * layout_.tile_value_bytes());
+      panels.values.resize(tiles * layout_.template tile_value_bytes<Int8>());
       panels.residual_of.clear();
       const Locator where(operands_.value, u.sequence, u.head);
       if (!where.residual_of) return;
       std::int32_t flagged = 0;
       for (std::int64_t t = 0; t < tiles; ++t) panels.residual_of.push_back(where.residual_of[t] >= 0 ? flagged++ : -1);
-      panels.residuals.resize(std::int64_t{flagged} * layout_.tile_value_bytes());
+      panels.residuals.resize(std::int64_t{flagged} * layout_.template tile_value_bytes<Int8>());
+    }
+  }
+
+  // An INT8 operand's tile into the panels of its head.
+  void pack(const Unit& u, std::int64_t tile, Panels<S>& to) const {
+    const Sequence& s = sequence_of(u);
+    const auto copy = [&](const Quantized& x, int j, std::int8_t* numbers) {
+      const std::int64_t token = tile * tile_tokens + j;
+      if (token < s.keys)
+        std::memcpy(numbers, row(x.values, s.batch, u.head, s.key_begin + token), static_cast<std::size_t>(layout_.dim));
+      else
+        std::memset(numbers, 0, static_cast<std::size_t>(layout_.dim));
+    };
+    if constexpr (int8_scores) {
+      const Quantized& k = operands_.key;
+      const Locator where(k, u.sequence, u.head);
+      Packer<S, Int8>::keys(layout_, to.keys.data() + tile * layout_.template tile_key_bytes<Int8>(), [&](int j, std::int8_t* numbers) {
+        copy(k, j, numbers);
+        const std::int64_t token = tile * tile_tokens + j;
+        std::int32_t sum = 0;
+        for (int c = 0; c < layout_.dim; ++c) sum += numbers[c];
+        to.key_start[token] = -128 * sum;
+        to.key_scale[token] = token < s.keys ? where.scales[k.quant.groups.of(token)] : 0;
+      });
+    }
+    if constexpr (int8_weights) {
+      const Quantized& v = operands_.value;
+      const int bytes = layout_.template tile_value_bytes<Int8>();
+      Packer<S, Int8>::values(layout_, to.values.data() + tile * bytes, [&](int j, std::int8_t* numbers) { copy(v, j, numbers); });
+      const std::int32_t flagged = to.residual_of.empty() ? -1 : to.residual_of[static_cast<std::size_t>(tile)];
+      if (flagged < 0) return;
+      const std::int8_t* residual = Locator(v, u.sequence, u.head).residual(tile);
+      Packer<S, Int8>::values(layout_, to.residuals.data() + std::int64_t{flagged} * bytes, [&](int j, std::int8_t* numbers) {
+        std::memcpy(numbers, residual + j * layout_.dim, static_cast<std::size_t>(layout_.dim));
+      });
     }
   }
 
@@ -395,94 +232,99 @@ class Attention {
     // Puts a row's query into place; returns the keys that it sees. Rows past the last are zeros and see none.
     Range start_row(int r) {
       const auto i = static_cast<std::size_t>(r);
-      const int size = int8_scores ? l_.quads * 4 : l_.dim;
-      StoredQuery* to = x_.query.data() + r / R * R * size + r % R * (int8_scores ? 4 : 1);
+      const int lanes = l_.template lanes<Score>();
+      typename Score::Stored numbers[Packer<S, Score>::row_numbers] = {};
       x_.seen[i] = {};
       x_.maximum[i] = -infinity;
       std::fill_n(x_.output_sum[r], W, 0.f);
       std::fill_n(x_.lse_sum[r], W, 0.f);
-      if (r >= rows_) {
-        for (int c = 0; c < size; c += int8_scores ? 4 : 1) std::memset(to + c * R, 0, int8_scores ? 4 : sizeof(float));
-        return {};
+      if (r < rows_) {
+        const Quantized& q = a_.operands_.query;
+        const Locator where(q, unit_.sequence, head(r));
+        read(q, head(r), sequence_.query_begin + query(r), numbers);
+        negate(numbers);
+        x_.row_scale[i] = std::fabs(p_.scale) * std::numbers::log2e_v<float>;
+        if (q.quant.scaling == Scaling::tokens) x_.row_scale[i] *= where.scales[q.quant.groups.of(query(r))];
+        if (q.quant.scaling == Scaling::head)
+          x_.row_scale[i] *= where.scales[0] * Locator(a_.operands_.key, unit_.sequence, unit_.head).scales[0];
+        x_.seen[i] = sequence_.visible(p_.window, query(r));
       }
-      const Quantized& q = a_.operands_.query;
-      const std::byte* from = row(q.values, sequence_.batch, head(r), sequence_.query_begin + query(r));
-      const Locator where(q, unit_.sequence, head(r));
-      if constexpr (int8_scores) {
-        alignas(4) std::int8_t numbers[max_dim + 4] = {};
-        for (int c = 0; c < l_.dim; ++c)
-          numbers[c] = static_cast<std::int8_t>(static_cast<float>(reinterpret_cast<const std::int8_t*>(from)[c]) * a_.sign_);
-        for (int d = 0; d < l_.quads; ++d) {
-          std::uint32_t four;
-          std::memcpy(&four, numbers + d * 4, 4);
-          four ^= 0x80808080u;
-          std::memcpy(to + d * R * 4, &four, 4);
-        }
-        x_.row_scale[i] = where.scales[q.quant.groups.of(query(r))];
-      } else {
-        float numbers[max_dim];
-        if (is_float(q.values.type))
-          Quantizer<S>::to_f32(from, q.values.type, numbers, l_.dim);
-        else
-          for (int c = 0; c < l_.dim; ++c) numbers[c] = load(from, q.values.type, c);
-        for (int c = 0; c < l_.dim; ++c) to[c * R] = is_finite(numbers[c]) ? numbers[c] * a_.sign_ : 0;
-        x_.row_scale[i] =
-            q.quant.scaling == Scaling::head ? where.scales[0] * Locator(a_.operands_.key, unit_.sequence, unit_.head).scales[0] : 1;
+      std::byte* to = x_.query.data() + (r / R * R * lanes + r % R) * 4;
+      for (int lane = 0; lane < lanes; ++lane) {
+        std::uint32_t four;
+        std::memcpy(&four, numbers + lane * Score::group, 4);
+        if (int8_scores) four ^= 0x80808080u;  // + 128
+        std::memcpy(to + lane * R * 4, &four, 4);
       }
-      x_.row_scale[i] *= std::fabs(p_.scale) * std::numbers::log2e_v<float>;
-      return x_.seen[i] = sequence_.visible(p_.window, query(r));
+      return x_.seen[i];
     }
 
-    // Floating operands of a tile as f32 panels, tokens past the last or with a NaN or an infinity as zeros.
-    void unpack(std::int64_t tile) {
-      const std::int64_t first = tile * tile_tokens, count = std::min<std::int64_t>(tile_tokens, sequence_.keys - first);
-      const auto read = [&](const Quantized& x, const std::vector<std::int64_t>& bad, std::int64_t j, float* to) {
-        const std::byte* from = row(x.values, sequence_.batch, unit_.head, sequence_.key_begin + first + j);
-        if (j >= count || std::binary_search(bad.begin(), bad.end(), first + j))
-          std::fill_n(to, l_.dim, 0.f);
-        else if (is_float(x.values.type))
-          Quantizer<S>::to_f32(from, x.values.type, to, l_.dim);
+    // For a negative scale, so that larger scores are larger weights.
+    template <class T>
+    void negate(T* numbers) const {
+      if (p_.scale >= 0) return;
+      for (int c = 0; c < l_.dim; ++c) {
+        if constexpr (std::is_same_v<T, std::uint16_t>)
+          numbers[c] ^= 0x8000;  // bf16
         else
-          for (int c = 0; c < l_.dim; ++c) to[c] = load(from, x.values.type, c);
+          numbers[c] = static_cast<T>(-numbers[c]);
+      }
+    }
+
+    // A row of an operand as the numbers of a product; NaN and infinity as 0.
+    void read(const Quantized& x, std::int64_t head, std::int64_t token, std::int8_t* to) const {
+      std::memcpy(to, row(x.values, sequence_.batch, head, token), static_cast<std::size_t>(l_.dim));
+    }
+    void read(const Quantized& x, std::int64_t head, std::int64_t token, std::uint16_t* to) const {
+      std::memcpy(to, row(x.values, sequence_.batch, head, token), static_cast<std::size_t>(l_.dim) * 2);
+      if (!x.nonfinite.empty())
+        std::replace_if(
+            to, to + l_.dim, [](std::uint16_t h) { return (h & 0x7f80) == 0x7f80; }, std::uint16_t{0});
+    }
+    void read(const Quantized& x, std::int64_t head, std::int64_t token, float* to) const {
+      const std::byte* from = row(x.values, sequence_.batch, head, token);
+      if (x.values.type == DType::e4m3) {
+        static const std::array<float, 256> table = e4m3_table();
+        for (int c = 0; c < l_.dim; ++c) to[c] = table[static_cast<std::size_t>(from[c])];
+      } else {
+        Quantizer<S>::to_f32(from, x.values.type, to, l_.dim);
+      }
+      if (!x.nonfinite.empty())
+        std::replace_if(
+            to, to + l_.dim, [](float f) { return !is_finite(f); }, 0.f);
+    }
+
+    // Floating operands of a tile.
+    void unpack(std::int64_t tile) {
+      const std::int64_t first = tile * tile_tokens;
+      const auto from = [&](const Quantized& x) {
+        return [&, this](int j, auto* numbers) {
+          if (first + j < sequence_.keys)
+            read(x, unit_.head, sequence_.key_begin + first + j, numbers);
+          else
+            std::fill_n(numbers, l_.dim, std::remove_reference_t<decltype(*numbers)>{});
+        };
       };
-      if constexpr (!int8_scores) {
-        float rows[W][max_dim];
-        for (int j = 0; j < tile_tokens; j += W) {
-          for (int i = 0; i < W; ++i) read(a_.operands_.key, unit_.bad_keys, j + i, rows[i]);
-          float* to = x_.keys.data() + j / L::panel * L::panel * l_.dim + j % L::panel;
-          for (int c = 0; c < l_.dim; ++c)
-            for (int i = 0; i < W; ++i) to[c * L::panel + i] = rows[i][c];
-        }
-      }
-      if constexpr (!int8_weights) {
-        for (int j = 0; j < tile_tokens; ++j) {
-          float numbers[max_dim + W] = {};
-          read(a_.operands_.value, unit_.bad_values, j, numbers);
-          for (int c = 0; c < l_.width; c += L::panel)
-            std::copy_n(numbers + c, l_.panel_width(c), x_.values.data() + c * tile_tokens + j * l_.panel_width(c));
-        }
-      }
+      if constexpr (!int8_scores) Packer<S, Score>::keys(l_, x_.keys.data(), from(a_.operands_.key));
+      if constexpr (!int8_weights) Packer<S, Weight>::values(l_, x_.values.data(), from(a_.operands_.value));
     }
 
     void score(std::int64_t tile, int r0, int rows, const Range& part) {
+      using P = Products<S, Score>;
+      const int lanes = l_.template lanes<Score>();
+      const std::byte* keys = int8_scores ? panels_.keys.data() + tile * l_.template tile_key_bytes<Int8>() : x_.keys.data();
       std::fill_n(x_.top[0], L::step * W, -infinity);
-      for (int panel = static_cast<int>(part.begin) / L::panel; panel * L::panel < part.end; ++panel)
+      for (int panel = static_cast<int>(part.begin) / L::panel; panel * L::panel < part.end; ++panel) {
+        const std::byte* k = keys + panel * L::panel * lanes * 4;
+        const std::int32_t* start = int8_scores ? panels_.key_start.data() + tile * tile_tokens + panel * L::panel : nullptr;
+        const float* scale = int8_scores ? panels_.key_scale.data() + tile * tile_tokens + panel * L::panel : nullptr;
         for (int r = 0; r < rows; r += R) {
-          const int first = r0 + r;
+          const std::byte* q = x_.query.data() + (r0 + r) * lanes * 4;
           float* to = x_.scores + r * tile_tokens + panel * L::panel;
-          if constexpr (int8_scores) {
-            const std::uint8_t* q = x_.query.data() + first * l_.quads * 4;
-            const std::int8_t* k = panels_.keys.data() + tile * l_.tile_key_bytes() + panel * L::panel * l_.quads * 4;
-            const std::int32_t* start = panels_.key_start.data() + tile * tile_tokens + panel * L::panel;
-            const float* scale = panels_.key_scale.data() + tile * tile_tokens + panel * L::panel;
-            rows - r == 1 ? P::template scores<1>(q, k, start, scale, l_.quads, to, x_.top + r)
-                          : P::template scores<R>(q, k, start, scale, l_.quads, to, x_.top + r);
-          } else {
-            const float* q = x_.query.data() + first * l_.dim;
-            const float* k = x_.keys.data() + panel * L::panel * l_.dim;
-            rows - r == 1 ? P::template scores<1>(q, k, l_.dim, to, x_.top + r) : P::template scores<R>(q, k, l_.dim, to, x_.top + r);
-          }
+          rows - r == 1 ? P::template scores<1>(q, k, start, scale, lanes, to, x_.top + r)
+                        : P::template scores<R>(q, k, start, scale, lanes, to, x_.top + r);
         }
+      }
     }
 
     // Softmax of a step: scores -> weights, and what each row's output so far and this tile's product are multiplied by. Three passes,
@@ -499,7 +341,7 @@ class Attention {
       update_maxima(tile, r0, rows);
       for (int r = 0; r < round_up(rows, R); ++r)
         if (x_.tile_maximum[r] == -infinity)
-          std::fill_n(x_.weights + r * tile_tokens, tile_tokens, StoredWeight{});
+          std::memset(x_.weights + r * tile_tokens * weight_bytes, 0, tile_tokens * weight_bytes);
         else
           weigh_row(r0, r);
     }
@@ -564,10 +406,12 @@ class Attention {
     void weigh_row(int r0, int r) {
       const Weights& w = p_.recipe.weights;
       if constexpr (int8_weights) {
-        if (w.output == Sum_::rounded && w.lse == Sum_::rounded)
+        if (w.output == Sum::rounded && w.lse == Sum::rounded)
           weigh_row_int8<false>(r0, r);
         else
           weigh_row_int8<true>(r0, r);
+      } else if constexpr (std::is_same_v<Weight, Bf16>) {
+        weigh_row_bf16(r0, r);
       } else {
         if (w.type == DType::f16)
           weigh_row_f32<round_f16<S>>(r0, r);
@@ -578,36 +422,55 @@ class Attention {
       }
     }
 
+    // 2^(scores - what they are relative to), times the recipe's top: vector v of a row.
+    template <int terms>
+    struct Exponential {
+      const float* scores;
+      F factor, offset;
+      F operator()(int v) const { return exp2<S, terms>(S::fma(S::load(scores + v * W), factor, offset)); }
+    };
+    template <int terms>
+    Exponential<terms> exponential(int r0, int r) const {
+      return {x_.scores + r * tile_tokens, S::set(x_.row_scale[static_cast<std::size_t>(r0 + r)]), S::set(x_.offset[r])};
+    }
+
     template <bool both>
     void weigh_row_int8(int r0, int r) {
-      const float* scores = x_.scores + r * tile_tokens;
-      std::uint8_t* to = x_.weights + r * tile_tokens;
-      const F factor = S::set(x_.row_scale[static_cast<std::size_t>(r0 + r)]), offset = S::set(x_.offset[r]);
+      const auto weight = exponential<3>(r0, r);
       F unrounded = S::zero();
       I sum = S::set_i(0);
       unroll<vectors / 4>([&](auto quad) {
         I u[4];
         unroll<4>([&](auto i) {
-          const F p = exp2<S, 3>(S::fma(S::load(scores + (quad * 4 + i) * W), factor, offset));
+          const F p = weight(quad * 4 + i);
           u[i] = S::to_int(p);
           if constexpr (both) unrounded = S::add(unrounded, p);
         });
         const I packed = S::pack4(u[0], u[1], u[2], u[3]);
-        S::store_i(to + quad * L::quad_span, packed);
+        S::store_i(x_.weights + r * tile_tokens + quad * 4 * W, packed);
         sum = S::dot4(sum, packed, S::set_i(0x01010101));
       });
       add_sums(r0, r, S::to_float(sum), unrounded);
     }
 
+    void weigh_row_bf16(int r0, int r) {
+      const auto weight = exponential<5>(r0, r);
+      F sum = S::zero();
+      unroll<vectors / 2>([&](auto pair) {
+        const F a = weight(pair * 2), b = weight(pair * 2 + 1);
+        S::store_i(x_.weights + (r * tile_tokens + pair * 2 * W) * 2, S::pack_bf16(a, b));
+        sum = S::add(sum, S::add(a, b));
+      });
+      add_sums(r0, r, sum, sum);
+    }
+
     template <F (*round)(F)>
     void weigh_row_f32(int r0, int r) {
-      const float* scores = x_.scores + r * tile_tokens;
-      float* to = x_.weights + r * tile_tokens;
-      const F factor = S::set(x_.row_scale[static_cast<std::size_t>(r0 + r)]), offset = S::set(x_.offset[r]);
+      const auto weight = exponential<5>(r0, r);
       F unrounded = S::zero(), rounded = S::zero();
       unroll<vectors>([&](auto v) {
-        const F p = exp2<S, 5>(S::fma(S::load(scores + v * W), factor, offset)), u = round(p);
-        S::store(to + v * W, u);
+        const F p = weight(v), u = round(p);
+        S::store(reinterpret_cast<float*>(x_.weights) + r * tile_tokens + v * W, u);
         unrounded = S::add(unrounded, p);
         rounded = S::add(rounded, u);
       });
@@ -616,8 +479,8 @@ class Attention {
 
     void add_sums(int r0, int r, F rounded, F unrounded) {
       const F keep = S::set(x_.keep[r]), weight = S::set(x_.sum_weight[r]);
-      const auto add = [&](float* sum, Sum_ kind) {
-        S::store(sum, S::fma(S::load(sum), keep, S::mul(weight, kind == Sum_::rounded ? rounded : unrounded)));
+      const auto add = [&](float* sum, Sum kind) {
+        S::store(sum, S::fma(S::load(sum), keep, S::mul(weight, kind == Sum::rounded ? rounded : unrounded)));
       };
       add(x_.output_sum[r0 + r], p_.recipe.weights.output);
       add(x_.lse_sum[r0 + r], p_.recipe.weights.lse);
@@ -625,24 +488,24 @@ class Attention {
 
     void accumulate(std::int64_t tile, int r0, int rows, const Range& part) {
       if constexpr (int8_weights) {
-        product(panels_.values.data() + tile * l_.tile_value_bytes(), r0, rows, part, x_.keep, x_.weight);
-        if (panels_.residual_of.empty() || panels_.residual_of[static_cast<std::size_t>(tile)] < 0) return;
+        const int bytes = l_.template tile_value_bytes<Int8>();
+        product(panels_.values.data() + tile * bytes, r0, rows, part, x_.keep, x_.weight);
+        const std::int32_t flagged = panels_.residual_of.empty() ? -1 : panels_.residual_of[static_cast<std::size_t>(tile)];
+        if (flagged < 0) return;
         float ones[L::step];
         std::fill_n(ones, L::step, 1.f);
-        product(panels_.residuals.data() + panels_.residual_of[static_cast<std::size_t>(tile)] * l_.tile_value_bytes(), r0, rows, part,
-                ones, x_.residual_weight);
+        product(panels_.residuals.data() + std::int64_t{flagged} * bytes, r0, rows, part, ones, x_.residual_weight);
       } else {
         product(x_.values.data(), r0, rows, part, x_.keep, x_.weight);
       }
     }
 
-    template <class T>
-    void product(const T* values, int r0, int rows, const Range& part, const float* keep, const float* weight) {
+    void product(const std::byte* values, int r0, int rows, const Range& part, const float* keep, const float* weight) {
+      using P = Products<S, Weight>;
       for (int c = 0; c < l_.width; c += L::panel)
         for (int r = 0; r < rows; r += R) {
           const auto call = [&]<int NV>(std::integral_constant<int, NV>) {
-            const auto* w = x_.weights + r * tile_tokens;
-            const T* v = values + c * tile_tokens;
+            const std::byte *w = x_.weights + r * tile_tokens * weight_bytes, *v = values + c * tile_tokens * weight_bytes;
             float* out = x_.out.data() + std::int64_t{r0 + r} * l_.width + c;
             const int begin = static_cast<int>(part.begin), end = static_cast<int>(part.end);
             rows - r == 1 ? P::template values<1, NV>(w, v, begin, end, keep + r, weight + r, out, l_.width)
@@ -681,7 +544,6 @@ class Attention {
       *reinterpret_cast<float*>(row(output.lse, sequence_.batch, head(r), token)) = lse;
     }
 
-    using Sum_ = chitu::Sum;
     const Attention& a_;
     const Problem& p_;
     const L& l_;
@@ -698,7 +560,6 @@ class Attention {
   const Problem& p_;
   const Operands operands_;
   const L layout_;
-  const float sign_;  // of the scale: put into the queries, so that larger scores are larger weights
   const float log2_top_ = std::log2(p_.recipe.weights.top);
   std::vector<Unit> units_;
   std::vector<Panels<S>> panels_;
@@ -706,7 +567,13 @@ class Attention {
 };
 
 template <class S>
-constexpr AttentionRuns attention_runs{Attention<S, float, float>::run, Attention<S, std::int8_t, float>::run,
-                                       Attention<S, std::int8_t, std::int8_t>::run};
+constexpr AttentionRuns attention_runs() {
+  AttentionRuns runs{.f32_f32 = Attention<S, F32, F32>::run,
+                     .int8_f32 = Attention<S, Int8, F32>::run,
+                     .int8_int8 = Attention<S, Int8, Int8>::run,
+                     .bf16_bf16 = nullptr};
+  if constexpr (S::has_bf16) runs.bf16_bf16 = Attention<S, Bf16, Bf16>::run;
+  return runs;
+}
 
 }  // namespace chitu::cpu

@@ -2,10 +2,12 @@
 // Quantiser and attention compiled for AVX2.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <numbers>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -30,7 +32,7 @@ namespace chitu::cpu {
 
 void quantize_avx2(TokenChunk& chunk) { Quantizer<Avx2>::quantize(chunk); }
 void to_f32_avx2(const void* from, DType type, float* to, std::int64_t count) { Quantizer<Avx2>::to_f32(from, type, to, count); }
-const AttentionRuns avx2_runs = attention_runs<Avx2>;
+const AttentionRuns avx2_runs = attention_runs<Avx2>();
 
 }  // namespace chitu::cpu
 #ifdef __clang__

@@ -2,10 +2,12 @@
 // Quantiser and attention compiled for AVX-512 with VNNI.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <numbers>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -31,7 +33,7 @@ namespace chitu::cpu {
 
 void quantize_avx512(TokenChunk& chunk) { Quantizer<Avx512>::quantize(chunk); }
 void to_f32_avx512(const void* from, DType type, float* to, std::int64_t count) { Quantizer<Avx512>::to_f32(from, type, to, count); }
-const AttentionRuns avx512_runs = attention_runs<Avx512>;
+const AttentionRuns avx512_runs = attention_runs<Avx512>();
 
 }  // namespace chitu::cpu
 #ifdef __clang__

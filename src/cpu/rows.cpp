@@ -22,6 +22,7 @@ std::span<const Kernel> kernel_table() {
     return std::array{
         Kernel{"cpu.avx512", Device::cpu, backend(0), int8, int8, avx512_runs.int8_int8},
         Kernel{"cpu.avx512", Device::cpu, backend(0), int8, f32, avx512_runs.int8_f32},
+        Kernel{"cpu.avx512", Device::cpu, backend(0), bf16, bf16, avx512_runs.bf16_bf16},
         Kernel{"cpu.avx512", Device::cpu, backend(0), f32, f32, avx512_runs.f32_f32},
         Kernel{"cpu.avx2", Device::cpu, backend(1), int8, int8, avx2_runs.int8_int8},
         Kernel{"cpu.avx2", Device::cpu, backend(1), int8, f32, avx2_runs.int8_f32},

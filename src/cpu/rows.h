@@ -30,6 +30,7 @@ struct AttentionRuns {
   void (*f32_f32)(const Problem&);
   void (*int8_f32)(const Problem&);
   void (*int8_int8)(const Problem&);
+  void (*bf16_bf16)(const Problem&);  // null without a bf16 product
 };
 extern const AttentionRuns avx512_runs, avx2_runs, portable_runs;
 

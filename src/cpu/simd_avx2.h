@@ -12,6 +12,7 @@ struct Avx2 {
   using F = __m256;
   using I = __m256i;
   static constexpr int width = 8;
+  static constexpr bool has_bf16 = false;
   static constexpr int block_rows = 4, block_vectors = 2;  // accumulators of a product: 8 of 16 registers
 
   static F zero() { return _mm256_setzero_ps(); }
@@ -54,13 +55,10 @@ struct Avx2 {
     return _mm256_testz_si256(_mm256_cmpeq_epi32(_mm256_and_si256(bits(x), exponent), exponent), _mm256_set1_epi32(-1));
   }
 
-  static I load_i(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }
-  static I load_i(const std::int8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const I*>(p)); }  // four bytes a lane
+  static I load_i(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
   static void store_i(void* p, I x) { _mm256_storeu_si256(static_cast<I*>(p), x); }
   static I set_i(std::int32_t x) { return _mm256_set1_epi32(x); }
-  static I set_4(const std::uint8_t* p) {
-    return _mm256_set1_epi32(*reinterpret_cast<const std::int32_t*>(p));
-  }  // the same four in each lane
+  static I broadcast_i(const void* p) { return _mm256_set1_epi32(*static_cast<const std::int32_t*>(p)); }  // 32 bits
   static I add_i(I a, I b) { return _mm256_add_epi32(a, b); }
   // Even and odd bytes apart, in 16 bits: vpmaddubsw would saturate.
   static I dot4(I sum, I u8, I s8) {
@@ -103,6 +101,11 @@ struct Avx2 {
     if constexpr (n == 1) return _mm256_permute_ps(x, 0xb1);
     if constexpr (n == 2) return _mm256_permute_ps(x, 0x4e);
     if constexpr (n == 4) return _mm256_permute2f128_ps(x, x, 1);
+  }
+  // Lanes whose bit n is set from b, others from a.
+  template <int n>
+  static F choose(F a, F b) {
+    return _mm256_blend_ps(a, b, n == 1 ? 0xaa : n == 2 ? 0xcc : 0xf0);
   }
   // Changes the sign of the lanes whose bit n is set.
   template <int n>

@@ -12,6 +12,7 @@ struct Avx512 {
   using F = __m512;
   using I = __m512i;
   static constexpr int width = 16;
+  static constexpr bool has_bf16 = true;
   static constexpr int block_rows = 6, block_vectors = 4;  // accumulators of a product: 24 of 32 registers
 
   static F zero() { return _mm512_setzero_ps(); }
@@ -42,14 +43,13 @@ struct Avx512 {
   }
   static bool finite(F x) { return _mm512_fpclass_ps_mask(x, 0x99) == 0; }
 
-  static I load_i(const std::int32_t* p) { return _mm512_loadu_si512(p); }
-  static I load_i(const std::int8_t* p) { return _mm512_loadu_si512(p); }  // four bytes a lane
+  static I load_i(const void* p) { return _mm512_loadu_si512(p); }
   static void store_i(void* p, I x) { _mm512_storeu_si512(p, x); }
   static I set_i(std::int32_t x) { return _mm512_set1_epi32(x); }
-  static I set_4(const std::uint8_t* p) {
-    return _mm512_set1_epi32(*reinterpret_cast<const std::int32_t*>(p));
-  }  // the same four in each lane
+  static I broadcast_i(const void* p) { return _mm512_set1_epi32(*static_cast<const std::int32_t*>(p)); }  // 32 bits
   static I add_i(I a, I b) { return _mm512_add_epi32(a, b); }
+  static F dot2(F sum, I a, I b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
+  static I pack_bf16(F a, F b) { return (I)_mm512_cvtne2ps_pbh(b, a); }  // 2 * width numbers in their order
   static I dot4(I sum, I u8, I s8) { return _mm512_dpbusd_epi32(sum, u8, s8); }
   // Ends a loop of dot4: without it g++ 12 gives the sums two registers, one for the loop and one for what follows, and spills.
   static I settle(I x) {
@@ -82,6 +82,12 @@ struct Avx512 {
     return _mm512_ternarylogic_epi32(low, _mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24), 0xfe);
   }
 
+  template <int n>
+  static constexpr __mmask16 odd_lanes = n == 1   ? 0xaaaa
+                                         : n == 2 ? 0xcccc
+                                         : n == 4 ? 0xf0f0
+                                                  : 0xff00;
+
   // Lane i gets lane i ^ n.
   template <int n>
   static F exchange(F x) {
@@ -90,11 +96,15 @@ struct Avx512 {
     if constexpr (n == 4) return _mm512_shuffle_f32x4(x, x, 0xb1);
     if constexpr (n == 8) return _mm512_shuffle_f32x4(x, x, 0x4e);
   }
+  // Lanes whose bit n is set from b, others from a.
+  template <int n>
+  static F choose(F a, F b) {
+    return _mm512_mask_mov_ps(a, odd_lanes<n>, b);
+  }
   // Changes the sign of the lanes whose bit n is set.
   template <int n>
   static F negate_odd(F x) {
-    constexpr __mmask16 mask = n == 1 ? 0xaaaa : n == 2 ? 0xcccc : n == 4 ? 0xf0f0 : 0xff00;
-    return _mm512_mask_xor_ps(x, mask, x, _mm512_set1_ps(-0.f));
+    return _mm512_mask_xor_ps(x, odd_lanes<n>, x, _mm512_set1_ps(-0.f));
   }
 };
 

@@ -13,6 +13,7 @@ namespace chitu::cpu {
 
 struct Portable {
   static constexpr int width = 8;
+  static constexpr bool has_bf16 = false;
   static constexpr int block_rows = 2, block_vectors = 2;
   struct F {
     float lane[width];
@@ -87,10 +88,7 @@ struct Portable {
     return all;
   }
 
-  static I load_i(const std::int32_t* p) {
-    return make<I>([&](int i) { return p[i]; });
-  }
-  static I load_i(const std::int8_t* p) {  // four bytes a lane
+  static I load_i(const void* p) {
     I x;
     std::memcpy(x.lane, p, sizeof x.lane);
     return x;
@@ -99,10 +97,10 @@ struct Portable {
   static I set_i(std::int32_t x) {
     return make<I>([&](int) { return x; });
   }
-  static I set_4(const std::uint8_t* p) {  // the same four in each lane
-    std::int32_t four;
-    std::memcpy(&four, p, 4);
-    return set_i(four);
+  static I broadcast_i(const void* p) {  // 32 bits
+    std::int32_t lane;
+    std::memcpy(&lane, p, 4);
+    return set_i(lane);
   }
   static I add_i(I a, I b) {
     return make<I>([&](int i) { return a.lane[i] + b.lane[i]; });
@@ -160,6 +158,11 @@ struct Portable {
   template <int n>
   static F exchange(F x) {
     return make<F>([&](int i) { return x.lane[i ^ n]; });
+  }
+  // Lanes whose bit n is set from b, others from a.
+  template <int n>
+  static F choose(F a, F b) {
+    return make<F>([&](int i) { return i & n ? b.lane[i] : a.lane[i]; });
   }
   // Changes the sign of the lanes whose bit n is set.
   template <int n>
