@@ -66,11 +66,6 @@ struct Avx2 {
     const I odd = _mm256_madd_epi16(_mm256_srli_epi16(u8, 8), _mm256_srai_epi16(s8, 8));
     return _mm256_add_epi32(sum, _mm256_add_epi32(even, odd));
   }
-  // Ends a loop of dot4: without it g++ 12 gives the sums two registers, one for the loop and one for what follows, and spills.
-  static I settle(I x) {
-    asm("" : "+x"(x));
-    return x;
-  }
   static I to_int(F x) { return _mm256_cvtps_epi32(x); }
   static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
   static I bits(F x) { return _mm256_castps_si256(x); }

@@ -48,14 +48,16 @@ struct Avx512 {
   static I set_i(std::int32_t x) { return _mm512_set1_epi32(x); }
   static I broadcast_i(const void* p) { return _mm512_set1_epi32(*static_cast<const std::int32_t*>(p)); }  // 32 bits
   static I add_i(I a, I b) { return _mm512_add_epi32(a, b); }
-  static F dot2(F sum, I a, I b) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b); }
-  static I pack_bf16(F a, F b) { return (I)_mm512_cvtne2ps_pbh(b, a); }  // 2 * width numbers in their order
-  static I dot4(I sum, I u8, I s8) { return _mm512_dpbusd_epi32(sum, u8, s8); }
-  // Ends a loop of dot4: without it g++ 12 gives the sums two registers, one for the loop and one for what follows, and spills.
-  static I settle(I x) {
-    asm("" : "+v"(x));
-    return x;
+  // As assembler: from the intrinsics g++ 12 makes two registers of each sum, one for the loop and one for what follows, and spills them.
+  static F dot2(F sum, I a, I b) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
   }
+  static I dot4(I sum, I u8, I s8) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u8), "v"(s8));
+    return sum;
+  }
+  static I pack_bf16(F a, F b) { return (I)_mm512_cvtne2ps_pbh(b, a); }  // 2 * width numbers in their order
   static I to_int(F x) { return _mm512_cvtps_epi32(x); }
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   static I bits(F x) { return _mm512_castps_si512(x); }

@@ -114,7 +114,6 @@ struct Portable {
       return sum.lane[i] + u[4 * i] * s[4 * i] + u[4 * i + 1] * s[4 * i + 1] + u[4 * i + 2] * s[4 * i + 2] + u[4 * i + 3] * s[4 * i + 3];
     });
   }
-  static I settle(I x) { return x; }
   static I to_int(F x) {
     return make<I>([&](int i) { return static_cast<std::int32_t>(std::nearbyint(x.lane[i])); });
   }
