@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Quantiser and attention compiled for AVX2.
+#ifdef __x86_64__
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -32,9 +33,10 @@ namespace chitu::cpu {
 
 void quantize_avx2(TokenChunk& chunk) { Quantizer<Avx2>::quantize(chunk); }
 void to_f32_avx2(const void* from, DType type, float* to, std::int64_t count) { Quantizer<Avx2>::to_f32(from, type, to, count); }
-const AttentionRuns avx2_runs = attention_runs<Avx2>();
+constinit const AttentionRuns avx2_runs = attention_runs<Avx2>();
 
 }  // namespace chitu::cpu
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
+#endif  // __x86_64__

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Quantiser and attention compiled for AVX-512 with VNNI.
+#ifdef __x86_64__
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -33,9 +34,10 @@ namespace chitu::cpu {
 
 void quantize_avx512(TokenChunk& chunk) { Quantizer<Avx512>::quantize(chunk); }
 void to_f32_avx512(const void* from, DType type, float* to, std::int64_t count) { Quantizer<Avx512>::to_f32(from, type, to, count); }
-const AttentionRuns avx512_runs = attention_runs<Avx512>();
+constinit const AttentionRuns avx512_runs = attention_runs<Avx512>();
 
 }  // namespace chitu::cpu
 #ifdef __clang__
 #pragma clang attribute pop
 #endif
+#endif  // __x86_64__

@@ -26,6 +26,6 @@ namespace chitu::cpu {
 
 void quantize_portable(TokenChunk& chunk) { Quantizer<Portable>::quantize(chunk); }
 void to_f32_portable(const void* from, DType type, float* to, std::int64_t count) { Quantizer<Portable>::to_f32(from, type, to, count); }
-const AttentionRuns portable_runs = attention_runs<Portable>();
+constinit const AttentionRuns portable_runs = attention_runs<Portable>();
 
 }  // namespace chitu::cpu

@@ -12,27 +12,35 @@ namespace {
 
 bool always() { return true; }
 
+#ifdef __x86_64__
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+#endif
+
 }  // namespace
 
 std::span<const Kernel> kernel_table() {
   using enum Arithmetic;
   using namespace cpu;
-  static const auto rows = [] {
-    const auto backend = [](std::size_t i) { return backends()[i].available; };
-    return std::array{
-        Kernel{"cpu.avx512", Device::cpu, backend(0), int8, int8, avx512_runs.int8_int8},
-        Kernel{"cpu.avx512", Device::cpu, backend(0), int8, f32, avx512_runs.int8_f32},
-        Kernel{"cpu.avx512", Device::cpu, backend(0), bf16, bf16, avx512_runs.bf16_bf16},
-        Kernel{"cpu.avx512", Device::cpu, backend(0), f32, f32, avx512_runs.f32_f32},
-        Kernel{"cpu.avx2", Device::cpu, backend(1), int8, int8, avx2_runs.int8_int8},
-        Kernel{"cpu.avx2", Device::cpu, backend(1), int8, f32, avx2_runs.int8_f32},
-        Kernel{"cpu.avx2", Device::cpu, backend(1), f32, f32, avx2_runs.f32_f32},
-        Kernel{"cpu.portable", Device::cpu, backend(2), int8, int8, portable_runs.int8_int8},
-        Kernel{"cpu.portable", Device::cpu, backend(2), int8, f32, portable_runs.int8_f32},
-        Kernel{"cpu.portable", Device::cpu, backend(2), f32, f32, portable_runs.f32_f32},
-        Kernel{"cpu.reference", Device::cpu, always, any, any, run_reference},
-    };
-  }();
+  static const std::array rows{
+#ifdef __x86_64__
+      Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, int8, avx512_runs.int8_int8},
+      Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, f32, avx512_runs.int8_f32},
+      Kernel{"cpu.avx512", Device::cpu, has_avx512_bf16, bf16, bf16, avx512_runs.bf16_bf16},
+      Kernel{"cpu.avx512", Device::cpu, has_avx512, f32, f32, avx512_runs.f32_f32},
+      Kernel{"cpu.avx2", Device::cpu, has_avx2, int8, int8, avx2_runs.int8_int8},
+      Kernel{"cpu.avx2", Device::cpu, has_avx2, int8, f32, avx2_runs.int8_f32},
+      Kernel{"cpu.avx2", Device::cpu, has_avx2, f32, f32, avx2_runs.f32_f32},
+#endif
+      Kernel{"cpu.portable", Device::cpu, always, int8, int8, portable_runs.int8_int8},
+      Kernel{"cpu.portable", Device::cpu, always, int8, f32, portable_runs.int8_f32},
+      Kernel{"cpu.portable", Device::cpu, always, f32, f32, portable_runs.f32_f32},
+      Kernel{"cpu.reference", Device::cpu, always, any, any, run_reference},
+  };
   return rows;
 }
 
@@ -40,14 +48,10 @@ namespace cpu {
 
 std::span<const Backend> backends() {
   static const std::array all{
-      Backend{"avx512",
-              [] {
-                return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-              },
-              to_f32_avx512, quantize_avx512},
-      Backend{"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); },
-              to_f32_avx2, quantize_avx2},
+#ifdef __x86_64__
+      Backend{"avx512", has_avx512, to_f32_avx512, quantize_avx512},
+      Backend{"avx2", has_avx2, to_f32_avx2, quantize_avx2},
+#endif
       Backend{"portable", always, to_f32_portable, quantize_portable},
   };
   return all;
