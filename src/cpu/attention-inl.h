@@ -163,7 +163,8 @@ class Attention {
         std::int32_t sum = 0;
         for (int c = 0; c < layout_.dim; ++c) sum += numbers[c];
         to.key_start[token] = -128 * sum;
-        to.key_scale[token] = token < s.keys ? where.scales[k.quant.groups.of(token)] : 0;
+        const std::int64_t group = k.quant.groups.of(token);
+        to.key_scale[token] = group < k.quant.groups.count(s.keys) ? where.scales[group] : 0;
       });
     }
     if constexpr (int8_weights) {
@@ -317,7 +318,8 @@ class Attention {
       for (int panel = static_cast<int>(part.begin) / L::panel; panel * L::panel < part.end; ++panel) {
         const std::byte* k = keys + panel * L::panel * lanes * 4;
         const std::int32_t* start = int8_scores ? panels_.key_start.data() + tile * tile_tokens + panel * L::panel : nullptr;
-        const float* scale = int8_scores ? panels_.key_scale.data() + tile * tile_tokens + panel * L::panel : nullptr;
+        const float* scale =
+            int8_scores && !a_.keys_share_scales_ ? panels_.key_scale.data() + tile * tile_tokens + panel * L::panel : nullptr;
         for (int r = 0; r < rows; r += R) {
           const std::byte* q = x_.query.data() + (r0 + r) * lanes * 4;
           float* to = x_.scores + r * tile_tokens + panel * L::panel;
@@ -331,12 +333,14 @@ class Attention {
     // for within one pass rows are independent: in one, each row would wait for its own maximum.
     void weigh(std::int64_t tile, int r0, int rows) {
       const bool biased = set_bias(tile);
+      key_scale_ = a_.keys_share_scales_ ? S::load(panels_.key_scale.data() + tile * tile_tokens) : S::set(1);
       for (int r = 0; r < round_up(rows, R); ++r) {
         const Range& seen = x_.seen[static_cast<std::size_t>(r0 + r)];
         const int begin = static_cast<int>(std::max<std::int64_t>(seen.begin - tile * tile_tokens, 0));
         const int end = static_cast<int>(std::min<std::int64_t>(seen.end - tile * tile_tokens, tile_tokens));
         const bool whole = begin == 0 && end == tile_tokens && !biased;
-        x_.tile_maximum[r] = begin >= end ? -infinity : S::reduce_max(whole ? S::load(x_.top[r]) : mask_row(r, begin, end, biased));
+        x_.tile_maximum[r] =
+            begin >= end ? -infinity : S::reduce_max(S::mul(key_scale_, whole ? S::load(x_.top[r]) : mask_row(r, begin, end, biased)));
       }
       update_maxima(tile, r0, rows);
       for (int r = 0; r < round_up(rows, R); ++r)
@@ -431,7 +435,8 @@ class Attention {
     };
     template <int terms>
     Exponential<terms> exponential(int r0, int r) const {
-      return {x_.scores + r * tile_tokens, S::set(x_.row_scale[static_cast<std::size_t>(r0 + r)]), S::set(x_.offset[r])};
+      return {x_.scores + r * tile_tokens, S::mul(S::set(x_.row_scale[static_cast<std::size_t>(r0 + r)]), key_scale_),
+              S::set(x_.offset[r])};
     }
 
     template <bool both>
@@ -554,6 +559,7 @@ class Attention {
     const std::int64_t first_row_;
     const int rows_;
     const Locator value_;
+    F key_scale_;                                        // of the tile's keys, lane by lane, where the products have left it out; else 1
     alignas(64) float channel_scale_[max_dim + W] = {};  // what each channel of the output is multiplied by at the end
   };
 
@@ -561,6 +567,8 @@ class Attention {
   const Operands operands_;
   const L layout_;
   const float log2_top_ = std::log2(p_.recipe.weights.top);
+  // Groups of a whole tile repeat every 8 keys: one vector holds the scales of all, and they wait for the exponential.
+  const bool keys_share_scales_ = int8_scores && p_.recipe.key.groups.block == tile_tokens && W % 8 == 0;
   std::vector<Unit> units_;
   std::vector<Panels<S>> panels_;
   std::vector<Scratch> scratch_;

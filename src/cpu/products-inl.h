@@ -45,11 +45,11 @@ struct Products {
   using X = Lanes<S, N>;
   static constexpr int W = S::width, R = L::R, V = L::V;
 
-  // scores[r][j] = query r . key j (Int8: times the key's scale); top[r]: lane by lane the larger of top[r] and they.
-  // query: [lane][R], Int8 with 128 added; keys: [lane][panel]; start, key_scale: [panel], Int8 only.
+  // scores[r][j] = query r . key j, times the key's scale if any; top[r]: lane by lane the larger of top[r] and they.
+  // query: [lane][R], Int8 with 128 added; keys: [lane][panel]; start: [panel], Int8 only; key_scale: [panel] or null.
   template <int NR>
-  static void scores(const std::byte* query, const std::byte* keys, const std::int32_t* start, const float* key_scale, int lanes,
-                     float* scores, float (*top)[W]) {
+  [[gnu::noinline]] static void scores(const std::byte* query, const std::byte* keys, const std::int32_t* start, const float* key_scale,
+                                       int lanes, float* scores, float (*top)[W]) {
     typename X::Sum sum[NR * V];
     typename X::Vector k[V];
     unroll<NR * V>([&](auto i) {
@@ -69,7 +69,7 @@ struct Products {
       F t = S::load(top[r]);
       unroll<V>([&](auto v) {
         F score = X::finish(sum[r * V + v]);
-        if constexpr (std::is_same_v<N, Int8>) score = S::mul(score, S::load(key_scale + v * W));
+        if (key_scale) score = S::mul(score, S::load(key_scale + v * W));
         S::store(scores + r * tile_tokens + v * W, score);
         t = S::max(score, t);
       });
@@ -80,8 +80,8 @@ struct Products {
   // out[r] = out[r] * keep[r] + weight[r] * sum over the lanes of keys [begin, end) of weights[r] * values.
   // weights: [R][tile_tokens] of 32 / group bits; values: [lane][NV * W].
   template <int NR, int NV>
-  static void values(const std::byte* weights, const std::byte* values, int begin, int end, const float* keep, const float* weight,
-                     float* out, int width) {
+  [[gnu::noinline]] static void values(const std::byte* weights, const std::byte* values, int begin, int end, const float* keep,
+                                       const float* weight, float* out, int width) {
     constexpr int span = L::template span<N>, span_lanes = span / N::group, row_bytes = tile_tokens / N::group * 4;
     typename X::Sum sum[NR * NV];
     typename X::Vector x[NV];
