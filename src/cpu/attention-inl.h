@@ -63,9 +63,13 @@ class Attention {
     std::vector<std::int64_t> bad_keys;  // tokens with a NaN or an infinity: they weigh nothing
   };
 
-  explicit Attention(const Problem& p) : p_(p), operands_(p), layout_(p.dim()), scratch_(static_cast<std::size_t>(p.threads)) {
+  explicit Attention(const Problem& p) : p_(p), operands_(p), layout_(p.dim()) {
     for (std::int64_t s = 0; s < static_cast<std::int64_t>(p.sequences.size()); ++s)
       for (std::int64_t h = 0; h < p.kv_heads(); ++h) units_.push_back({s, h, bad(operands_.key, s, h)});
+    std::int64_t tasks = 0;
+    for (const Unit& u : units_) tasks += tasks_of(u);
+    threads_ = static_cast<int>(std::clamp<std::int64_t>(tasks, 1, p.threads));
+    scratch_.resize(static_cast<std::size_t>(threads_));
     for (Scratch& s : scratch_) {
       s.query.resize(std::int64_t{L::block} * layout_.template lanes<Score>() * 4);
       s.out.resize(std::int64_t{L::block} * layout_.width);
@@ -84,14 +88,16 @@ class Attention {
   const Sequence& sequence_of(const Unit& u) const { return p_.sequences[static_cast<std::size_t>(u.sequence)]; }
   std::int64_t rows_of(const Unit& u) const { return sequence_of(u).queries * p_.group(); }
 
+  std::int64_t tasks_of(const Unit& u) const { return (rows_of(u) + L::block - 1) / L::block; }
+
   // Heads are packed a wave at a time: enough of them to keep all threads busy, no more, for their panels take memory.
   void run_all() {
     std::size_t first = 0;
     while (first < units_.size()) {
       std::size_t last = first;
       std::int64_t tasks = 0, bytes = 0;
-      while (last < units_.size() && (last == first || tasks < 8 * p_.threads || bytes < (std::int64_t{8} << 20))) {
-        tasks += (rows_of(units_[last]) + L::block - 1) / L::block;
+      while (last < units_.size() && (last == first || tasks < 8 * threads_ || bytes < (std::int64_t{8} << 20))) {
+        tasks += tasks_of(units_[last]);
         bytes += sequence_of(units_[last]).keys * 2 * layout_.width;
         ++last;
       }
@@ -121,7 +127,7 @@ class Attention {
       const auto [u, tile] = tiles[static_cast<std::size_t>(i)];
       pack(units_[u], tile, panels_[u - first]);
     });
-    parallel_for(static_cast<std::int64_t>(tasks.size()), p_.threads, [&](std::int64_t i, int thread) {
+    parallel_for(static_cast<std::int64_t>(tasks.size()), threads_, [&](std::int64_t i, int thread) {
       const auto [u, r] = tasks[static_cast<std::size_t>(i)];
       Block(*this, units_[u], panels_[u - first], r, scratch_[static_cast<std::size_t>(thread)]).run();
     });
@@ -571,6 +577,7 @@ class Attention {
   const bool keys_share_scales_ = int8_scores && p_.recipe.key.groups.block == tile_tokens && W % 8 == 0;
   std::vector<Unit> units_;
   std::vector<Panels<S>> panels_;
+  int threads_ = 1;  // no more than there are tasks
   std::vector<Scratch> scratch_;
 };
 
