@@ -133,6 +133,10 @@ void check_quant(const Quant& q, Role role) {
   require(!q.rotated || (role != Role::value && tokens), "recipe: only INT8 queries and keys are rotated");
 }
 
+void check_threads(int threads) {
+  require(threads >= 0 && threads <= max_threads, "threads is ", threads, "; it must be 0 (all) ... ", max_threads);
+}
+
 Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& o) {
   check_operand(query, Role::query, o.recipe.query, o.query_starts, "query");
   check_operand(key, Role::key, o.recipe.key, o.key_starts, "key");
@@ -164,7 +168,7 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
     require(p->step >= 1, "positions have step ", p->step, "; it must be 1 or more");
     require(p->first > -unbounded / 4 && p->first < unbounded / 4 && p->step < (std::int64_t{1} << 31), "positions are out of range");
   }
-  require(o.threads >= 0, "threads is ", o.threads, "; it must be 0 (all) or more");
+  check_threads(o.threads);
   check_correction(query, key, o.recipe, lse);
 
   return {.query = query,

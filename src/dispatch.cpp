@@ -2,6 +2,9 @@
 // Which kernel runs a problem, and why the others do not.
 #include "dispatch.h"
 
+#include "cpu/rows.h"
+#include "cuda/rows.h"
+
 namespace chitu {
 namespace {
 
@@ -17,17 +20,40 @@ std::string mismatch(Arithmetic arithmetic, const Quant& quant, bool bf16, const
   return {};
 }
 
+// Throws unless Options::kernel, if given, is a row's name.
+void check_kernel(const Problem& p) {
+  std::string names, last;
+  for (const Kernel& k : kernel_table()) {
+    if (p.kernel.empty() || p.kernel == k.name) return;
+    if (last != k.name) names += (names.empty() ? "" : ", ") + std::string(k.name);
+    last = k.name;
+  }
+  throw Error(ErrorCode::bad_argument, "kernel is '" + std::string(p.kernel) + "'; the kernels are " + names);
+}
+
 }  // namespace
+
+std::span<const Kernel> kernel_table() {
+  static const auto rows = [] {
+    std::vector<Kernel> all(cuda::kernels().begin(), cuda::kernels().end());
+    all.insert(all.end(), cpu::kernels().begin(), cpu::kernels().end());
+    return all;
+  }();
+  return rows;
+}
 
 std::string refusal(const Kernel& k, const Problem& p) {
   if (!p.kernel.empty() && p.kernel != k.name) return "options ask for " + std::string(p.kernel);
   if (k.device != p.device()) return k.device == Device::cpu ? "is for tensors in CPU memory" : "is for tensors on a GPU";
+  if (k.refuses)
+    if (std::string why = k.refuses(p); !why.empty()) return why;
   if (!k.available()) return "this machine lacks its instructions";
   if (std::string why = mismatch(k.scores, p.recipe.key, as_bf16(p.query) && as_bf16(p.key), "scores"); !why.empty()) return why;
   return mismatch(k.weights, p.recipe.value, as_bf16(p.value), "weights . values");
 }
 
 const Kernel& select(const Problem& p) {
+  check_kernel(p);
   std::string reasons;
   for (const Kernel& k : kernel_table()) {
     const std::string why = refusal(k, p);
@@ -39,6 +65,7 @@ const Kernel& select(const Problem& p) {
 
 std::string explain(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
   const Problem p = describe(query, key, value, output, options);
+  check_kernel(p);
   std::string text;
   for (const Kernel& k : kernel_table()) {
     const std::string why = refusal(k, p);
@@ -51,7 +78,7 @@ std::string explain(const Operand& query, const Operand& key, const Operand& val
 
 std::vector<KernelInfo> kernels() {
   std::vector<KernelInfo> all;
-  for (const Kernel& k : kernel_table()) all.push_back({k.name, name(k.scores), name(k.weights), k.available()});
+  for (const Kernel& k : kernel_table()) all.push_back({k.name, name(k.scores), name(k.weights), k.available(), k.device});
   return all;
 }
 

@@ -56,16 +56,18 @@ struct Kernel {
   Arithmetic scores;    // query . key
   Arithmetic weights;   // weights . values
   void (*run)(const Problem&);
+  std::string (*refuses)(const Problem&) = nullptr;  // what else it does not take, and why; empty: takes it
 };
 
 Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options);
 std::string refusal(const Kernel& kernel, const Problem& problem);  // empty: takes it
 const Kernel& select(const Problem& problem);
-std::span<const Kernel> kernel_table();  // best first
+std::span<const Kernel> kernel_table();  // the GPU's rows, then the CPU's; of each best first
 
 // Throws Error that names the argument unless t is a tensor that the library can read: device, type, shape, strides.
 void check_tensor(const Tensor& t, const char* name, bool quantized);
 void check_starts(std::span<const std::int64_t> starts, const Tensor& t, const char* name);
+void check_threads(int threads);
 void check_quant(const Quant& quant, Role role);  // unsupported unless a quantiser and kernels exist for such an operand
 
 }  // namespace chitu

@@ -28,8 +28,8 @@ void merge(const Output& a, const Output& b, const Output& result) {
       const auto lse = [&](const Output& o) { return reinterpret_cast<float*>(row(o.lse, i / heads, i % heads, t)); };
       const auto out = [&](const Output& o) { return row(o.out, i / heads, i % heads, t); };
       const float la = *lse(a), lb = *lse(b), top = std::fmax(la, lb);
-      const bool none = top == -std::numeric_limits<float>::infinity();
-      const bool spoilt = std::isnan(la) || std::isnan(lb);
+      const bool spoilt = std::isnan(la) || std::isnan(lb);  // fmax() drops a NaN
+      const bool none = !spoilt && top == -std::numeric_limits<float>::infinity();
       const double wa = none ? 0 : std::exp(static_cast<double>(la) - top), wb = none ? 0 : std::exp(static_cast<double>(lb) - top);
       const double sum = wa + wb;
       for (std::int64_t c = 0; c < dim; ++c) {

@@ -8,6 +8,7 @@
 #include "common/limits.h"
 #include "common/numbers.h"
 #include "common/parallel.h"
+#include "common/sample.h"
 #include "cpu/backend.h"
 
 namespace chitu {
@@ -42,18 +43,6 @@ std::vector<Span> spans_of(const Tensor& x, const Groups& groups, std::span<cons
 float* at(const Tensor& f32, std::int64_t i0, std::int64_t i1, std::int64_t i2 = 0) {
   return reinterpret_cast<float*>(row(f32, i0, i1, i2));
 }
-
-// Tokens looked at for sampled vectors: one in each stratum, at a scrambled offset, for an even stride would alias with the rows of
-// images and video frames.
-struct Sample {
-  std::int64_t count, stride;
-  explicit Sample(std::int64_t tokens)
-      : count(std::min(tokens, std::clamp<std::int64_t>(tokens / 16, 64, 256))), stride(count ? tokens / count : 1) {}
-  std::int64_t token(std::int64_t i) const {
-    const std::int64_t scrambled = (static_cast<std::uint32_t>(i) * 2654435769u) >> 16;
-    return i * stride + (scrambled * stride >> 16);
-  }
-};
 
 // Over tokens of one head, sums in double and in the order of the tokens; a token with a NaN or an infinity counts nothing.
 struct Statistics {
@@ -317,10 +306,13 @@ class Job {
 Quantized cpu::quantize_with(const Backend& backend, const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options) {
   const char* name = role == Role::query ? "query" : role == Role::key ? "key" : "value";
   check_tensor(x, name, false);
+  if (x.device != Device::cpu)
+    throw Error(ErrorCode::unsupported,
+                std::string(name) + " is on a GPU, but quantize() takes tensors in CPU memory only; attention() quantises there itself");
   check_starts(options.starts, x, name);
   require(!options.keys || role == Role::query, "keys are given, but this operand is the ", name);
   require(!options.keys || options.keys->role == Role::key, "keys are given, but were quantised as another operand");
-  require(options.threads >= 0, "threads is ", options.threads, "; it must be 0 (all) or more");
+  check_threads(options.threads);
   const Quant& quant = role == Role::query ? recipe.query : role == Role::key ? recipe.key : recipe.value;
   check_quant(quant, role);
   return Job(backend, x, role, quant, options).run();

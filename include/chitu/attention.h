@@ -18,6 +18,7 @@ namespace chitu {
 
 inline constexpr std::int64_t unbounded = std::numeric_limits<std::int64_t>::max() / 4;
 inline constexpr int max_dim = 256;
+inline constexpr int max_threads = 4096;
 
 // A query at position p sees the keys at positions p - left ... p + right. Causal is {unbounded, 0}, a causal sliding window
 // of w earlier tokens {w, 0}; both bounds are at least 0.
@@ -135,6 +136,7 @@ struct KernelInfo {
   std::string_view scores;   // what it computes query . key in
   std::string_view weights;  // what it computes weights . values in
   bool available;            // this machine can run it
+  Device device;             // of the tensors it takes
 };
 std::vector<KernelInfo> kernels();
 

@@ -2,6 +2,10 @@
 // The CPU's rows of the kernel table, and what they share.
 #include "cpu/rows.h"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <array>
 
@@ -17,15 +21,24 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
 }
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+// Two that clang 14's __builtin_cpu_supports does not know, asked of the processor.
+bool has_avx512_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
+}
+bool has_avx2() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
+}
 #endif
 
 }  // namespace
 
-std::span<const Kernel> kernel_table() {
+namespace cpu {
+
+std::span<const Kernel> kernels() {
   using enum Arithmetic;
-  using namespace cpu;
   static const std::array rows{
 #ifdef __x86_64__
       Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, int8, avx512_runs.int8_int8},
@@ -43,8 +56,6 @@ std::span<const Kernel> kernel_table() {
   };
   return rows;
 }
-
-namespace cpu {
 
 std::span<const Backend> backends() {
   static const std::array all{

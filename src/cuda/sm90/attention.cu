@@ -332,6 +332,7 @@ __device__ void consume(const Params& p, const At<dim> at, int warpgroup, float 
       ring.advance();
       if (!flagged) continue;
       ptx::barrier_wait(at.full(ring.place), ring.parity);
+      __syncwarp();
       if (lane == 0) ptx::barrier_arrive(at.empty(ring.place));
       ring.advance();
     }

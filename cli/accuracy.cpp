@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+// chitu accuracy: how far each method is from double precision, on the user's tensors or on named distributions, and which is the
+// fastest within a bound.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <memory>
+#include <optional>
+
+#include "cli/commands.h"
+#include "cli/machine.h"
+#include "cli/measure.h"
+#include "cli/plot.h"
+#include "cli/recommend.h"
+#include "cli/report.h"
+#include "cli/words.h"
+
+namespace chitu::cli {
+namespace {
+
+struct AccuracyFlags {
+  WorkloadFlags workload{.data = "normal,outlier,rope,value-bias,sink,peaky,local", .heads = 2};
+  std::string tokens, rows, plot, csv, json;
+  std::optional<double> max_l1;
+  MeasureSettings settings{.runs = 3};
+
+  double bound() const { return max_l1.value_or(.02); }
+};
+
+constexpr int none_within = 1;  // exit status
+
+std::int64_t count_of(const std::string& word, const char* option, std::int64_t otherwise) {
+  if (word.empty()) return otherwise;
+  const std::int64_t n = parse_count(word);
+  require(n >= 1, option, " is ", word, "; give 1 or more");
+  return n;
+}
+
+// Of data: the last rows, which see all keys. Of a file, whose rows may differ: spread over the sequence.
+RowRuns rows_for(const AccuracyFlags& flags, const Workload& w, bool is_file) {
+  const std::int64_t queries = w.query.shape[2];
+  if (is_file) return spread_rows(queries, count_of(flags.rows, "--rows", affordable_rows(w)));
+  return last_rows(queries, count_of(flags.rows, "--rows", 256));
+}
+
+std::string place_text(const Place& p, std::int64_t batches) {
+  const std::string batch = batches > 1 ? fmt::format("{}/", p.batch) : "";
+  const std::string query = p.query >= 0 ? fmt::format(", query {}", p.query) : "";
+  return fmt::format("{}{}{}: {}", batch, p.head, query, relative(p.relative_l1));
+}
+
+Table table_of(const Workload& w, const std::vector<Measurement>& measurements) {
+  Table table{.header = {"method", "cosine", "rel L1", "RMSE", "max diff", "worst head", "worst row (head, query)", "LSE max", "LSE mean",
+                         "total ms", "timed rows"},
+              .rows = {}};
+  for (const Measurement& m : measurements) {
+    const Errors& e = m.errors;
+    table.rows.push_back({std::string(m.method->name), fmt::format("{:.6f}", e.cosine), relative(e.relative_l1), scientific(e.rmse),
+                          scientific(e.max_diff), place_text(e.worst_head, w.query.shape[0]), place_text(e.worst_row, w.query.shape[0]),
+                          scientific(e.lse_max_diff), scientific(e.lse_mean_diff), milliseconds(m.total.median),
+                          m.sampled_rows ? fmt::format("{} of {}", *m.sampled_rows, w.query.shape[2]) : "all"});
+  }
+  return table;
+}
+
+Json json_of(const Workload& w, const Truth& truth, const Measurement& m, int runs) {
+  const Errors& e = m.errors;
+  const Shape& q = w.query.shape;
+  return {{"method", m.method->name},
+          {"data", w.data},
+          {"dtype", name(w.query.type)},
+          {"batch", q[0]},
+          {"heads", q[1]},
+          {"kv_heads", w.key.shape[1]},
+          {"dim", q[3]},
+          {"tokens", q[2]},
+          {"keys", w.key.shape[2]},
+          {"causal", w.window.right == 0},
+          {"window", w.window == everything || w.window == causal ? Json() : Json(window_text(w.window))},
+          {"compared_rows", total(truth.runs)},
+          {"cosine", e.cosine},
+          {"rel_l1", e.relative_l1},
+          {"rmse", e.rmse},
+          {"max_diff", e.max_diff},
+          {"mean_diff", e.mean_diff},
+          {"worst_head", e.worst_head.head},
+          {"worst_head_batch", e.worst_head.batch},
+          {"worst_head_rel_l1", e.worst_head.relative_l1},
+          {"worst_row_query", e.worst_row.query},
+          {"worst_row_head", e.worst_row.head},
+          {"worst_row_batch", e.worst_row.batch},
+          {"worst_row_rel_l1", e.worst_row.relative_l1},
+          {"lse_max_diff", e.lse_max_diff},
+          {"lse_mean_diff", e.lse_mean_diff},
+          {"total_ms", m.total.median},
+          {"total_ms_min", m.total.min},
+          {"total_ms_max", m.total.max},
+          {"runs", runs},
+          {"sampled_rows", m.sampled_rows ? Json(*m.sampled_rows) : Json()}};
+}
+
+void print_section(const Workload& w, const Truth& truth, const std::vector<Measurement>& measurements) {
+  const Shape& q = w.query.shape;
+  const std::int64_t rows = total(truth.runs);
+  const char* which = rows == q[2] ? "all" : truth.runs.size() == 1 ? "the last" : "spread";
+  fmt::print("\n## {}: {}, {}, batch {}, {} ({} of keys), dim {}, {}, {}\n\n", w.data, count(q[2], "query row"),
+             count(w.key.shape[2], "key"), q[0], count(q[1], "head"), w.key.shape[1], q[3], name(w.query.type), window_text(w.window));
+  fmt::print("{}\nCompared: {} rows of each head ({}).\n", table_of(w, measurements).markdown(), rows, which);
+  std::fflush(stdout);
+}
+
+void print_recommendation(std::span<const Candidate> candidates, const std::optional<Candidate>& best, double bound) {
+  Table table{.header = {"method", "worst rel L1", "on", "total ms", fmt::format("within {:g}", bound)}, .rows = {}};
+  for (const Candidate& c : candidates)
+    table.rows.push_back({std::string(c.method->name), relative(c.relative_l1), c.worst_data, milliseconds(c.total_ms),
+                          c.relative_l1 <= bound ? "yes" : "no"});
+  fmt::print("\n## Recommendation\n\n{}\n", table.markdown());
+  if (best)
+    fmt::print("Recommended: {}, the fastest of these within relative L1 {:g} on all data.\n", best->method->name, bound);
+  else
+    fmt::print("Recommended: none; no method of these stays within relative L1 {:g} on all data.\n", bound);
+}
+
+void write_plot(ReportFile& file, const std::vector<const Method*>& methods, const WorkloadSource& source,
+                const std::vector<std::vector<Measurement>>& measurements, double bound) {
+  std::vector<std::string> names;
+  for (const Method* m : methods) names.emplace_back(m->name);
+  std::vector<PlotRow> rows;
+  for (std::size_t d = 0; d < measurements.size(); ++d) {
+    rows.push_back({source.data()[d], {}});
+    for (const Measurement& m : measurements[d]) rows.back().relative_l1.push_back(m.errors.relative_l1);
+  }
+  file.write(accuracy_plot(names, rows, bound));
+}
+
+void accuracy(const AccuracyFlags& flags) {
+  ReportFile csv_file(flags.csv), json_file(flags.json), plot_file(flags.plot);
+  const std::vector<const Method*> methods = methods_of(flags.workload.method);
+  const WorkloadSource source(flags.workload);
+  const std::int64_t tokens = count_of(flags.tokens, "--tokens", source.is_file() ? 0 : 4096);
+  fmt::print(
+      "Machine: {}\nTruth: exact attention in double precision. Outputs have the type of the data.\nTotal: median of {}, from the tensors "
+      "as they "
+      "came, quantisation included.\n",
+      machine_text(source.threads(), flags.workload.kernel), count(flags.settings.runs, "run"));
+
+  Progress progress(static_cast<double>(source.data().size()));
+  std::vector<std::vector<Measurement>> measurements;
+  Json rows_json = Json::array();
+  for (const std::string& data : source.data()) {
+    progress.show(data);
+    const Workload w = source.make(data, tokens);
+    const Truth truth = truth_of(w, rows_for(flags, w, source.is_file()));
+    measurements.push_back(measure(w, methods, truth, flags.settings, progress, 1));
+    progress.clear();
+    print_section(w, truth, measurements.back());
+    for (const Measurement& m : measurements.back()) rows_json.push_back(json_of(w, truth, m, flags.settings.runs));
+  }
+  const auto candidates = candidates_of(source.data(), measurements);
+  const auto best = recommend(candidates, flags.bound());
+  print_recommendation(candidates, best, flags.bound());
+
+  if (plot_file.wanted()) write_plot(plot_file, methods, source, measurements, flags.bound());
+  if (csv_file.wanted()) csv_file.write(csv(rows_json));
+  if (json_file.wanted()) {
+    const Json report{{"machine", machine_json(source.threads(), flags.workload.kernel)},
+                      {"rows", rows_json},
+                      {"max_l1", flags.bound()},
+                      {"recommended", best ? Json(best->method->name) : Json()}};
+    json_file.write(report.dump(2) + "\n");
+  }
+  if (!best && flags.max_l1) throw CLI::RuntimeError(none_within);
+}
+
+}  // namespace
+
+void add_accuracy(CLI::App& app) {
+  auto flags = std::make_shared<AccuracyFlags>();
+  CLI::App* command =
+      app.add_subcommand("accuracy",
+                         "Errors of the methods against double precision, and the fastest within a bound. Exit status 1 when "
+                         "--max-l1 is given and no method stays within");
+  flags->workload.add_to(*command);
+  command->add_option("--tokens", flags->tokens, "Tokens, like 512 or 4K; 4K for data, all of a file unless given");
+  command->add_option(
+      "--rows", flags->rows,
+      "Query rows of a head that are compared; the last 256 of data, of a file as many as a few seconds allow, unless given");
+  command->add_option("--max-l1", flags->max_l1, "Recommend the fastest method whose relative L1 is at most this; 0.02 unless given")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--runs", flags->settings.runs, "Timed runs of each method")->capture_default_str()->check(CLI::Range(1, 1000));
+  command->add_option("--plot", flags->plot, "Draw relative L1 of each method and data set here, an .svg");
+  command->add_option("--csv", flags->csv, "Write the rows here as well");
+  command->add_option("--json", flags->json, "Write machine, rows and recommendation here as well");
+  command->callback([flags] { accuracy(*flags); });
+}
+
+}  // namespace chitu::cli

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tensors in .npy and .safetensors files. Whatever a file holds, a reader returns tensors or throws Error that names the
+// file and what is wrong, and never asks for more memory than the file's size and a constant.
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "chitu/tensor.h"
+
+namespace chitu::cli {
+
+// A tensor with its memory; dense, tensor.data points into memory.
+struct HostTensor {
+  std::shared_ptr<std::byte[]> memory;
+  Tensor tensor;
+};
+
+HostTensor allocate(DType type, const Shape& shape);  // not initialised
+
+// Both: rank 4, the shape as in the file.
+HostTensor read_npy(const std::filesystem::path& path);  // f32, f16
+std::map<std::string, HostTensor> read_safetensors(const std::filesystem::path& path,
+                                                   std::span<const std::string> names);  // f32, f16, bf16
+
+// The view [batch, heads, tokens, dim] of a tensor whose sizes are in the order of `layout`, "bhsd" or "bshd"; and back.
+Tensor as_bhsd(const Tensor& tensor, std::string_view layout);
+
+// A file that appears whole under its name at publish(), replacing what was there, or not at all: until then it is a
+// temporary file beside it. The constructor refuses what could not be written, but makes no file; the destructor removes it.
+class NewFile {
+ public:
+  explicit NewFile(const std::filesystem::path& path);
+  NewFile(const NewFile&) = delete;
+  ~NewFile();
+  const std::filesystem::path& path() const { return path_; }      // as given
+  const std::filesystem::path& target() const { return target_; }  // absolute, links followed
+  void write(std::span<const std::byte> bytes);
+  void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
+  void publish();
+
+ private:
+  void open();  // unless it is
+  std::filesystem::path path_, target_;
+  std::string temporary_{};
+  int descriptor_ = -1;
+};
+
+// The tensor is dense; with rank 3 its last size is 1 and not in the file.
+struct NamedTensor {
+  std::string name;
+  Tensor tensor;
+  int rank = 4;
+};
+
+void write_npy(NewFile& file, const Tensor& tensor, int rank = 4);  // f32, f16: numpy has no bf16
+void write_safetensors(NewFile& file, std::span<const NamedTensor> tensors);
+
+// The same, published.
+void write_npy(const std::filesystem::path& path, const Tensor& tensor, int rank = 4);
+void write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors);
+
+}  // namespace chitu::cli

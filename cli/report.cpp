@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace chitu::cli {
+
+std::string Table::markdown() const {
+  std::vector<std::size_t> widths;
+  for (std::size_t c = 0; c < header.size(); ++c) {
+    std::size_t width = std::max<std::size_t>(header[c].size(), 3);
+    for (const auto& row : rows) width = std::max(width, row[c].size());
+    widths.push_back(width);
+  }
+  const auto right = [&](std::size_t c) { return c > 0 && !text; };
+  const auto line = [&](const std::vector<std::string>& cells) {
+    std::string result = "|";
+    for (std::size_t c = 0; c < cells.size(); ++c)
+      result += right(c) ? fmt::format(" {:>{}} |", cells[c], widths[c]) : fmt::format(" {:<{}} |", cells[c], widths[c]);
+    return result + "\n";
+  };
+  std::vector<std::string> rule;
+  for (std::size_t c = 0; c < header.size(); ++c) rule.push_back(std::string(widths[c] - right(c), '-') + (right(c) ? ":" : ""));
+  std::string result = line(header) + line(rule);
+  for (const auto& row : rows) result += line(row);
+  return result;
+}
+
+std::string csv(const Json& rows) {
+  const auto cell = [](const Json& x) {
+    if (!x.is_string()) return x.is_null() ? std::string() : x.dump();
+    std::string text = x.get<std::string>();
+    if (text.find_first_of(",\"\n") == std::string::npos) return text;
+    for (std::size_t i = 0; (i = text.find('"', i)) != std::string::npos; i += 2) text.insert(i, 1, '"');
+    return fmt::format("\"{}\"", text);
+  };
+  const auto line = [](const std::vector<std::string>& cells) { return fmt::format("{}\n", fmt::join(cells, ",")); };
+  std::string result;
+  for (const Json& row : rows) {
+    std::vector<std::string> keys, cells;
+    for (const auto& item : row.items()) {
+      keys.push_back(item.key());
+      cells.push_back(cell(item.value()));
+    }
+    if (result.empty()) result = line(keys);
+    result += line(cells);
+  }
+  return result;
+}
+
+ReportFile::ReportFile(const std::string& path) {
+  if (!path.empty()) file_.emplace(path);
+}
+
+void ReportFile::write(std::string_view text) {
+  file_->write(text);
+  file_->publish();
+}
+
+std::string milliseconds(double x) { return fmt::format("{:.{}f}", x, x < 10 ? 2 : x < 1000 ? 1 : 0); }
+std::string scientific(double x) { return fmt::format("{:.1e}", x); }
+std::string relative(double x) { return x == 0 || x >= 1e-4 ? fmt::format("{:.4f}", x) : fmt::format("{:.0e}", x); }
+std::string count(std::int64_t n, std::string_view thing) { return fmt::format("{} {}{}", n, thing, n == 1 ? "" : "s"); }
+
+}  // namespace chitu::cli

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the measuring commands print and write: Markdown tables that also read well in a terminal, CSV and JSON.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cli/files.h"
+
+namespace chitu::cli {
+
+using Json = nlohmann::ordered_json;
+
+// First column to the left, the others to the right unless text is asked for.
+struct Table {
+  std::vector<std::string> header;
+  std::vector<std::vector<std::string>> rows;
+  bool text = false;
+  std::string markdown() const;
+};
+
+// Rows: an array of flat objects with the same keys, which become the header.
+std::string csv(const Json& rows);
+
+// Files are begun before the work, so that a path that cannot be written fails at once, and appear whole after it.
+class ReportFile {
+ public:
+  explicit ReportFile(const std::string& path);  // empty: not asked for
+  bool wanted() const { return file_.has_value(); }
+  void write(std::string_view text);
+
+ private:
+  std::optional<NewFile> file_;
+};
+
+std::string milliseconds(double x);
+std::string scientific(double x);
+std::string relative(double x);                             // 0.0169; 1e-06 where four digits would say nothing
+std::string count(std::int64_t n, std::string_view thing);  // "1 head", "2 heads"
+
+}  // namespace chitu::cli

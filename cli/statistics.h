@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// Numbers about numbers: how far an attention's result is from the truth, and the middle and spread of repeated timings.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "chitu/tensor.h"
+
+namespace chitu::cli {
+
+// A head, or a row of one (query >= 0), and its relative L1.
+struct Place {
+  std::int64_t batch = 0, head = 0, query = -1;
+  double relative_l1 = 0;
+};
+
+// Over all elements compared; "relative L1" is sum |o - r| / sum |r|. A NaN or infinity that the truth does not have makes an
+// infinite difference.
+struct Errors {
+  double max_diff = 0, mean_diff = 0, relative_l1 = 0, rmse = 0, cosine = 1;
+  double lse_max_diff = 0, lse_mean_diff = 0;
+  Place worst_head, worst_row;
+};
+
+// Collects rows, as many calls as there are runs of rows.
+class Comparison {
+ public:
+  Comparison(std::int64_t batches, std::int64_t heads);
+  // Outputs [batch, heads, rows, dim], lse [batch, heads, rows, 1], or absent. first_query: the query that row 0 is.
+  void add(const Tensor& out, const Tensor& lse, const Tensor& true_out, const Tensor& true_lse, std::int64_t first_query);
+  Errors errors() const;
+
+ private:
+  struct Sums {
+    double difference = 0, size = 0;
+    double relative() const { return difference == 0 ? 0 : difference / size; }
+  };
+  void add_row(const Tensor& out, const Tensor& truth, Place place, std::int64_t row);
+
+  std::int64_t heads_;
+  std::vector<Sums> by_head_;
+  Place worst_row_;
+  double max_ = 0, squares_ = 0, products_ = 0, out_squares_ = 0, true_squares_ = 0, lse_max_ = 0, lse_sum_ = 0;
+  std::int64_t elements_ = 0, rows_ = 0;
+};
+
+struct Spread {
+  double median = std::numeric_limits<double>::quiet_NaN(), min = median, max = median;
+};
+Spread spread_of(std::vector<double> values);  // at least one
+
+}  // namespace chitu::cli

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// What bench and accuracy measure: the flags that say it, and the tensors that come of them.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "chitu/chitu.h"
+#include "cli/data.h"
+#include "cli/files.h"
+
+namespace chitu::cli {
+
+struct WorkloadFlags {
+  std::string method = "all", data = "normal", input{}, layout = "bhsd", dtype = "f32", window{}, kernel{};
+  std::int64_t batch = 1, heads = 8, kv_heads = 0, dim = 128;  // kv_heads 0: as many as heads
+  std::uint64_t seed = 1;
+  int threads = 0;
+  bool causal = false;
+
+  void add_to(CLI::App& command);
+};
+
+struct Workload {
+  std::string data;   // what the tables call it
+  Operands memory{};  // of the tensors
+  Tensor query{}, key{}, value{};
+  Window window = everything;
+  int threads = 1;
+  std::string kernel{};
+
+  std::int64_t pairs() const { return pairs(0, query.shape[2]); }
+  std::int64_t pairs(std::int64_t first_query, std::int64_t queries) const;  // query and key, visible, of all heads
+  double operations() const { return 4. * static_cast<double>(pairs()) * static_cast<double>(query.shape[3]); }
+};
+
+// Makes workloads of named distributions, or of the tensors in a file.
+class WorkloadSource {
+ public:
+  explicit WorkloadSource(const WorkloadFlags& flags);
+  const std::vector<std::string>& data() const { return data_; }
+  bool is_file() const { return !flags_.input.empty(); }
+  int threads() const;
+  // The first `tokens` tokens of a file, 0 for all of them.
+  Workload make(const std::string& data, std::int64_t tokens) const;
+
+ private:
+  WorkloadFlags flags_;
+  Window window_;
+  std::vector<std::string> data_;
+  Operands file_;
+};
+
+std::vector<const Method*> methods_of(std::string_view list);  // "all" or names
+DType dtype_of(std::string_view word);                         // f32, f16, bf16
+Window window_of(bool is_causal, const std::string& window);   // --causal and --window LEFT,RIGHT
+std::string window_text(const Window& window);
+
+}  // namespace chitu::cli

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// The GPU of a call: whether there is one that fits, the guard that makes it current, memory in the order of a stream.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <string>
+
+namespace chitu::cuda {
+
+// Empty, or why kernels for compute capability major.minor cannot run on this device: no driver, no such device, another architecture.
+std::string trouble(int device, int major, int minor);
+
+// Whether some device can run them.
+bool any_device(int major, int minor);
+
+// Whether the device may read and write this memory as its own: its own, or managed.
+bool on_device(const void* data, int device);
+
+int multiprocessors(int device);
+
+// Makes a device current; the one before is current again afterwards.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+};
+
+// Memory of the current device that is there for what the stream does between construction and destruction. From a pool of the library's
+// own, which keeps up to 1 GiB for the next call.
+class StreamMemory {
+ public:
+  StreamMemory(std::size_t bytes, int device, cudaStream_t stream);
+  ~StreamMemory();
+  StreamMemory(const StreamMemory&) = delete;
+  StreamMemory& operator=(const StreamMemory&) = delete;
+  std::byte* data() const { return data_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  cudaStream_t stream_;
+};
+
+}  // namespace chitu::cuda

@@ -1,0 +1,508 @@
+// SPDX-License-Identifier: Apache-2.0
+// The chitu recipe's quantiser on Hopper: Q, K and V are read once and written once, in the layout that the attention kernel copies.
+// docs/numerics.md, "Quantising", is the specification; docs/kernels/sm90.md has the bound and what was measured.
+//
+//   - A small kernel makes the keys' centre and λ from the sample. The main kernel starts beside it: all its loads are under way before
+//     it waits for them.
+//   - The rotation runs on the tensor cores: +-1 times a 16-bit value is exact, sums are fp32. Four channel bits by one mma.m16n8k16, the
+//     others by additions in registers. A 16-byte load is an operand as it stands, and the result packs into 16 bytes that stay together.
+//   - The centre is subtracted by linearity, one more mma with the centre in every row; q . centre is a third operand. Both are exact
+//     because the centre is in the type of the input.
+//   - The transposition of V is a choice of the registers that are packed together: a thread has 16 keys of 8 channels.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "common/limits.h"
+#include "common/sample.h"
+#include "common/visible.h"
+#include "cuda/launch.h"
+#include "cuda/sm90/params.h"
+#include "cuda/sm90/ptx.h"
+
+namespace chitu::cuda::sm90 {
+namespace {
+
+constexpr int quantise_threads = 256, sample_threads = 512;
+
+template <class T>
+constexpr std::uint32_t one = std::is_same_v<T, __half> ? 0x3c00u : 0x3f80u;
+
+// The two 16-bit numbers of a word.
+template <class T>
+__device__ __forceinline__ float low(std::uint32_t w) {
+  if constexpr (std::is_same_v<T, __half>)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(w)));
+  else
+    return __uint_as_float(w << 16);
+}
+template <class T>
+__device__ __forceinline__ float high(std::uint32_t w) {
+  if constexpr (std::is_same_v<T, __half>)
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(w >> 16)));
+  else
+    return __uint_as_float(w & 0xffff0000u);
+}
+
+__device__ __forceinline__ std::uint32_t word(const uint4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
+
+// Volatile, so that loads stay where they are written: all of them before the first use. With the rest of the 128-byte line brought to
+// L2, which another warp or the next instruction wants.
+template <class T>
+__device__ __forceinline__ uint4 load_input(const T* p) {
+  uint4 r;
+  asm volatile("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+  return r;
+}
+// What the sample kernel, which this one overlaps, has written: not through the read-only path.
+__device__ __forceinline__ uint4 load_sampled(const void* p) {
+  uint4 r;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+  return r;
+}
+__device__ __forceinline__ void wait_for_sample() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Of the warps that share a tile.
+__device__ __forceinline__ void tile_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// d = a b (+ d): a [16, 16], b [16, 8], d [16, 8] in fp32.
+template <class T, bool add>
+__device__ __forceinline__ void mma(float (&d)[4], const uint4& a, const std::uint32_t (&b)[2]) {
+  const float c[4] = {add ? d[0] : 0, add ? d[1] : 0, add ? d[2] : 0, add ? d[3] : 0};
+  if constexpr (std::is_same_v<T, __half>)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+// a / b rounded to nearest, for 1e-30 <= b <= 8e37: without the branch and the call of `/` for subnormal numbers, which cost registers.
+__device__ __forceinline__ float divide(float a, float b) {
+  float r = ptx::reciprocal(b);
+  r = fmaf(r, fmaf(-b, r, 1), r);
+  const float q = a * r;
+  return fmaf(r, fmaf(-b, q, a), q);
+}
+
+// Where the 16-byte chunk of a row stands: rows of 128 bytes trade their chunks by row % 8, rows of 64 bytes by row / 2 % 4.
+template <int row_bytes>
+__device__ __forceinline__ int swizzled(int chunk, int row) {
+  return row_bytes == 128 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3);
+}
+
+// A tile of a head.
+struct Place {
+  int batch, head, tile;
+  std::int64_t index;  // of all tiles of the operand
+};
+__device__ __forceinline__ Place place_of(int index, int tiles, int heads) {
+  const int row = index / tiles, batch = row / heads;
+  return {batch, row - batch * heads, index - row * tiles, index};
+}
+
+// ---- queries and keys
+
+// B fragments of the signed 16 x 16 Hadamard matrix on channel bits 0, 2, 4, 5; the sign of common/rotation.h goes along for nothing. A
+// 16-byte piece is an A operand as it stands: its words are (bit 1, bit 2) = 00, 10, 01, 11, so bit 1 tells row g from row g + 8 of the
+// operand and bit 2 is the upper half of k. Input bits: k = (bit 0, quad, bit 2); output bits: n = (bit 0, quad), j.
+template <class T>
+__device__ __forceinline__ void hadamard(int g, int quad, std::uint32_t (&b)[2][2]) {
+  const int both = quad & (g >> 1);
+  const std::uint32_t parity = (both ^ (both >> 1) ^ (quad & (quad >> 1))) & 1, flip = static_cast<std::uint32_t>(g & 1) << 31;
+  const std::uint32_t plain = (one<T> | one<T> << 16) ^ parity * 0x80008000u;
+  b[0][0] = b[1][0] = plain ^ flip;
+  b[0][1] = plain ^ flip ^ 0x80000000u;
+  b[1][1] = b[0][1] ^ 0x80008000u;
+}
+
+// Butterflies over channel bits 1, 3 and (dim 128) 6, which lie in a thread's registers; the first with the sign of bits 1 and 3.
+template <int pieces>
+__device__ __forceinline__ void butterflies(float (&x)[pieces][2][4]) {
+#pragma unroll
+  for (int m = 0; m < pieces; ++m)
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float u = x[m][j][e], w = x[m][j][e + 2];
+        x[m][j][e] = m & 1 ? u - w : u + w;
+        x[m][j][e + 2] = m & 1 ? u + w : u - w;
+      }
+#pragma unroll
+  for (int bit = 1; bit < pieces; bit *= 2)
+#pragma unroll
+    for (int m = 0; m < pieces; ++m) {
+      if (m & bit) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float &a = x[m][i / 4][i % 4], &b = x[m | bit][i / 4][i % 4];
+        const float u = a, w = b;
+        a = u + w;
+        b = u - w;
+      }
+    }
+}
+
+template <int pieces>
+__device__ __forceinline__ float largest_of(const float (&x)[pieces][2][4]) {
+  float top[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int m = 0; m < pieces; ++m)
+#pragma unroll
+    for (int i = 0; i < 8; ++i) top[i % 4] = fmaxf(top[i % 4], fabsf(x[m][i / 4][i % 4]));
+  return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
+}
+
+// A warp has 16 (dim 128) or 32 (dim 64) rows of a tile: `chunks` of 16. Half h of a chunk is its rows 4 h ... 4 h + 3 and those + 8: whole
+// scale groups of queries and of keys, so that 32 accumulators are enough.
+template <class T, int dim, bool is_key>
+__device__ __forceinline__ void rotate(const Params& p, int unit, float* shared) {
+  constexpr int pieces = dim / 32, chunks = 128 / dim, tile_warps = 8 / chunks;
+  constexpr float rotation_scale = dim == 128 ? 0.08838834764831845f : 0.125f;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, quad = lane % 4, group = warp / tile_warps;
+  const int heads = is_key ? p.kv_heads : p.heads, tiles = is_key ? p.key_tiles : p.query_tiles, tokens = is_key ? p.keys : p.queries;
+  const int index = unit * chunks + group;
+  if (index >= tiles * heads * p.batch) return;
+  const Place at = place_of(index, tiles, heads);
+  const View& in = is_key ? p.key : p.query;
+  const int tile_row = warp % tile_warps * 16 * chunks, row0 = at.tile * tile_tokens + tile_row, row_g = (g & 3) + 8 * (g >> 2);
+  const T* base = static_cast<const T*>(in.data) + at.batch * in.batch + at.head * in.head + quad * 16;
+  uint4 x[2][chunks][pieces];  // piece m has channels 8 (m & 1) + 64 (m >> 1) + 16 quad ...
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int c = 0; c < chunks; ++c) {
+      const T* from = base + min(row0 + row_g + c * 16 + h * 4, tokens - 1) * in.token;  // rows past the end become zeros below
+#pragma unroll
+      for (int m = 0; m < pieces; ++m) x[h][c][m] = load_input(from + (m & 1) * 8 + (m >> 1) * 64);
+    }
+  std::uint32_t b[2][2], minus_b[2][2];
+  hadamard<T>(g, quad, b);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) minus_b[i / 2][i % 2] = b[i / 2][i % 2] ^ 0x80008000u;
+  std::int8_t* out = is_key ? p.tiles + at.index * 2 * tile_tokens * dim : p.query8 + at.index * tile_tokens * dim;
+  const int kv_head = is_key ? at.head : at.head / (p.heads / p.kv_heads);
+  const T* centre_row = static_cast<const T*>(p.centre) + (static_cast<std::int64_t>(at.batch) * p.kv_heads + kv_head) * dim + quad * 16;
+  wait_for_sample();
+
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    float y[chunks][pieces][2][4], dot[chunks][4] = {};
+#pragma unroll
+    for (int m = 0; m < pieces; ++m) {
+      const uint4 centre = load_sampled(centre_row + (m & 1) * 8 + (m >> 1) * 64);
+      const std::uint32_t dot_b[2] = {g & 1 ? centre.y : centre.x, g & 1 ? centre.w : centre.z};  // even columns: bit 1 clear; odd: set
+#pragma unroll
+      for (int c = 0; c < chunks; ++c) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if constexpr (is_key) mma<T, false>(y[c][m][j], centre, minus_b[j]);
+          mma<T, is_key>(y[c][m][j], x[h][c][m], b[j]);
+        }
+        if constexpr (!is_key) mma<T, true>(dot[c], x[h][c][m], dot_b);
+      }
+    }
+    float top[chunks];
+#pragma unroll
+    for (int c = 0; c < chunks; ++c) {
+      butterflies(y[c]);
+      if (row0 + row_g + c * 16 + h * 4 >= tokens) {  // past the end: zero, not minus the centre
+#pragma unroll
+        for (int m = 0; m < pieces; ++m)
+#pragma unroll
+          for (int i = 0; i < 8; ++i) y[c][m][i / 4][i % 4] = 0;
+      }
+      top[c] = largest_of(y[c]);
+      top[c] = fmaxf(top[c], __shfl_xor_sync(~0u, top[c], 1));
+      top[c] = fmaxf(top[c], __shfl_xor_sync(~0u, top[c], 2));
+      top[c] = fmaxf(top[c], __shfl_xor_sync(~0u, top[c], 16));  // rows r and r + 8
+    }
+    if constexpr (is_key) {  // 32 rows of the tile share a scale: these lanes, all chunks, all warps of the tile
+#pragma unroll
+      for (int c = 1; c < chunks; ++c) top[0] = fmaxf(top[0], top[c]);
+      top[0] = fmaxf(top[0], __shfl_xor_sync(~0u, top[0], 4));
+      const int key_group = 2 * h + (g >> 1 & 1);
+      float* slot = shared + (group * 4 + key_group) * tile_warps;
+      if ((lane & 0x17) == 0) slot[warp % tile_warps] = top[0];
+      tile_barrier(1 + group, tile_warps * 32);
+#pragma unroll
+      for (int i = 0; i < tile_warps; ++i) top[0] = fmaxf(top[0], slot[i]);
+#pragma unroll
+      for (int c = 1; c < chunks; ++c) top[c] = top[0];
+      if (warp % tile_warps == 0 && (lane & 0x17) == 0)
+        p.tile_scales[at.index].key[key_group] = divide(fmaxf(top[0] * rotation_scale, smallest_maximum), 127);
+    }
+#pragma unroll
+    for (int c = 0; c < chunks; ++c) {
+      const int row = tile_row + c * 16 + h * 4 + row_g;  // in the tile
+      if (!is_key && quad == 0) {
+        const std::int64_t token = at.index * tile_tokens + row;
+        if (g < 4) p.query_scale[(at.index * tile_tokens + tile_row + c * 16) / 2 + h * 4 + g] = divide(fmaxf(top[c] * rotation_scale, smallest_maximum), 127);
+        p.correction[token] = row0 - tile_row + row < tokens ? dot[c][0] + dot[c][3] : 0.f;
+      }
+      const float inverse = divide(127, fmaxf(top[c], smallest_maximum)), factor = !is_key && p.scale < 0 ? -inverse : inverse;
+#pragma unroll
+      for (int u = 0; u < pieces; u += 2) {
+        std::uint32_t packed[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float(&r)[4] = y[c][u + (i >> 1)][i & 1];
+          packed[i] = ptx::pack_i8(r[0] * factor, r[1] * factor, r[2] * factor, r[3] * factor);
+        }
+        *reinterpret_cast<uint4*>(out + row * dim + swizzled<dim>(quad + 2 * u, row) * 16) =
+            make_uint4(packed[0], packed[1], packed[2], packed[3]);
+      }
+    }
+  }
+}
+
+// ---- values
+
+// One step of a sum over lanes that leaves each with half of the results: of a lane whose `bit` is clear the lower.
+__device__ __forceinline__ float scatter_sum(float lower, float upper, int column, int bit) {
+  return (column & bit ? upper : lower) + __shfl_xor_sync(~0u, column & bit ? lower : upper, bit);
+}
+
+// The mean size of the tile's smallest key that is not zero. sizes: of each of the tile's warps, the keys' sums over its channels.
+template <int dim>
+__device__ __forceinline__ float smallest_key(const float* sizes, int lane) {
+  float4 size = make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int i = 0; i < dim / 32; ++i) {
+    const float4 x = *reinterpret_cast<const float4*>(sizes + i * tile_tokens + lane * 4);
+    size = make_float4(size.x + x.x, size.y + x.y, size.z + x.z, size.w + x.w);
+  }
+  const float infinity = __int_as_float(0x7f800000);
+  const auto real = [&](float x) { return x > 0 ? x : infinity; };
+  float least = fminf(fminf(real(size.x), real(size.y)), fminf(real(size.z), real(size.w)));
+#pragma unroll
+  for (int i = 16; i; i /= 2) least = fminf(least, __shfl_xor_sync(~0u, least, i));
+  return least / dim;
+}
+
+// A warp has 128 keys x 32 channels, a thread 16 keys x 8 channels.
+template <class T, int dim>
+__device__ __forceinline__ void quantise_values(const Params& p, int unit, float* shared) {
+  constexpr int tile_warps = dim / 32, groups = 8 / tile_warps;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = lane / 4, column = lane % 4, group = warp / tile_warps,
+            part = warp % tile_warps;
+  const int index = unit * groups + group;
+  if (index >= p.key_tiles * p.kv_heads * p.batch) return;
+  const Place at = place_of(index, p.key_tiles, p.kv_heads);
+  const int valid = min(tile_tokens, p.keys - at.tile * tile_tokens) - block * 16, channel0 = part * 32 + column * 8;
+  const T* base = static_cast<const T*>(p.value.data) + at.batch * p.value.batch + at.head * p.value.head +
+                  (at.tile * tile_tokens + block * 16) * p.value.token + channel0;
+  uint4 x[16];
+#pragma unroll
+  for (int i = 0; i < 16; ++i) x[i] = i < valid ? load_input(base + i * p.value.token) : make_uint4(0, 0, 0, 0);
+  const float* channels = p.channels + (static_cast<std::int64_t>(at.batch) * p.kv_heads + at.head) * dim + channel0;
+  wait_for_sample();
+  float factor[8];
+#pragma unroll
+  for (int c = 0; c < 8; c += 4) {
+    const uint4 l = load_sampled(channels + c);
+#pragma unroll
+    for (int w = 0; w < 4; ++w) factor[c + w] = divide(1, __uint_as_float(word(l, w)));
+  }
+
+  float top = 0, size[8];
+  const auto size_of = [&](const uint4& key) {
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const float y0 = fabsf(low<T>(word(key, w)) * factor[2 * w]), y1 = fabsf(high<T>(word(key, w)) * factor[2 * w + 1]);
+      top = fmaxf(top, fmaxf(y0, y1));
+      sum += y0;
+      sum += y1;
+    }
+    return sum;
+  };
+  // Over the 4 lanes that share keys: lane `column` ends with those of keys 4 column ... 4 column + 3.
+#pragma unroll
+  for (int i = 0; i < 8; ++i) size[i] = scatter_sum(size_of(x[i]), size_of(x[i + 8]), column, 2);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) size[i] = scatter_sum(size[i], size[i + 4], column, 1);
+  float* sizes = shared + group * tile_warps * tile_tokens;
+  float* tops = shared + 8 * tile_tokens + group * tile_warps;
+  *reinterpret_cast<float4*>(sizes + part * tile_tokens + lane * 4) = make_float4(size[0], size[1], size[2], size[3]);
+#pragma unroll
+  for (int i = 16; i; i /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
+  if (lane == 0) tops[part] = top;
+  tile_barrier(1 + group, tile_warps * 32);
+#pragma unroll
+  for (int i = 0; i < tile_warps; ++i) top = fmaxf(top, tops[i]);
+  const bool flagged = top > flag_ratio * smallest_key<dim>(sizes, lane);
+  top = fmaxf(top, smallest_maximum);
+  const float scale = divide(top, 127), inverse = divide(127, top);
+  if (part == 0 && lane == 0) {
+    TileScales& to = p.tile_scales[at.index];
+    to.value = scale;
+    to.flagged = flagged;
+    to.unused[0] = to.unused[1] = 0;  // copied with the rest
+  }
+
+  // Order inside 16 keys: 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15, in which the attention kernel's registers hold its weights: word i of a
+  // channel has keys 2 i, 2 i + 1, 2 i + 8, 2 i + 9.
+  // The compiler must compute v / λ again rather than keep 128 results of the first time.
+#pragma unroll
+  for (int i = 0; i < 16; ++i) asm volatile("" : "+r"(x[i].x), "+r"(x[i].y), "+r"(x[i].z), "+r"(x[i].w));
+  const auto to = [&](int c) { return (channel0 + c) * tile_tokens + swizzled<128>(block, c) * 16; };
+  std::int8_t* out = p.tiles + (at.index * 2 + 1) * tile_tokens * dim;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    std::uint32_t y0[4], y1[4];
+    const float f0 = factor[2 * w], f1 = factor[2 * w + 1];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const std::uint32_t a = word(x[2 * i], w), b = word(x[2 * i + 1], w), c = word(x[2 * i + 8], w), d = word(x[2 * i + 9], w);
+      y0[i] = ptx::pack_i8(low<T>(a) * f0 * inverse, low<T>(b) * f0 * inverse, low<T>(c) * f0 * inverse, low<T>(d) * f0 * inverse);
+      y1[i] = ptx::pack_i8(high<T>(a) * f1 * inverse, high<T>(b) * f1 * inverse, high<T>(c) * f1 * inverse, high<T>(d) * f1 * inverse);
+    }
+    *reinterpret_cast<uint4*>(out + to(2 * w)) = make_uint4(y0[0], y0[1], y0[2], y0[3]);
+    *reinterpret_cast<uint4*>(out + to(2 * w + 1)) = make_uint4(y1[0], y1[1], y1[2], y1[3]);
+  }
+  if (!flagged) return;
+
+  // Rare: the tile is read again, an element at a time, rather than held in registers.
+  const T* again = base;
+  std::int64_t stride = p.value.token;
+  asm volatile("" : "+l"(again), "+l"(stride));
+  std::int8_t* residual = p.residuals + at.index * tile_tokens * dim;
+#pragma unroll 1
+  for (int c = 0; c < 8; ++c) {
+    const float f = divide(1, __ldcg(channels + c));
+    const auto rest = [&](int key) {
+      const float y = key < valid ? static_cast<float>(again[key * stride + c]) * f : 0.f;
+      return __fsub_rn(y, __fmul_rn(rintf(y * inverse), scale)) * (residual_parts * inverse);
+    };
+    std::uint32_t packed[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) packed[i] = ptx::pack_i8(rest(2 * i), rest(2 * i + 1), rest(2 * i + 8), rest(2 * i + 9));
+    *reinterpret_cast<uint4*>(residual + to(c)) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+  }
+}
+
+// ---- the two kernels
+
+template <class T, int dim>
+struct Units {
+  int values, keys, queries;
+  __host__ __device__ explicit Units(const Params& p) {
+    const int per_value = 256 / dim, per_row = 128 / dim;
+    const auto ceiling = [](int a, int b) { return (a + b - 1) / b; };
+    values = ceiling(p.key_tiles * p.kv_heads * p.batch, per_value);
+    keys = ceiling(p.key_tiles * p.kv_heads * p.batch, per_row);
+    queries = ceiling(p.query_tiles * p.heads * p.batch, per_row);
+  }
+};
+
+template <class T, int dim>
+__global__ void __launch_bounds__(quantise_threads, 2) quantise_kernel(const __grid_constant__ Params p) {
+  __shared__ __align__(16) float shared[8 * tile_tokens + 8];
+  const Units<T, dim> units(p);
+  const int unit = blockIdx.x;
+  if (unit < units.values)
+    quantise_values<T, dim>(p, unit, shared);
+  else if (unit < units.values + units.keys)
+    rotate<T, dim, true>(p, unit - units.values, shared);
+  else
+    rotate<T, dim, false>(p, unit - units.values - units.keys, shared);
+}
+
+// The sum over a CTA's threads of the first `count` (a multiple of 32).
+__device__ double total(double x, int count, double* shared) {
+#pragma unroll
+  for (int i = 16; i; i /= 2) x += __shfl_xor_sync(~0u, x, i);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  double sum = 0;
+  for (int i = 0; i < count / 32; ++i) sum += shared[i];
+  return sum;
+}
+
+// One CTA for the centre of each head's keys and one for the λ of its values; and, shared among all, what every query sees.
+template <class T, int dim>
+__global__ void __launch_bounds__(sample_threads) sample_kernel(const __grid_constant__ Params p) {
+  asm volatile("griddepcontrol.launch_dependents;");
+  constexpr int lanes = dim / 8, rows = sample_threads / lanes, warps = sample_threads / 32;
+  __shared__ double sums[warps][dim], parts[warps];
+  __shared__ float maxima[warps][dim];
+  const int heads = p.batch * p.kv_heads, row = blockIdx.x % heads, b = row / p.kv_heads, h = row % p.kv_heads;
+  const bool is_value = blockIdx.x >= heads;
+  const View& in = is_value ? p.value : p.key;
+  const Sample sample(p.keys);
+  const int chunk = threadIdx.x % lanes;
+  const T* base = static_cast<const T*>(in.data) + b * in.batch + h * in.head + chunk * 8;
+  double sum[8] = {};
+  float maximum[8] = {};
+#pragma unroll 8
+  for (int i = threadIdx.x / lanes; i < sample.count; i += rows) {
+    const uint4 x = load_input(base + sample.token(i) * in.token);
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const float y = c % 2 ? high<T>(word(x, c / 2)) : low<T>(word(x, c / 2));
+      sum[c] += is_value ? fabsf(y) : y;
+      maximum[c] = fmaxf(maximum[c], fabsf(y));
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+#pragma unroll
+    for (int s = lanes; s < 32; s *= 2) {
+      sum[c] += __shfl_xor_sync(~0u, sum[c], s);
+      maximum[c] = fmaxf(maximum[c], __shfl_xor_sync(~0u, maximum[c], s));
+    }
+    if (threadIdx.x % 32 < lanes) {
+      sums[threadIdx.x / 32][chunk * 8 + c] = sum[c];
+      maxima[threadIdx.x / 32][chunk * 8 + c] = maximum[c];
+    }
+  }
+  __syncthreads();
+  const int c = threadIdx.x;
+  double whole = 0;
+  float top = 0, lambda = 0;
+  if (c < dim) {
+    for (int w = 0; w < warps; ++w) {
+      whole += sums[w][c];
+      top = fmaxf(top, maxima[w][c]);
+    }
+    if (sample.count) whole /= static_cast<double>(sample.count);
+    const float mean = static_cast<float>(whole);
+    if (!is_value) static_cast<T*>(p.centre)[static_cast<std::int64_t>(row) * dim + c] = static_cast<T>(mean);
+    lambda = fminf(top, channel_ceiling * mean);
+  }
+  if (is_value) {  // as one: the CTA has one kind
+    const float mean = static_cast<float>(total(lambda, dim, parts) / dim);
+    if (c < dim) p.channels[static_cast<std::int64_t>(row) * dim + c] = mean > smallest_maximum ? fmaxf(lambda, mean * channel_floor) : 1;
+  }
+
+  if (blockIdx.x == 0 && threadIdx.x == 0) *p.items_taken = 0;
+  for (int i = blockIdx.x * sample_threads + threadIdx.x; i < p.query_tiles * tile_tokens; i += gridDim.x * sample_threads) {
+    const Range seen = visible(p.window, p.query_positions.first + i * p.query_positions.step, p.key_positions, p.keys);
+    p.ranges[i] = i < p.queries ? make_int2(static_cast<int>(seen.begin), static_cast<int>(seen.end)) : make_int2(0, 0);
+  }
+}
+
+template <class T, int dim>
+void start(const Params& p, cudaStream_t stream) {
+  launch(sample_kernel<T, dim>, {.blocks = static_cast<unsigned>(2 * p.batch * p.kv_heads), .threads = sample_threads}, stream, p);
+  const Units<T, dim> units(p);
+  launch(quantise_kernel<T, dim>,
+         {.blocks = static_cast<unsigned>(units.values + units.keys + units.queries), .threads = quantise_threads, .overlaps = true}, stream, p);
+}
+
+}  // namespace
+
+void quantise(const Params& params, int dim, bool bf16, cudaStream_t stream) {
+  if (bf16)
+    dim == 64 ? start<__nv_bfloat16, 64>(params, stream) : start<__nv_bfloat16, 128>(params, stream);
+  else
+    dim == 64 ? start<__half, 64>(params, stream) : start<__half, 128>(params, stream);
+}
+
+}  // namespace chitu::cuda::sm90

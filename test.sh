@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds everything and runs every test: formatting, generated documents, the suites, the suites under sanitizers, the fuzz targets.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=tools/common.sh
+source tools/common.sh
+
+readonly fuzz_seconds=10 # of each target
+fast=false
+for argument in "$@"; do
+  case $argument in
+    --fast) fast=true ;;
+    -h | --help)
+      cat <<'EOF'
+./test.sh           installs what is missing (Debian, Ubuntu), builds, runs every test; under 10 minutes on two cores
+./test.sh --fast    the same without sanitizers and fuzzing
+It ends with a line "N passed, N failed, N skipped" and a status other than 0 if something failed.
+EOF
+      exit
+      ;;
+    *) fail "there is no argument '$argument'; --fast is the only one" ;;
+  esac
+done
+
+passed=0 failed=0 skipped=0
+summary=()
+
+# check NAME COMMAND...: something that is no test of ctest's.
+check() {
+  local name=$1
+  shift
+  say "$name"
+  if "$@"; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    summary+=("FAILED: $name")
+  fi
+}
+
+skip() { # NAME REASON
+  skipped=$((skipped + 1))
+  summary+=("skipped: $1: $2")
+}
+
+# suite NAME FOLDER CTEST_ARGUMENT...
+suite() {
+  local name=$1 folder=$2 status=0 tests failures disabled unrun
+  shift 2
+  say "$name"
+  rm -f "$folder/results.xml"
+  ctest --test-dir "$folder" -j 2 --output-on-failure --no-tests=error --output-junit results.xml "$@" || status=$?
+  [[ -s $folder/results.xml ]] || fail "$name: ctest left no results"
+  number() { sed -n "/^\t$1=/{s/[^0-9]//g;p;q}" "$folder/results.xml"; }
+  tests=$(number tests) failures=$(number failures) disabled=$(number disabled) unrun=$(number skipped)
+  ((status == 0 || failures > 0)) || failures=1 # ctest failed in another way
+  passed=$((passed + tests - failures - disabled - unrun)) failed=$((failed + failures)) skipped=$((skipped + disabled + unrun))
+  summary+=("$name: $((100 * (tests - failures) / tests))% tests passed, $failures tests failed out of $tests")
+}
+
+formatted() {
+  git ls-files -z --cached --others --exclude-standard -- '*.h' '*.cpp' | xargs -0 clang-format-14 --dry-run --Werror
+}
+methods_are_current() { build/chitu methods --markdown | diff -u docs/methods.md -; }
+
+need_to_build
+need git git - libgtest-dev python3 python3
+if available clang-format-14; then need clang-format-14 clang-format-14; fi
+
+build build -DCMAKE_BUILD_TYPE=Release -DCHITU_TESTS=ON
+
+if command -v clang-format-14 >/dev/null; then
+  check "formatting (clang-format 14)" formatted
+else
+  skip "formatting" "this distribution has no clang-format 14, and others format differently"
+fi
+check "docs/methods.md is what build/chitu methods --markdown prints" methods_are_current
+
+# Two tests at a time, each with threads of its own: they must sleep, not spin, while they wait for each other.
+export OMP_WAIT_POLICY=passive
+suite "tests" build -LE gpu
+gpu_tests=$(ctest --test-dir build -N -L gpu | sed -n 's/^Total Tests: //p')
+if ((gpu_tests > 0)); then
+  skipped=$((skipped + gpu_tests))
+  summary+=("skipped: $gpu_tests GPU tests: this version has no CUDA kernels")
+fi
+
+if $fast; then
+  skip "sanitizers and fuzzing" "--fast"
+else
+  build build-sanitize --preset sanitize
+  for part in core cli; do # the others measure, or build without the sanitizers anyway
+    suite "tests/$part under address and undefined-behaviour sanitizers" "build-sanitize/tests/$part"
+  done
+
+  need clang++ clang - libomp-dev
+  runtime=libclang-rt-$(clang++ -dumpversion | cut -d . -f 1)-dev
+  if available "$runtime"; then need - "$runtime"; fi
+  build build-fuzz --preset fuzz
+  for target in npy safetensors words; do
+    mkdir -p "build-fuzz/corpus/$target"
+    check "fuzz_$target for $fuzz_seconds s" build-fuzz/fuzz/fuzz_"$target" -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 \
+      -artifact_prefix=build-fuzz/ "build-fuzz/corpus/$target" "fuzz/seeds/$target"
+  done
+fi
+
+say "summary"
+printf '%s\n' "${summary[@]}"
+printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+((failed == 0))

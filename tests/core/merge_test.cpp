@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// merge(): partial results over disjoint keys.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "oracle.h"
+#include "support.h"
+
+namespace chitu::test {
+namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+
+// One row of four channels: out x and lse.
+Result part(float x, float lse, DType type = DType::f32) {
+  Result r{Array(type, {1, 1, 1, 4}), Array(DType::f32, {1, 1, 1, 1})};
+  r.out.fill([&](auto...) { return x; });
+  r.lse.set(0, 0, 0, 0, lse);
+  return r;
+}
+
+Output output(const Result& r) { return {r.out, r.lse}; }
+
+Result merged(const Result& a, const Result& b, DType type = DType::f32) {
+  Result r = part(nan, nan, type);
+  merge(output(a), output(b), output(r));
+  return r;
+}
+
+float out_of(const Result& r) { return r.out.get(0, 0, 0, 3); }
+float lse_of(const Result& r) { return r.lse.get(0, 0, 0, 0); }
+
+TEST(Merge, WeighsBySumOfExponentials) {
+  const Result r = merged(part(1, std::log(3.f)), part(5, 0));
+  EXPECT_NEAR(out_of(r), (3 * 1 + 1 * 5) / 4., 1e-6);
+  EXPECT_NEAR(lse_of(r), std::log(4.), 1e-6);
+}
+
+TEST(Merge, KeepsItsWeightsFarFromZero) {
+  for (const float base : {-1e4f, -300.f, 300.f, 1e4f}) {
+    const Result r = merged(part(1, base + 1), part(2, base));
+    EXPECT_NEAR(out_of(r), (std::exp(1.) + 2) / (std::exp(1.) + 1), 1e-6) << base;
+    EXPECT_NEAR(lse_of(r), base + std::log(std::exp(1.) + 1), 1e-3) << base;
+  }
+}
+
+TEST(Merge, APartThatSawNothingCountsNothing) {
+  // Its output is zeros by contract; even a NaN there must not come through.
+  for (const float x : {0.f, nan, infinity}) {
+    for (const Result& r : {merged(part(x, -infinity), part(7, 2)), merged(part(7, 2), part(x, -infinity))}) {
+      EXPECT_EQ(out_of(r), 7);
+      EXPECT_EQ(lse_of(r), 2);
+    }
+    const Result none = merged(part(x, -infinity), part(x, -infinity));
+    EXPECT_EQ(out_of(none), 0);
+    EXPECT_EQ(lse_of(none), -infinity);
+  }
+}
+
+TEST(Merge, NaNComesThrough) {
+  for (const Result& r : {merged(part(nan, nan), part(7, 2)), merged(part(7, 2), part(nan, nan)), merged(part(nan, nan), part(0, -infinity)),
+                          merged(part(0, -infinity), part(nan, nan))}) {
+    EXPECT_TRUE(std::isnan(out_of(r)));
+    EXPECT_TRUE(std::isnan(lse_of(r)));
+  }
+  const Result only_out = merged(part(nan, 1), part(7, 2));  // a NaN among the values leaves the LSE as it is
+  EXPECT_TRUE(std::isnan(out_of(only_out)));
+  EXPECT_NEAR(lse_of(only_out), std::log(std::exp(1.) + std::exp(2.)), 1e-6);
+}
+
+TEST(Merge, WorksInPlace) {
+  Result a = part(1, std::log(3.f)), b = part(5, 0);
+  const Result expected = merged(a, b);
+  merge(output(a), output(b), output(a));
+  EXPECT_EQ(a.out.raw(), expected.out.raw());
+  EXPECT_EQ(a.lse.raw(), expected.lse.raw());
+  a = part(1, std::log(3.f));
+  merge(output(a), output(b), output(b));
+  EXPECT_EQ(b.out.raw(), expected.out.raw());
+  EXPECT_EQ(b.lse.raw(), expected.lse.raw());
+}
+
+TEST(Merge, RoundsOnceTo16Bits) {
+  const float third = 1.f / 3;
+  for (const DType type : {DType::f16, DType::bf16}) {
+    const Result a = part(third, 0.3f, type), b = part(-2 * third, 0.1f, type);
+    const double wa = std::exp(0.3 - 0.3), wb = std::exp(double{0.1f} - double{0.3f});
+    const double mean = (wa * out_of(a) + wb * out_of(b)) / (wa + wb);
+    EXPECT_EQ(out_of(merged(a, b, type)), oracle::round_to(type, static_cast<float>(mean))) << name(type);
+  }
+}
+
+TEST(Merge, AnyOrderOfPartsGivesTheWhole) {
+  Random random(1);
+  const Array q = normal(random, DType::f32, {2, 3, 9, 24}), k = normal(random, DType::f32, {2, 3, 90, 24}),
+              v = normal(random, DType::f32, {2, 3, 90, 24});
+  const oracle::Exact exact = oracle::attention({q, k, v, {}});
+  const auto shard = [&](std::int64_t begin, std::int64_t end) {
+    return attend(q.tensor(), tokens_of(k, begin, end), tokens_of(v, begin, end), {.recipe = recipes::exact}, DType::f32, Layout::padded);
+  };
+  const Result parts[] = {shard(0, 1), shard(1, 50), shard(50, 90)};
+  const int orders[][3] = {{0, 1, 2}, {2, 0, 1}, {1, 2, 0}};
+  for (const auto& order : orders) {
+    Result all{Array(DType::f32, q.shape(), Layout::bshd), Array(DType::f32, {2, 3, 9, 1}, Layout::padded)};
+    merge(output(parts[order[0]]), output(parts[order[1]]), output(all));
+    merge(output(all), output(parts[order[2]]), output(all));
+    EXPECT_LE(relative_l1(all.out.numbers(), exact.out), 1e-6);
+    EXPECT_LE(difference(all.lse.numbers(), exact.lse).largest, 1e-5);
+    EXPECT_TRUE(all.out.gaps_untouched() && all.lse.gaps_untouched());
+  }
+}
+
+}  // namespace
+}  // namespace chitu::test

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+// support.h.
+#include "support.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "common/numbers.h"
+
+namespace chitu::test {
+namespace {
+
+void check(cudaError_t e) {
+  if (e != cudaSuccess) throw std::runtime_error(cudaGetErrorString(e));
+}
+
+Shape strides_of(const Shape& s, GpuLayout layout) {
+  const auto [batch, heads, tokens, dim] = s;
+  if (layout == GpuLayout::bhsd) return contiguous_strides(s);
+  if (layout == GpuLayout::bshd) return {tokens * heads * dim, dim, heads * dim, 1};
+  const std::int64_t token = dim + 8, head = tokens * token + 16;
+  return {heads * head + 24, head, token, 1};
+}
+
+template <class Row>
+void for_rows(const Shape& s, Row row) {
+  for (std::int64_t b = 0; b < s[0]; ++b)
+    for (std::int64_t h = 0; h < s[1]; ++h)
+      for (std::int64_t t = 0; t < s[2]; ++t) row(b, h, t);
+}
+
+}  // namespace
+
+bool has_gpu() {
+  const auto all = kernels();
+  return std::any_of(all.begin(), all.end(), [](const KernelInfo& k) { return k.device == Device::cuda && k.available; });
+}
+
+GpuArray::GpuArray(DType type, const Shape& shape, GpuLayout layout) : tensor_{nullptr, type, Device::cuda, 0, shape, strides_of(shape, layout)} {
+  bytes_ = static_cast<std::size_t>((shape[0] * tensor_.stride[0] + 64) * bytes(type));
+  if (layout == GpuLayout::bshd) bytes_ += static_cast<std::size_t>(shape[1] * shape[3] * bytes(type));
+  void* memory = nullptr;
+  check(cudaMalloc(&memory, bytes_));
+  memory_ = std::shared_ptr<void>(memory, cudaFree);
+  check(cudaMemset(memory, 0xff, bytes_));
+  tensor_.data = memory;
+}
+
+GpuArray::GpuArray(const Array& dense, GpuLayout layout) : GpuArray(dense.tensor().type, dense.shape(), layout) {
+  std::vector<std::byte> host(bytes_, std::byte{0xff});
+  Tensor view = tensor_;
+  view.data = host.data();
+  const auto row_bytes = static_cast<std::size_t>(dense.shape()[3] * bytes(tensor_.type));
+  for_rows(dense.shape(), [&](auto... at) { std::memcpy(row(view, at...), row(dense.tensor(), at...), row_bytes); });
+  check(cudaMemcpy(tensor_.data, host.data(), bytes_, cudaMemcpyHostToDevice));
+}
+
+std::vector<float> GpuArray::numbers() const {
+  std::vector<std::byte> host(bytes_);
+  check(cudaDeviceSynchronize());
+  check(cudaMemcpy(host.data(), tensor_.data, bytes_, cudaMemcpyDeviceToHost));
+  Tensor view = tensor_;
+  view.data = host.data();
+  std::vector<float> all;
+  std::vector<bool> inside(bytes_);
+  for_rows(tensor_.shape, [&](auto... at) {
+    const std::byte* from = row(view, at...);
+    for (std::int64_t c = 0; c < tensor_.shape[3]; ++c) all.push_back(load(from, tensor_.type, c));
+    std::fill_n(inside.begin() + (from - host.data()), tensor_.shape[3] * bytes(tensor_.type), true);
+  });
+  for (std::size_t i = 0; i < bytes_; ++i)
+    if (!inside[i] && host[i] != std::byte{0xff}) {
+      ADD_FAILURE() << "byte " << i << ", outside of the tensor, was written";
+      break;
+    }
+  return all;
+}
+
+GpuResult attend_on_gpu(const Operand& query, const Operand& key, const Operand& value, Options options, DType type, GpuLayout layout) {
+  const Shape& s = query.tensor().shape;
+  const GpuArray out(type, s, layout), lse(DType::f32, {s[0], s[1], s[2], 1}, layout);
+  options.kernel = "cuda.sm90";
+  attention(query, key, value, {out, lse}, options);
+  return {out.numbers(), lse.numbers()};
+}
+
+}  // namespace chitu::test

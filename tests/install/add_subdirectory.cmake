@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+# Builds the library inside another project, shared this time, and runs that project's program.
+include(${CMAKE_CURRENT_LIST_DIR}/steps.cmake)
+file(REMOVE_RECURSE ${WORK})
+step(${CMAKE_COMMAND} -S ${SOURCE}/tests/install/subproject -B ${WORK} -G Ninja -DCMAKE_CXX_COMPILER=${COMPILER} -DBUILD_SHARED_LIBS=ON
+  -DCMAKE_BUILD_TYPE=Debug)
+step(${CMAKE_COMMAND} --build ${WORK})
+step(${WORK}/consumer)

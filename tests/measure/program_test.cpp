@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+// The built program: exit statuses, what its JSON and CSV hold, and that docs/methods.md is not stale.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "../cli/support.h"
+#include "cli/data.h"
+
+namespace chitu::cli::test {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int none_within = 1, refused = 2;
+
+Json read_json(const std::filesystem::path& path) { return Json::parse(read_bytes(path)); }
+
+const std::vector<std::string> bench_keys{"method",       "data",         "dtype",        "batch",        "heads",        "kv_heads",
+                                          "dim",          "tokens",       "causal",       "quantise_ms",  "attention_ms", "total_ms",
+                                          "total_ms_min", "total_ms_max", "runs",         "tflops",       "speedup",      "max_diff",
+                                          "mean_diff",    "rel_l1",       "lse_max_diff", "lse_mean_diff"};
+
+TEST(Bench, WritesCompleteAndConsistentRows) {
+  const Folder folder;
+  const auto json = folder / "b.json", csv = folder / "b.csv";
+  const Outcome o = chitu("bench --lengths 128,300 --heads 4 --kv-heads 2 --dim 40 --causal --runs 2 --threads 1 --json '" + json.string() +
+                          "' --csv '" + csv.string() + "'");
+  ASSERT_EQ(o.status, 0) << o.error;
+  EXPECT_EQ(o.error, "");  // no progress bar where there is no terminal
+  const Json report = read_json(json);
+  EXPECT_GT(report.at("peaks").at("fp32_tflops").get<double>(), 0);
+  EXPECT_GT(report.at("peaks").at("int8_tops").get<double>(), 0);
+  EXPECT_EQ(report.at("machine").at("threads"), 1);
+  ASSERT_EQ(report.at("rows").size(), 2 * methods.size());
+  double exact_ms = 0;
+  for (const Json& row : report.at("rows")) {
+    for (const std::string& key : bench_keys) ASSERT_TRUE(row.contains(key) && !row.at(key).is_null()) << key;
+    const double ms = row.at("total_ms"), tokens = row.at("tokens");
+    if (row.at("method") == "exact") exact_ms = ms;
+    EXPECT_NEAR(row.at("speedup"), exact_ms / ms, 1e-9 * exact_ms / ms);
+    EXPECT_NEAR(row.at("tflops"), 4 * 40 * 4 * tokens * (tokens + 1) / 2 / (ms * 1e9), 1e-9);
+    EXPECT_LE(row.at("total_ms_min"), ms);
+    EXPECT_GE(row.at("total_ms_max"), ms);
+    EXPECT_LT(row.at("rel_l1"), row.at("method") == "exact" ? 1e-5 : .1);
+    EXPECT_EQ(row.at("kv_heads"), 2);
+    EXPECT_EQ(row.at("causal"), true);
+    EXPECT_EQ(row.at("compared_rows"), row.at("tokens"));
+    EXPECT_TRUE(row.at("sampled_rows").is_null());
+    EXPECT_NE(o.out.find("| " + row.at("method").get<std::string>()), std::string::npos);
+  }
+  const std::string text = read_bytes(csv);
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 1 + static_cast<int>(2 * methods.size()));
+}
+
+TEST(Bench, AlwaysMeasuresExactAndSaysWhatItSampled) {
+  const Folder folder;
+  const auto json = folder / "b.json";
+  const Outcome o = chitu("bench --method int8 --lengths 3072 --heads 2 --dim 8 --rows 32 --runs 1 --threads 1 --sample-above 0 --json '" +
+                          json.string() + "'");
+  ASSERT_EQ(o.status, 0) << o.error;
+  const Json rows = read_json(json).at("rows");
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0].at("method"), "exact");
+  EXPECT_EQ(rows[1].at("sampled_rows"), 768);
+  EXPECT_NE(o.out.find("768 of 3072"), std::string::npos);
+  EXPECT_NE(o.out.find("on 32 of 3072 query rows"), std::string::npos);
+}
+
+class TensorFile {
+ public:
+  explicit TensorFile(const Folder& folder) : path_(folder / "qkv.safetensors") {
+    const Operands x = generate("outlier", {1, 4, 200, 16}, {1, 2, 200, 16}, DType::f16, 5);
+    const NamedTensor tensors[] = {{"q", x.query.tensor}, {"k", x.key.tensor}, {"v", x.value.tensor}};
+    write_safetensors(path_, tensors);
+  }
+  std::string word() const { return "--input '" + path_.string() + "'"; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+TEST(Bench, TakesTheFirstTokensOfAFile) {
+  const Folder folder;
+  const TensorFile file(folder);
+  const auto json = folder / "b.json";
+  ASSERT_EQ(chitu("bench " + file.word() + " --lengths 64 --runs 1 --json '" + json.string() + "'").status, 0);
+  const Json row = read_json(json).at("rows")[0];
+  EXPECT_EQ(row.at("tokens"), 64);
+  EXPECT_EQ(row.at("heads"), 4);
+  EXPECT_EQ(row.at("kv_heads"), 2);
+  EXPECT_EQ(row.at("dtype"), "f16");
+  EXPECT_EQ(row.at("data"), "qkv");
+  const Outcome longer = chitu("bench " + file.word() + " --lengths 64,1K");
+  EXPECT_EQ(longer.status, refused);
+  EXPECT_NE(longer.error.find("1024 tokens"), std::string::npos) << longer.error;
+}
+
+TEST(Accuracy, RecommendsAndWritesAll) {
+  const Folder folder;
+  const auto json = folder / "a.json", svg = folder / "a.svg";
+  const Outcome o = chitu("accuracy --data normal,sink --tokens 256 --dim 32 --runs 1 --max-l1 0.9 --json '" + json.string() +
+                          "' --plot '" + svg.string() + "'");
+  ASSERT_EQ(o.status, 0) << o.error;
+  const Json report = read_json(json);
+  EXPECT_EQ(report.at("rows").size(), 2 * methods.size());
+  EXPECT_TRUE(report.at("recommended").is_string());
+  EXPECT_NE(o.out.find("Recommended: " + report.at("recommended").get<std::string>()), std::string::npos);
+  for (const Json& row : report.at("rows"))
+    for (const char* key : {"cosine", "rel_l1", "rmse", "max_diff", "worst_head", "worst_head_rel_l1", "worst_row_query",
+                            "worst_row_rel_l1", "lse_max_diff", "lse_mean_diff", "total_ms"})
+      ASSERT_TRUE(row.at(key).is_number()) << key;
+  EXPECT_EQ(read_bytes(svg).rfind("<svg ", 0), 0u);
+}
+
+TEST(Accuracy, ExitStatusSaysWhetherAMethodIsWithinABoundThatWasGiven) {
+  const std::string words = "accuracy --method int8,fp8 --data sink --tokens 256 --dim 32 --runs 1";
+  const Outcome o = chitu(words + " --max-l1 1e-6");
+  EXPECT_EQ(o.status, none_within);
+  EXPECT_EQ(o.error, "");
+  EXPECT_NE(o.out.find("Recommended: none"), std::string::npos);
+  EXPECT_EQ(chitu(words).status, 0);  // no bound given: nothing to fail
+}
+
+TEST(Accuracy, ReadsAFileWhoseQueriesAreFewerThanItsKeys) {
+  const Folder folder;
+  const Operands x = generate("normal", {1, 2, 40, 16}, {1, 2, 40, 16}, DType::f32, 5);
+  const HostTensor key = generate("normal", {1, 2, 90, 16}, {1, 2, 90, 16}, DType::f32, 6).key;
+  const NamedTensor tensors[] = {{"q", x.query.tensor}, {"k", key.tensor}, {"v", key.tensor}};
+  write_safetensors(folder / "x.safetensors", tensors);
+  const std::string input = "--input '" + (folder / "x.safetensors").string() + "' --runs 1 --causal";
+  const Outcome o = chitu("accuracy --method exact,sage " + input + " --max-l1 0.05");
+  EXPECT_EQ(o.status, 0) << o.error;
+  EXPECT_NE(o.out.find("40 query rows, 90 keys"), std::string::npos) << o.out;
+  EXPECT_EQ(chitu("bench " + input).status, refused);
+}
+
+TEST(Refusals, NameTheThingAndLeaveNoFile) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"bench --method sage9", "sage9"},
+      {"bench --method sage,sage", "twice"},
+      {"bench --lengths 4Q", "4Q"},
+      {"bench --lengths 0", "--lengths"},
+      {"bench --data gauss", "gauss"},
+      {"bench --dtype i8", "i8"},
+      {"bench --dim 300", "--dim"},
+      {"bench --heads 6 --kv-heads 4", "--kv-heads"},
+      {"bench --runs 0", "--runs"},
+      {"bench --rows 0", "--rows"},
+      {"bench --kernel cpu.gpu --lengths 64", "cpu.gpu"},
+      {"bench --input missing.safetensors", "missing.safetensors"},
+      {"bench --input x.safetensors --heads 4", "--heads"},
+      {"bench --layout bshd", "--input"},
+      {"bench --causal --window 3,3", "--window"},
+      {"accuracy --max-l1 -1", "--max-l1"},
+      {"accuracy --plot /no/such/folder/a.svg", "/no/such/folder"},
+      {"accuracy --tokens 0", "--tokens"},
+      {"explain --dim 257", "257"},
+      {"explain --method none", "none"},
+      {"doctor --threads -1", "--threads"},
+  };
+  const Folder folder;
+  for (const auto& [words, named] : cases) {
+    const Outcome o = chitu(words, "cd '" + (folder / "").string() + "' &&");
+    EXPECT_EQ(o.status, refused) << words;
+    EXPECT_NE(o.error.find(named), std::string::npos) << words << ": " << o.error;
+    EXPECT_EQ(std::count(o.error.begin(), o.error.end(), '\n'), 1) << o.error;
+  }
+  EXPECT_EQ(chitu("bench --method sage9 --json '" + (folder / "b.json").string() + "'").status, refused);
+  EXPECT_TRUE(folder.names().empty());
+}
+
+TEST(Explain, NamesTheKernelThatRunsAndThoseBefore) {
+  const Outcome o = chitu("explain --method chitu --keys 1M --queries 1 --dtype bf16 --causal --lse --kv-heads 2");
+  ASSERT_EQ(o.status, 0) << o.error;
+  EXPECT_NE(o.out.find("takes it"), std::string::npos);
+  const Outcome last = chitu("explain --kernel cpu.reference");  // all the others are refused, with a reason
+  for (const KernelInfo& k : kernels()) EXPECT_NE(last.out.find(k.name), std::string::npos);
+  EXPECT_NE(last.out.find("cpu.reference (scores in any, weights in any): takes it"), std::string::npos) << last.out;
+}
+
+TEST(MethodsPage, IsWhatTheProgramPrints) {
+#ifndef __x86_64__
+  GTEST_SKIP() << "the page lists the kernels of x86-64";
+#endif
+  const Outcome o = chitu("methods --markdown");
+  ASSERT_EQ(o.status, 0);
+  EXPECT_EQ(o.out, read_bytes(CHITU_METHODS_PAGE)) << "run: chitu methods --markdown > docs/methods.md";
+}
+
+TEST(Methods, AreAllListed) {
+  const Outcome o = chitu("methods");
+  for (const Method& m : methods) EXPECT_NE(o.out.find("| " + std::string(m.name)), std::string::npos);
+}
+
+TEST(Doctor, FindsThisMachineWell) {
+  const Folder folder;
+  const auto json = folder / "d.json";
+  const Outcome o = chitu("doctor --json '" + json.string() + "'");
+  EXPECT_EQ(o.status, 0) << o.out << o.error;
+  EXPECT_NE(o.out.find("All passed."), std::string::npos);
+  const Json report = read_json(json);
+  EXPECT_EQ(report.at("passed"), true);
+  EXPECT_EQ(report.at("kernels").size(), kernels().size());
+  EXPECT_GE(report.at("self_tests").size(), methods.size());
+  for (const Json& t : report.at("self_tests")) EXPECT_EQ(t.at("passed"), true) << t;
+}
+
+}  // namespace
+}  // namespace chitu::cli::test
