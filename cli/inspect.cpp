@@ -41,7 +41,8 @@ struct DoctorFlags {
 constexpr int unwell = 1;  // exit status
 
 Json json_of(const SelfTest& t) {
-  return {{"kernel", t.kernel}, {"method", t.method}, {"rel_l1", t.relative_l1}, {"lse_max_diff", t.lse_max_diff}, {"passed", t.passed}};
+  return {{"kernel", t.kernel}, {"method", t.method}, {"dtype", t.dtype}, {"rel_l1", t.relative_l1}, {"lse_max_diff", t.lse_max_diff},
+          {"passed", t.passed}};
 }
 
 Table instruction_table() {
@@ -60,9 +61,9 @@ Table kernel_table() {
 }
 
 Table test_table(const std::vector<SelfTest>& tests) {
-  Table table{.header = {"kernel", "method", "rel L1 to its recipe", "LSE max diff", "result"}, .rows = {}, .text = true};
+  Table table{.header = {"kernel", "method", "dtype", "rel L1 to its recipe", "LSE max diff", "result"}, .rows = {}, .text = true};
   for (const SelfTest& t : tests)
-    table.rows.push_back({t.kernel, t.method, scientific(t.relative_l1), scientific(t.lse_max_diff), t.passed ? "pass" : "FAIL"});
+    table.rows.push_back({t.kernel, t.method, t.dtype, scientific(t.relative_l1), scientific(t.lse_max_diff), t.passed ? "pass" : "FAIL"});
   return table;
 }
 

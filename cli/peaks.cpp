@@ -7,8 +7,8 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
+#include <limits>
 #include <utility>
 
 #include "cli/machine.h"
@@ -209,20 +209,31 @@ Loops best_loops() {
 #endif
 }
 
+// From the first thread's start to the last one's end; waking them is not counted.
 double seconds(const Loop& loop, std::int64_t steps, int threads) {
-  const auto start = std::chrono::steady_clock::now();
-#pragma omp parallel num_threads(threads)
-  loop.run(steps);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  double start = std::numeric_limits<double>::max(), end = 0;
+#pragma omp parallel num_threads(threads) reduction(min : start) reduction(max : end)
+  {
+#pragma omp barrier
+    start = omp_get_wtime();
+    loop.run(steps);
+    end = omp_get_wtime();
+  }
+  return end - start;
 }
 
-// Operations a second, in millions of millions: the best of some runs of about 20 ms.
+// The least of many, which other programs disturb least.
+double least_seconds(const Loop& loop, std::int64_t steps, int threads, int runs) {
+  double least = seconds(loop, steps, threads);
+  for (int i = 1; i < runs; ++i) least = std::min(least, seconds(loop, steps, threads));
+  return least;
+}
+
+// Operations a second, in millions of millions, in runs of about 5 ms.
 double rate(const Loop& loop, int threads) {
   std::int64_t steps = 1 << 14;
-  while (seconds(loop, steps, threads) < .02) steps *= 2;
-  double best = seconds(loop, steps, threads);
-  for (int i = 0; i < 12; ++i) best = std::min(best, seconds(loop, steps, threads));
-  return 2. * loop.lanes * chains * static_cast<double>(steps) * threads / best * 1e-12;
+  while (least_seconds(loop, steps, threads, 4) < .005) steps *= 2;
+  return 2. * loop.lanes * chains * static_cast<double>(steps) * threads / least_seconds(loop, steps, threads, 40) * 1e-12;
 }
 
 }  // namespace

@@ -37,18 +37,9 @@ Inputs read_inputs(const Words& words) {
   return {tensors.at("q"), tensors.at("k"), tensors.at("v")};
 }
 
-Window window_of(const Words& words) {
-  if (words.window.empty()) return words.causal ? causal : everything;
-  const Window window = parse_window(words.window);
-  if (!words.causal) return window;
-  require(window.right == 0 || window.right >= unbounded, "--causal sees no later key, but --window ", words.window, " sees ", window.right,
-          "; give --window LEFT,0");
-  return {window.left, 0};
-}
-
 Options options_of(const Words& words) {
   return {.recipe = find_method(words.method).recipe,
-          .window = window_of(words),
+          .window = window_of(words.causal, words.window),
           .scale = words.scale,
           .threads = words.threads,
           .kernel = words.kernel};

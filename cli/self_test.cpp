@@ -38,17 +38,19 @@ std::vector<std::string> kernels_here() {
 }  // namespace
 
 std::vector<SelfTest> run_self_tests(int threads) {
-  const Operands x = generate("sink", query_shape, key_shape, DType::f32, 1);
   std::vector<SelfTest> tests;
-  for (const Method& method : methods) {
-    const Result expected = run(x, method, reference, threads);
-    for (const std::string& kernel : kernels_here()) {
-      const Result actual = run(x, method, kernel, threads);
-      Comparison comparison(query_shape[0], query_shape[1]);
-      comparison.add(actual.out.tensor, actual.lse.tensor, expected.out.tensor, expected.lse.tensor, 0);
-      const Errors e = comparison.errors();
-      tests.push_back({kernel, std::string(method.name), e.relative_l1, e.lse_max_diff,
-                       e.relative_l1 <= self_test_l1 && e.lse_max_diff <= self_test_lse});
+  for (const DType type : {DType::f32, DType::bf16}) {
+    const Operands x = generate("sink", query_shape, key_shape, type, 1);
+    for (const Method& method : methods) {
+      const Result expected = run(x, method, reference, threads);
+      for (const std::string& kernel : kernels_here()) {
+        const Result actual = run(x, method, kernel, threads);
+        Comparison comparison(query_shape[0], query_shape[1]);
+        comparison.add(actual.out.tensor, actual.lse.tensor, expected.out.tensor, expected.lse.tensor, 0);
+        const Errors e = comparison.errors();
+        tests.push_back({kernel, std::string(method.name), name(type), e.relative_l1, e.lse_max_diff,
+                         e.relative_l1 <= self_test_l1 && e.lse_max_diff <= self_test_lse});
+      }
     }
   }
   return tests;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// doctor's numerics test: each method on each kernel that this machine can run, on a small hard problem.
+// doctor's numerics test: each method on each kernel that this machine can run, on a small hard problem, in a type
+// that every kernel takes and in the one that some have instructions for.
 #pragma once
 
 #include <string>
@@ -8,7 +9,7 @@
 namespace chitu::cli {
 
 struct SelfTest {
-  std::string kernel, method;
+  std::string kernel, method, dtype;
   double relative_l1 = 0, lse_max_diff = 0;  // to cpu.reference running the same recipe
   bool passed = false;
 };

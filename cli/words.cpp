@@ -55,4 +55,12 @@ Window parse_window(std::string_view word) {
   return {side(word.substr(0, comma)), side(comma == word.npos ? "" : word.substr(comma + 1))};
 }
 
+Window window_of(bool is_causal, const std::string& window) {
+  if (window.empty()) return is_causal ? causal : everything;
+  const Window given = parse_window(window);
+  require(!is_causal || given.right == 0 || given.right >= unbounded, "--causal sees no later key, but --window ", window, " sees ",
+          given.right, "; give --window LEFT,0");
+  return {given.left, is_causal ? 0 : given.right};
+}
+
 }  // namespace chitu::cli

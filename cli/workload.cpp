@@ -109,14 +109,6 @@ DType dtype_of(std::string_view word) {
   throw Error(ErrorCode::bad_argument, "--dtype '" + std::string(word) + "' must be f32, f16 or bf16");
 }
 
-Window window_of(bool is_causal, const std::string& window) {
-  if (window.empty()) return is_causal ? causal : everything;
-  const Window given = parse_window(window);
-  require(!is_causal || given.right == 0 || given.right >= unbounded, "--causal sees no later key, but --window ", window, " sees ",
-          given.right, "; give --window LEFT,0");
-  return {given.left, is_causal ? 0 : given.right};
-}
-
 std::string window_text(const Window& w) {
   if (w == everything) return "not causal";
   if (w == causal) return "causal";

@@ -57,7 +57,6 @@ class WorkloadSource {
 
 std::vector<const Method*> methods_of(std::string_view list);  // "all" or names
 DType dtype_of(std::string_view word);                         // f32, f16, bf16
-Window window_of(bool is_causal, const std::string& window);   // --causal and --window LEFT,RIGHT
 std::string window_text(const Window& window);
 
 }  // namespace chitu::cli
