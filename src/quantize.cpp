@@ -207,9 +207,10 @@ class Job {
 
     if (quant_.centre != Centre::none) {
       float* centre = at(q_.centre, sequence, head);
-      if (options_.centre.data)
+      if (options_.centre.data) {
         std::copy_n(at(options_.centre, sequence, head), dim, centre);
-      else
+        require(std::all_of(centre, centre + dim, is_finite), "centre must be finite, but one of its numbers is not");
+      } else
         mean_of(quant_.centre == Centre::mean ? of_all(s, head) : of_sample(s, head), x_.type, centre);
     }
     if (quant_.scaling == Scaling::tile) {

@@ -32,8 +32,9 @@ oracle::Exact truth(const Data& d, const Options& options = {}) { return oracle:
 struct Bar {
   double l1, lse_largest = 1e-2, lse_mean = 1.2e-3;
 };
-const std::map<std::string_view, Bar> bars{{"exact", {1e-5, 1e-5, 1e-5}}, {"sage", {.014}},  {"sage2", {.040}}, {"int8-half", {.011}},
-                                           {"int8", {.045}},              {"fp8", {.060, 4e-2, 8e-3}}, {"chitu", {.019}}};
+const std::map<std::string_view, Bar> bars{
+    {"exact", {1e-5, 1e-5, 1e-5}}, {"sage", {.014}}, {"sage2", {.040}}, {"int8-half", {.011}}, {"int8", {.045}},
+    {"fp8", {.060, 4e-2, 8e-3}},   {"chitu", {.019}}};
 
 TEST(Bars, NormalData) {
   for (const auto& [keys, queries] : {std::pair<std::int64_t, std::int64_t>{2048, 256}, {16384, 64}})
@@ -96,7 +97,8 @@ TEST(Bars, LogSumExpWhenKeysHaveALargeMean) {
         const oracle::Exact exact = truth(d, {.scale = scale});
         for (const Method& method : methods) {
           if (method.name != "exact" && method.recipe.key.centre == Centre::none) continue;
-          SCOPED_TRACE(testing::Message() << method.name << ", " << keys << " keys, dim " << dim << ", scale " << relative_scale << " x dim^-1/2");
+          SCOPED_TRACE(testing::Message() << method.name << ", " << keys << " keys, dim " << dim << ", scale " << relative_scale
+                                          << " x dim^-1/2");
           const Bar& bar = bars.at(method.name);
           const Result r = run(d, method.recipe, {.scale = scale});
           const Difference lse = difference(r.lse.numbers(), exact.lse);
@@ -211,7 +213,8 @@ TEST_P(HardData, ChituStaysWithinItsBoundAndBelowSage2) {
   Random random(23);
   const Data d = GetParam().make(random, 96);
   const oracle::Exact exact = truth(d);
-  const double chitu = relative_l1(run(d, recipes::chitu).out.numbers(), exact.out), sage2 = relative_l1(run(d, recipes::sage2).out.numbers(), exact.out);
+  const double chitu = relative_l1(run(d, recipes::chitu).out.numbers(), exact.out),
+               sage2 = relative_l1(run(d, recipes::sage2).out.numbers(), exact.out);
   RecordProperty("chitu", std::to_string(chitu));
   RecordProperty("sage2", std::to_string(sage2));
   EXPECT_LE(chitu, GetParam().chitu);
@@ -240,7 +243,8 @@ TEST_P(Shards, MergedAreAsGoodAsUnsplit) {
     for (int i = 0; i < 3; ++i) {
       options.recipe = GetParam().recipe;
       options.key_positions = Positions{cuts[i], 1};
-      const Result part = attend(d.query.tensor(), tokens_of(d.key, cuts[i], cuts[i + 1]), tokens_of(d.value, cuts[i], cuts[i + 1]), options);
+      const Result part =
+          attend(d.query.tensor(), tokens_of(d.key, cuts[i], cuts[i + 1]), tokens_of(d.value, cuts[i], cuts[i + 1]), options);
       if (i == 0)
         merged = part;
       else
@@ -268,8 +272,9 @@ TEST_P(Shards, StripesMergeUnderACausalMask) {
       t.stride[2] *= 3;
       return t;
     };
-    const Result part = attend(d.query.tensor(), stripe(d.key), stripe(d.value),
-                               {.recipe = GetParam().recipe, .window = causal, .query_positions = Positions{0, 1}, .key_positions = Positions{i, 3}});
+    const Result part =
+        attend(d.query.tensor(), stripe(d.key), stripe(d.value),
+               {.recipe = GetParam().recipe, .window = causal, .query_positions = Positions{0, 1}, .key_positions = Positions{i, 3}});
     if (i == 0)
       merged = part;
     else

@@ -77,9 +77,9 @@ void make_case(Case& c, std::size_t i) {
   const float scales[] = {0.3f, -0.2f, 0.f};
   if (random.below(3) == 0) c.options.scale = scales[random.below(3)];
   c.options.threads = static_cast<int>(1 + random.below(3));
-  c.text = "case " + std::to_string(i) + ": batch " + std::to_string(batch) + ", heads " + std::to_string(kv_heads) + " x " + std::to_string(ratio) +
-           ", queries " + std::to_string(queries) + ", keys " + std::to_string(keys) + ", dim " + std::to_string(dim) + ", mask " +
-           std::to_string(static_cast<int>(mask)) + ", out " + name(c.type);
+  c.text = "case " + std::to_string(i) + ": batch " + std::to_string(batch) + ", heads " + std::to_string(kv_heads) + " x " +
+           std::to_string(ratio) + ", queries " + std::to_string(queries) + ", keys " + std::to_string(keys) + ", dim " +
+           std::to_string(dim) + ", mask " + std::to_string(static_cast<int>(mask)) + ", out " + name(c.type);
 }
 
 Result run(const Case& c, const Recipe& recipe, std::string_view kernel, DType type) {
@@ -119,7 +119,8 @@ class Kernels : public testing::TestWithParam<std::string> {};
 // Counts, as skipped tests, the kernels that this machine leaves untested.
 TEST_P(Kernels, IsTestedHere) {
   const auto tested = available_kernels();
-  if (std::find(tested.begin(), tested.end(), GetParam()) == tested.end()) GTEST_SKIP() << "this machine lacks the instructions of " << GetParam();
+  if (std::find(tested.begin(), tested.end(), GetParam()) == tested.end())
+    GTEST_SKIP() << "this machine lacks the instructions of " << GetParam();
 }
 
 std::vector<std::string> all_kernels() {
@@ -145,12 +146,14 @@ TEST(Reference, OfExactIsExactAttention) {
 
 TEST(Reference, RowsThatSeeNoKeyAreZeroWithoutWeight) {
   Random random(3);
-  const Array q = normal(random, DType::f16, {2, 4, 50, 40}), k = normal(random, DType::f16, {2, 2, 20, 40}), v = normal(random, DType::f16, {2, 2, 20, 40});
+  const Array q = normal(random, DType::f16, {2, 4, 50, 40}), k = normal(random, DType::f16, {2, 2, 20, 40}),
+              v = normal(random, DType::f16, {2, 2, 20, 40});
   for (const Method& method : methods)
     for (const std::string& kernel : available_kernels()) {
       SCOPED_TRACE(std::string(method.name) + ", " + kernel);
       // Bottom-right: of 50 queries over 20 keys the first 30 see nothing.
-      const Result r = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = method.recipe, .window = causal, .kernel = kernel}, DType::bf16, Layout::padded);
+      const Result r = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = method.recipe, .window = causal, .kernel = kernel},
+                              DType::bf16, Layout::padded);
       for (std::int64_t i = 0; i < 50; ++i)
         for (std::int64_t h = 0; h < 4; ++h) {
           ASSERT_EQ(r.lse.get(1, h, i, 0) == -std::numeric_limits<float>::infinity(), i < 30) << i;
@@ -181,8 +184,9 @@ TEST_P(Recipes, ReferenceAgreesWithASecondImplementation) {
       const float scale = 1 / std::sqrt(static_cast<float>(dim));
       const oracle::HeadResult expected =
           oracle::attention(GetParam().name, q.numbers(), k.numbers(), v.numbers(), dim, DType::bf16, double{scale}, is_causal);
-      const Result got = attend(q.tensor(), k.tensor(), v.tensor(),
-                                {.recipe = GetParam().recipe, .window = is_causal ? causal : everything, .scale = scale, .kernel = "cpu.reference"});
+      const Result got =
+          attend(q.tensor(), k.tensor(), v.tensor(),
+                 {.recipe = GetParam().recipe, .window = is_causal ? causal : everything, .scale = scale, .kernel = "cpu.reference"});
       EXPECT_LE(relative_l1(got.out.numbers(), expected.out), 5e-5) << queries << " queries, " << keys << " keys, dim " << dim;
       EXPECT_LE(difference(got.lse.numbers(), expected.lse).largest, 1e-5);
     }

@@ -60,8 +60,8 @@ TEST(Merge, APartThatSawNothingCountsNothing) {
 }
 
 TEST(Merge, NaNComesThrough) {
-  for (const Result& r : {merged(part(nan, nan), part(7, 2)), merged(part(7, 2), part(nan, nan)), merged(part(nan, nan), part(0, -infinity)),
-                          merged(part(0, -infinity), part(nan, nan))}) {
+  for (const Result& r : {merged(part(nan, nan), part(7, 2)), merged(part(7, 2), part(nan, nan)),
+                          merged(part(nan, nan), part(0, -infinity)), merged(part(0, -infinity), part(nan, nan))}) {
     EXPECT_TRUE(std::isnan(out_of(r)));
     EXPECT_TRUE(std::isnan(lse_of(r)));
   }

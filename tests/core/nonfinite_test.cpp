@@ -39,12 +39,17 @@ const Scene scenes[] = {
     {"infinite_key", {{Role::key, 0, 1, 130, 2, infinity}}},
     {"infinite_keys_in_a_window", {{Role::key, 0, 1, 130, 2, -infinity}, {Role::key, 0, 1, 131, 7, infinity}}, {4, 0}},
     {"nan_in_a_value", {{Role::value, 1, 0, 0, 4, nan}}},
-    {"infinite_values", {{Role::value, 0, 0, 149, 4, infinity}, {Role::value, 0, 0, 5, 4, -infinity}, {Role::value, 0, 0, 6, 9, infinity}}, causal},
+    {"infinite_values",
+     {{Role::value, 0, 0, 149, 4, infinity}, {Role::value, 0, 0, 5, 4, -infinity}, {Role::value, 0, 0, 6, 9, infinity}},
+     causal},
     {"everywhere",
      {{Role::query, 0, 2, 59, 1, nan}, {Role::key, 0, 0, 129, 0, infinity}, {Role::key, 1, 1, 148, 0, nan}, {Role::value, 0, 1, 3, 2, nan}},
      {30, 2}},
     {"first_and_last_tokens",
-     {{Role::query, 0, 0, 0, 0, nan}, {Role::query, 1, 3, 59, 11, nan}, {Role::key, 0, 0, 149, 11, nan}, {Role::key, 1, 1, 0, 0, -infinity}},
+     {{Role::query, 0, 0, 0, 0, nan},
+      {Role::query, 1, 3, 59, 11, nan},
+      {Role::key, 0, 0, 149, 11, nan},
+      {Role::key, 1, 1, 0, 0, -infinity}},
      causal},
 };
 
@@ -67,7 +72,8 @@ TEST_P(NonFiniteInput, SpoilsWhatExactAttentionSpoils) {
     int spoilt = 0;
     double error = 0, size = 0, lse_error = 0;
     for (std::size_t i = 0; i < out.size(); ++i) {
-      ASSERT_EQ(kind(out[i]), kind(exact.out[i])) << "out " << i / 12 << ", channel " << i % 12 << ": " << out[i] << ", not " << exact.out[i];
+      ASSERT_EQ(kind(out[i]), kind(exact.out[i]))
+          << "out " << i / 12 << ", channel " << i % 12 << ": " << out[i] << ", not " << exact.out[i];
       spoilt += kind(out[i]) != 0;
       if (kind(out[i]) != 0) continue;
       error += std::fabs(out[i] - exact.out[i]);
@@ -83,9 +89,8 @@ TEST_P(NonFiniteInput, SpoilsWhatExactAttentionSpoils) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, NonFiniteInput, testing::Combine(testing::ValuesIn(methods), testing::ValuesIn(scenes)), [](const auto& info) {
-  return test_name(std::get<0>(info.param).name) + "_" + std::get<1>(info.param).name;
-});
+INSTANTIATE_TEST_SUITE_P(All, NonFiniteInput, testing::Combine(testing::ValuesIn(methods), testing::ValuesIn(scenes)),
+                         [](const auto& info) { return test_name(std::get<0>(info.param).name) + "_" + std::get<1>(info.param).name; });
 
 class NonFinitePlaces : public testing::TestWithParam<Method> {};
 
@@ -112,7 +117,8 @@ TEST_P(NonFinitePlaces, AnywhereSpoilOnlyTheirOwn) {
       const Result r = attend(q.tensor(), k.tensor(), v.tensor(), options);
       const auto out = r.out.numbers(), lse = r.lse.numbers();
       for (std::size_t i = 0; i < out.size(); ++i)
-        ASSERT_EQ(kind(out[i]), kind(exact.out[i])) << "out " << i / static_cast<std::size_t>(dim) << ": " << out[i] << ", not " << exact.out[i];
+        ASSERT_EQ(kind(out[i]), kind(exact.out[i]))
+            << "out " << i / static_cast<std::size_t>(dim) << ": " << out[i] << ", not " << exact.out[i];
       for (std::size_t i = 0; i < lse.size(); ++i) ASSERT_EQ(kind(lse[i]), kind(exact.lse[i])) << "lse " << i;
     }
   }
@@ -135,7 +141,8 @@ TEST_P(NonFinitePlaces, OtherRowsKeepTheirBits) {
     for (std::int64_t h = 0; h < 2; ++h)
       for (std::int64_t i = 0; i < 40; ++i) {
         if (h == 1 && i == 17) continue;
-        for (std::int64_t c = 0; c < 16; ++c) ASSERT_EQ(clean.out.get(0, h, i, c), dirty.out.get(0, h, i, c)) << kernel << " " << h << " " << i;
+        for (std::int64_t c = 0; c < 16; ++c)
+          ASSERT_EQ(clean.out.get(0, h, i, c), dirty.out.get(0, h, i, c)) << kernel << " " << h << " " << i;
         ASSERT_EQ(clean.lse.get(0, h, i, 0), dirty.lse.get(0, h, i, 0)) << kernel;
       }
   }

@@ -86,7 +86,8 @@ TEST_P(Numbers, RoundsToNearestEvenAtEveryBoundary) {
 
 TEST_P(Numbers, RoundsFloatsOfAllSizes) {
   std::uint64_t wrong = 0;
-  for (std::uint64_t bits = 0; bits < 1ull << 32; bits += 1009) wrong += !rounds_right(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
+  for (std::uint64_t bits = 0; bits < 1ull << 32; bits += 1009)
+    wrong += !rounds_right(std::bit_cast<float>(static_cast<std::uint32_t>(bits)));
   EXPECT_EQ(wrong, 0u);
 }
 
@@ -102,10 +103,10 @@ TEST_P(Numbers, LargeInfiniteAndNaN) {
 
 INSTANTIATE_TEST_SUITE_P(Formats, Numbers, testing::ValuesIn(cases), [](const auto& info) { return std::string(info.param.name); });
 
-class Vectors : public testing::TestWithParam<int> {};
+class Vectors : public testing::TestWithParam<std::size_t> {};
 
 TEST_P(Vectors, ReadEveryHalfAsTheScalarDoes) {
-  const cpu::Backend& backend = cpu::backends()[static_cast<std::size_t>(GetParam())];
+  const cpu::Backend& backend = cpu::backends()[GetParam()];
   if (!backend.available()) GTEST_SKIP() << "this machine lacks the instructions of " << backend.name;
   std::vector<std::uint16_t> halves(65536);
   for (std::size_t i = 0; i < halves.size(); ++i) halves[i] = static_cast<std::uint16_t>(i);
@@ -114,15 +115,16 @@ TEST_P(Vectors, ReadEveryHalfAsTheScalarDoes) {
     backend.to_f32(halves.data(), type, numbers.data(), 65535);  // an odd count, so that the last ones are a tail
     for (std::size_t i = 0; i + 1 < halves.size(); ++i) {
       const float expected = load(halves.data(), type, static_cast<std::int64_t>(i));
-      EXPECT_TRUE(std::isnan(expected) ? std::isnan(numbers[i]) : std::bit_cast<std::uint32_t>(expected) == std::bit_cast<std::uint32_t>(numbers[i]))
+      EXPECT_TRUE(std::isnan(expected) ? std::isnan(numbers[i])
+                                       : std::bit_cast<std::uint32_t>(expected) == std::bit_cast<std::uint32_t>(numbers[i]))
           << name(type) << " " << i;
     }
     EXPECT_EQ(numbers.back(), 0) << "wrote past the count";
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, Vectors, testing::Range(0, 3),
-                         [](const auto& info) { return std::string(cpu::backends()[static_cast<std::size_t>(info.param)].name); });
+INSTANTIATE_TEST_SUITE_P(Backends, Vectors, testing::Range<std::size_t>(0, cpu::backends().size()),
+                         [](const auto& info) { return std::string(cpu::backends()[info.param].name); });
 
 }  // namespace
 }  // namespace chitu

@@ -99,12 +99,14 @@ Exact attention(const Call& call) {
   for (const Run& run : runs(call))
     for (std::int64_t h = 0; h < heads; ++h) {
       const std::int64_t kv_head = h * call.key.shape[1] / heads;
-      const auto q = head_of(call.query, run.batch, h), k = head_of(call.key, run.batch, kv_head), v = head_of(call.value, run.batch, kv_head);
+      const auto q = head_of(call.query, run.batch, h), k = head_of(call.key, run.batch, kv_head),
+                 v = head_of(call.value, run.batch, kv_head);
       std::vector<double> scores(static_cast<std::size_t>(run.key_end - run.key_begin));
       for (std::int64_t i = run.query_begin; i < run.query_end; ++i) {
         for (std::int64_t j = run.key_begin; j < run.key_end; ++j)
           scores[static_cast<std::size_t>(j - run.key_begin)] =
-              sees(call, run, i, j) ? scale * dot(&q[static_cast<std::size_t>(i) * dim], &k[static_cast<std::size_t>(j) * dim], dim) : -infinity;
+              sees(call, run, i, j) ? scale * dot(&q[static_cast<std::size_t>(i) * dim], &k[static_cast<std::size_t>(j) * dim], dim)
+                                    : -infinity;
         const auto at = static_cast<std::size_t>((run.batch * heads + h) * queries + i);
         row_of(scores, v, run.key_begin, dim, &result.out[at * dim], result.lse[at]);
       }

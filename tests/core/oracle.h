@@ -49,13 +49,13 @@ Exact attention(const Call& call);
 // One head of one sequence, quantised. Empty where the quantisation has no such thing.
 struct Head {
   std::int64_t tokens, dim;
-  std::vector<float> numbers;            // [token][channel]: what is stored, before scales
-  std::vector<float> scales;             // of groups, channels, tiles, or of the head
-  std::vector<std::int64_t> group;       // [token]: index of its scale, with Scaling::tokens
-  std::vector<float> centre, channels;   // [channel]
-  std::vector<int> flagged;              // [tile]: 0, 1, or -1 if the order of a sum decides
-  std::vector<float> residuals;          // [token][channel], of every tile
-  std::vector<bool> nonfinite;           // [token]
+  std::vector<float> numbers;           // [token][channel]: what is stored, before scales
+  std::vector<float> scales;            // of groups, channels, tiles, or of the head
+  std::vector<std::int64_t> group;      // [token]: index of its scale, with Scaling::tokens
+  std::vector<float> centre, channels;  // [channel]
+  std::vector<int> flagged;             // [tile]: 0, 1, or -1 if the order of a sum decides
+  std::vector<float> residuals;         // [token][channel], of every tile
+  std::vector<bool> nonfinite;          // [token]
 
   double number(std::int64_t token, std::int64_t channel, bool residual) const;  // with scales
 };
@@ -65,7 +65,7 @@ Head quantize(const std::vector<float>& rows, std::int64_t dim, DType type, cons
 struct HeadResult {
   std::vector<double> out, lse;
 };
-HeadResult attention(std::string_view method, const std::vector<float>& query, const std::vector<float>& key, const std::vector<float>& value,
-                     std::int64_t dim, DType type, double scale, bool causal);
+HeadResult attention(std::string_view method, const std::vector<float>& query, const std::vector<float>& key,
+                     const std::vector<float>& value, std::int64_t dim, DType type, double scale, bool causal);
 
 }  // namespace chitu::test::oracle

@@ -45,7 +45,8 @@ std::vector<std::int64_t> sampled_tokens(std::int64_t count) {
 
 std::vector<std::int64_t> finite_of(const std::vector<std::int64_t>& tokens, const std::vector<Row>& rows) {
   std::vector<std::int64_t> kept;
-  std::copy_if(tokens.begin(), tokens.end(), std::back_inserter(kept), [&](std::int64_t t) { return finite(rows[static_cast<std::size_t>(t)]); });
+  std::copy_if(tokens.begin(), tokens.end(), std::back_inserter(kept),
+               [&](std::int64_t t) { return finite(rows[static_cast<std::size_t>(t)]); });
   return kept;
 }
 
@@ -222,10 +223,11 @@ Rounding rounding_of(std::string_view method) {
 
 }  // namespace
 
-HeadResult attention(std::string_view method, const std::vector<float>& query, const std::vector<float>& key, const std::vector<float>& value,
-                     std::int64_t dim, DType type, double scale, bool causal) {
+HeadResult attention(std::string_view method, const std::vector<float>& query, const std::vector<float>& key,
+                     const std::vector<float>& value, std::int64_t dim, DType type, double scale, bool causal) {
   const Recipe& recipe = find_method(method).recipe;
-  const Head q = quantize(query, dim, type, recipe.query), k = quantize(key, dim, type, recipe.key), v = quantize(value, dim, type, recipe.value);
+  const Head q = quantize(query, dim, type, recipe.query), k = quantize(key, dim, type, recipe.key),
+             v = quantize(value, dim, type, recipe.value);
   const Rounding how = rounding_of(method);
   HeadResult result;
   for (std::int64_t i = 0; i < q.tokens; ++i) {

@@ -38,9 +38,7 @@ std::vector<float> rows_of(const Array& x, std::int64_t batch, std::int64_t head
 }
 
 float number(const Tensor& t, std::int64_t i0, std::int64_t i1, std::int64_t i2, std::int64_t i3) {
-  return load(static_cast<const std::byte*>(t.data) +
-                  (i0 * t.stride[0] + i1 * t.stride[1] + i2 * t.stride[2]) * bytes(t.type),
-              t.type, i3);
+  return load(static_cast<const std::byte*>(t.data) + (i0 * t.stride[0] + i1 * t.stride[1] + i2 * t.stride[2]) * bytes(t.type), t.type, i3);
 }
 
 // Where a sequence of a quantised operand begins.
@@ -54,13 +52,14 @@ bool equal(const Quantized& x, const Place& at, std::int64_t head, const Head& e
   const auto same = [&](float got, float wanted, const char* what, std::int64_t i, std::int64_t c) {
     // -0 and 0 are the same integer, but not the same scale: no scale is 0.
     if (got == wanted || (std::isnan(got) && std::isnan(wanted))) return true;
-    ADD_FAILURE() << what << " of sequence " << at.sequence << ", head " << head << ", " << i << ", channel " << c << ": " << std::hexfloat << got
-                  << ", not " << wanted;
+    ADD_FAILURE() << what << " of sequence " << at.sequence << ", head " << head << ", " << i << ", channel " << c << ": " << std::hexfloat
+                  << got << ", not " << wanted;
     return false;
   };
   for (std::int64_t t = 0; t < expected.tokens; ++t)
     for (std::int64_t c = 0; c < expected.dim; ++c)
-      if (!same(number(x.values, at.batch, head, at.token + t, c), expected.numbers[static_cast<std::size_t>(t * expected.dim + c)], "number", t, c))
+      if (!same(number(x.values, at.batch, head, at.token + t, c), expected.numbers[static_cast<std::size_t>(t * expected.dim + c)],
+                "number", t, c))
         return false;
   for (std::size_t i = 0; i < expected.scales.size(); ++i) {
     const auto n = static_cast<std::int64_t>(i);
@@ -71,7 +70,8 @@ bool equal(const Quantized& x, const Place& at, std::int64_t head, const Head& e
     if (!same(got, expected.scales[i], "scale", n, 0)) return false;
   }
   for (std::size_t c = 0; c < expected.centre.size(); ++c)
-    if (!same(number(x.centre, at.sequence, head, 0, static_cast<std::int64_t>(c)), expected.centre[c], "centre", 0, static_cast<std::int64_t>(c)))
+    if (!same(number(x.centre, at.sequence, head, 0, static_cast<std::int64_t>(c)), expected.centre[c], "centre", 0,
+              static_cast<std::int64_t>(c)))
       return false;
   for (std::size_t c = 0; c < expected.channels.size(); ++c)
     if (!same(number(x.channels, at.sequence, head, 0, static_cast<std::int64_t>(c)), expected.channels[c], "lambda", 0,
@@ -161,14 +161,15 @@ class EveryBackend : public testing::TestWithParam<std::tuple<std::size_t, Metho
     if (!backend().available()) GTEST_SKIP() << "this machine lacks the instructions of " << backend().name;
   }
   void check(const Case& c, const Array& x) const {
-    SCOPED_TRACE(testing::Message() << "role " << static_cast<int>(c.role) << ", " << name(c.type) << " [" << c.shape[0] << ", " << c.shape[1] << ", "
-                                    << c.shape[2] << ", " << c.shape[3] << "], layout " << static_cast<int>(c.layout) << ", " << c.starts.size()
-                                    << " starts");
+    SCOPED_TRACE(testing::Message() << "role " << static_cast<int>(c.role) << ", " << name(c.type) << " [" << c.shape[0] << ", "
+                                    << c.shape[1] << ", " << c.shape[2] << ", " << c.shape[3] << "], layout " << static_cast<int>(c.layout)
+                                    << ", " << c.starts.size() << " starts");
     ASSERT_TRUE(equal(cpu::quantize_with(backend(), x, c.role, c.recipe, {.starts = c.starts}), x, c));
   }
 };
 
-const std::vector<std::int64_t> dims{1, 2, 3, 4, 5, 8, 12, 16, 20, 31, 32, 33, 48, 63, 64, 65, 72, 80, 96, 100, 127, 128, 129, 160, 192, 200, 224, 255, 256};
+const std::vector<std::int64_t> dims{1,  2,  3,  4,  5,   8,   12,  16,  20,  31,  32,  33,  48,  63, 64,
+                                     65, 72, 80, 96, 100, 127, 128, 129, 160, 192, 200, 224, 255, 256};
 const std::vector<std::int64_t> lengths{1, 2, 7, 127, 128, 129, 300};
 const std::vector<DType> types{DType::f32, DType::f16, DType::bf16};
 const std::vector<Layout> layouts{Layout::bhsd, Layout::bshd, Layout::padded};
@@ -202,7 +203,8 @@ TEST_P(EveryBackend, BatchesOfAllSizes) {
 TEST_P(EveryBackend, PackedSequencesStandAlone) {
   Random random(10);
   for (const Role role : {Role::query, Role::key, Role::value})
-    for (const std::vector<std::int64_t>& starts : {std::vector<std::int64_t>{0, 1, 1, 130, 257, 300}, {0, 300}, {0, 0, 300, 300}, {0, 128, 256, 300}}) {
+    for (const std::vector<std::int64_t>& starts :
+         {std::vector<std::int64_t>{0, 1, 1, 130, 257, 300}, {0, 300}, {0, 0, 300, 300}, {0, 128, 256, 300}}) {
       const Case c{recipe(), role, random.pick(types), random.pick(layouts), {1, 3, 300, 40}, starts};
       ASSERT_NO_FATAL_FAILURE(check(c, hard_data(random, c)));
     }
@@ -211,7 +213,8 @@ TEST_P(EveryBackend, PackedSequencesStandAlone) {
 TEST_P(EveryBackend, NaNAndInfinityStayOut) {
   Random random(11);
   for (const Role role : {Role::query, Role::key, Role::value})
-    for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()})
+    for (const float bad :
+         {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()})
       for (const std::int64_t dim : {1, 33, 64, 80}) {
         const Case c{recipe(), role, random.pick(types), random.pick(layouts), {2, 2, 150, dim}, {}};
         Array x = hard_data(random, c);
@@ -227,22 +230,25 @@ TEST_P(EveryBackend, NothingButNaN) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Quantize, EveryBackend, testing::Combine(testing::Range<std::size_t>(0, cpu::backends().size()), testing::ValuesIn(methods)),
+INSTANTIATE_TEST_SUITE_P(Quantize, EveryBackend,
+                         testing::Combine(testing::Range<std::size_t>(0, cpu::backends().size()), testing::ValuesIn(methods)),
                          [](const auto& info) {
-                           return std::string(cpu::backends()[std::get<0>(info.param)].name) + "_" + test_name(std::get<1>(info.param).name);
+                           return std::string(cpu::backends()[std::get<0>(info.param)].name) + "_" +
+                                  test_name(std::get<1>(info.param).name);
                          });
 
 class EveryMethod : public testing::TestWithParam<Method> {};
 
+// The numbers that a quantised tensor stands for.
 std::vector<float> restored(const Array& x, Role role, const Recipe& recipe) {
-  // A value of one key seen alone is what attention makes of the operand; here the oracle's scales say it for all roles.
   const Head head = oracle::quantize(x.numbers(), x.shape()[3], x.tensor().type, quant_of(recipe, role));
   const Quantized q = quantize(x, role, recipe);
   std::vector<float> numbers;
   for (std::int64_t t = 0; t < head.tokens; ++t)
     for (std::int64_t c = 0; c < head.dim; ++c) {
       EXPECT_EQ(number(q.values, 0, 0, t, c), head.numbers[static_cast<std::size_t>(t * head.dim + c)]);
-      numbers.push_back(static_cast<float>(head.number(t, c, !head.flagged.empty() && head.flagged[static_cast<std::size_t>(t / 128)] == 1)));
+      numbers.push_back(
+          static_cast<float>(head.number(t, c, !head.flagged.empty() && head.flagged[static_cast<std::size_t>(t / 128)] == 1)));
     }
   return numbers;
 }
@@ -285,7 +291,8 @@ TEST_P(EveryMethod, ThreadsDoNotChangeABit) {
       const Quantized many = quantize(x, role, GetParam().recipe, {.threads = threads});
       const auto same = [](const Tensor& a, const Tensor& b) {
         return a.shape == b.shape &&
-               (!a.data || std::memcmp(a.data, b.data, static_cast<std::size_t>(a.shape[0] * a.shape[1] * a.shape[2] * a.shape[3] * bytes(a.type))) == 0);
+               (!a.data || std::memcmp(a.data, b.data,
+                                       static_cast<std::size_t>(a.shape[0] * a.shape[1] * a.shape[2] * a.shape[3] * bytes(a.type))) == 0);
       };
       EXPECT_TRUE(same(one.values, many.values) && same(one.scales, many.scales) && same(one.centre, many.centre) &&
                   same(one.channels, many.channels) && same(one.residuals, many.residuals) && one.residual_of == many.residual_of);
@@ -297,7 +304,8 @@ TEST_P(EveryMethod, CorrectionIsTheProductWithTheCentre) {
   Random random(13);
   for (const auto& backend : cpu::backends()) {
     if (!backend.available()) continue;
-    const Array q = normal(random, DType::bf16, {2, 6, 37, 72}, Layout::padded), k = normal(random, DType::bf16, {2, 2, 90, 72}, Layout::bshd);
+    const Array q = normal(random, DType::bf16, {2, 6, 37, 72}, Layout::padded),
+                k = normal(random, DType::bf16, {2, 2, 90, 72}, Layout::bshd);
     const Quantized keys = cpu::quantize_with(backend, k, Role::key, GetParam().recipe, {});
     const Quantized queries = cpu::quantize_with(backend, q, Role::query, GetParam().recipe, {.keys = &keys});
     ASSERT_EQ(queries.correction.data != nullptr, GetParam().recipe.key.centre != Centre::none);

@@ -67,8 +67,8 @@ TEST_P(Fault, LseOnlyForSomeTypesMasksAndDims) {
   for (const DType type : {DType::f32, DType::f16, DType::bf16})
     for (const Window& window : {everything, causal, Window{40, 0}})
       for (const std::int64_t dim : {40, 128})
-        expect_near_truth(normal(random, type, {1, 1, 33, dim}), normal(random, type, {1, 1, 140, dim}), normal(random, type, {1, 1, 140, dim}),
-                          {.window = window}, type);
+        expect_near_truth(normal(random, type, {1, 1, 33, dim}), normal(random, type, {1, 1, 140, dim}),
+                          normal(random, type, {1, 1, 140, dim}), {.window = window}, type);
 }
 
 TEST_P(Fault, LseRoundedToTheTypeOfQueries) {
@@ -87,7 +87,6 @@ TEST_P(Fault, LseRoundedToTheTypeOfQueries) {
 
 TEST_P(Fault, LseOverflowsFp16) {
   // q . mean(k) is 650 000, beyond FP16.
-  if (GetParam().name == "fp8") GTEST_SKIP() << "keys that differ by a thousandth of their size are equal in FP8";
   Random random(44);
   Array q(DType::f16, {1, 1, 20, 64}), k(DType::f16, {1, 1, 200, 64});
   q.fill([&](auto...) { return 100 + random.normal(); });
@@ -95,7 +94,7 @@ TEST_P(Fault, LseOverflowsFp16) {
   const oracle::Exact exact = oracle::attention({q, k, k, {.scale = 1e-3f}});
   const Result r = attend(q.tensor(), k.tensor(), k.tensor(), {.recipe = recipe(), .scale = 1e-3f});
   for (std::size_t i = 0; i < exact.lse.size(); ++i) {
-    const double bound = rounds_raw_keys() ? 4e-3 : 1e-5;
+    const double bound = GetParam().name == "fp8" ? 5e-2 : rounds_raw_keys() ? 4e-3 : 1e-5;
     EXPECT_NEAR(r.lse.numbers()[i], exact.lse[i], bound * exact.lse[i]);
   }
 }
@@ -112,7 +111,8 @@ TEST_P(Fault, TailKeysNotMasked) {
 
 TEST_P(Fault, ScaleIgnored) {
   Random random(46);
-  const Array q = normal(random, DType::f32, {1, 1, 40, 64}), k = normal(random, DType::f32, {1, 1, 200, 64}), v = normal(random, DType::f32, {1, 1, 200, 64});
+  const Array q = normal(random, DType::f32, {1, 1, 40, 64}), k = normal(random, DType::f32, {1, 1, 200, 64}),
+              v = normal(random, DType::f32, {1, 1, 200, 64});
   for (const float scale : {0.02f, 0.2f, -0.1f, 0.f}) expect_near_truth(q, k, v, {.scale = scale});
 }
 
@@ -133,7 +133,8 @@ TEST_P(Fault, CausalKeepsTheDiagonalBlockOnly) {
 
 TEST_P(Fault, ZeroTokenDividesByZero) {
   Random random(49);
-  Array q = normal(random, DType::f16, {1, 1, 140, 64}), k = normal(random, DType::f16, {1, 1, 140, 64}), v = normal(random, DType::f16, {1, 1, 140, 64});
+  Array q = normal(random, DType::f16, {1, 1, 140, 64}), k = normal(random, DType::f16, {1, 1, 140, 64}),
+        v = normal(random, DType::f16, {1, 1, 140, 64});
   for (Array* x : {&q, &k, &v})
     for (std::int64_t c = 0; c < 64; ++c) x->set(0, 0, 0, c, 0), x->set(0, 0, 139, c, 0);
   expect_near_truth(q, k, v);
@@ -173,7 +174,8 @@ TEST_P(Fault, ValuesBeyondFp16Overflow) {
 
 TEST_P(Fault, RowsThatSeeNothingReturnTheMeanOfValues) {
   Random random(53);
-  const Array q = normal(random, DType::f32, {1, 1, 10, 64}), k = normal(random, DType::f32, {1, 1, 200, 64}), v = constant({1, 1, 200, 64}, 5);
+  const Array q = normal(random, DType::f32, {1, 1, 10, 64}), k = normal(random, DType::f32, {1, 1, 200, 64}),
+              v = constant({1, 1, 200, 64}, 5);
   // Query positions 0 ... 9, keys from 4 on; a merge with such rows must change nothing.
   const Options options{.recipe = recipe(), .window = causal, .query_positions = Positions{0, 1}, .key_positions = Positions{4, 1}};
   const Result shard = attend(q.tensor(), k.tensor(), v.tensor(), options);
@@ -193,13 +195,14 @@ TEST_P(Fault, RowsThatSeeNothingReturnTheMeanOfValues) {
 TEST_P(Fault, RowsInAnOpenTileSeeMaskedKeys) {
   // A row without keys beside rows with some, in one tile of queries.
   Random random(54);
-  expect_near_truth(normal(random, DType::f32, {1, 1, 30, 64}), normal(random, DType::f32, {1, 1, 20, 64}), normal(random, DType::f32, {1, 1, 20, 64}),
-                    {.window = Window{3, 0}});
+  expect_near_truth(normal(random, DType::f32, {1, 1, 30, 64}), normal(random, DType::f32, {1, 1, 20, 64}),
+                    normal(random, DType::f32, {1, 1, 20, 64}), {.window = Window{3, 0}});
 }
 
 TEST_P(Fault, InputsModifiedInPlace) {
   Random random(55);
-  const Array q = normal(random, DType::f16, {1, 2, 140, 64}), k = normal(random, DType::f16, {1, 2, 140, 64}), v = normal(random, DType::f16, {1, 2, 140, 64});
+  const Array q = normal(random, DType::f16, {1, 2, 140, 64}), k = normal(random, DType::f16, {1, 2, 140, 64}),
+              v = normal(random, DType::f16, {1, 2, 140, 64});
   const Array q0 = q, k0 = k, v0 = v;
   for (const std::string& kernel : available_kernels()) attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipe(), .kernel = kernel});
   EXPECT_EQ(q.raw(), q0.raw());
@@ -249,7 +252,8 @@ TEST_P(Fault, GroupedHeadsReadTheWrongKeyHead) {
   Random random(58);
   Array v(DType::f32, {1, 2, 50, 16});
   v.fill([](auto, std::int64_t h, auto, auto) { return static_cast<float>(h + 1); });
-  const Result r = attend(normal(random, DType::f32, {1, 8, 9, 16}).tensor(), normal(random, DType::f32, {1, 2, 50, 16}).tensor(), v.tensor(), {.recipe = recipe()});
+  const Result r = attend(normal(random, DType::f32, {1, 8, 9, 16}).tensor(), normal(random, DType::f32, {1, 2, 50, 16}).tensor(),
+                          v.tensor(), {.recipe = recipe()});
   for (std::int64_t h = 0; h < 8; ++h) EXPECT_NEAR(r.out.get(0, h, 4, 3), h < 4 ? 1 : 2, 0.05);
 }
 
@@ -257,13 +261,15 @@ TEST_P(Fault, GarbageBehindTheKeysTimesZeroIsNaN) {
   // Arrays in padded layout have NaN between tokens and behind them.
   Random random(59);
   for (const std::int64_t keys : {1, 3, 63, 130})
-    expect_near_truth(normal(random, DType::f16, {1, 1, 3, 40}, Layout::padded), normal(random, DType::f16, {1, 1, keys, 40}, Layout::padded),
+    expect_near_truth(normal(random, DType::f16, {1, 1, 3, 40}, Layout::padded),
+                      normal(random, DType::f16, {1, 1, keys, 40}, Layout::padded),
                       normal(random, DType::f16, {1, 1, keys, 40}, Layout::padded));
 }
 
 TEST_P(Fault, OptionsSwallowed) {
   Random random(60);
-  const Array q = normal(random, DType::f32, {1, 1, 60, 32}), k = normal(random, DType::f32, {1, 1, 60, 32}), v = normal(random, DType::f32, {1, 1, 60, 32});
+  const Array q = normal(random, DType::f32, {1, 1, 60, 32}), k = normal(random, DType::f32, {1, 1, 60, 32}),
+              v = normal(random, DType::f32, {1, 1, 60, 32});
   const std::vector<std::int64_t> starts{0, 30, 60};
   std::map<std::string, Options> variants{{"window", {.window = {3, 5}}}, {"causal", {.window = causal}}, {"scale", {.scale = 0.3f}}};
   variants["query positions"] = {.window = causal, .query_positions = Positions{20, 1}};
@@ -287,7 +293,8 @@ INSTANTIATE_TEST_SUITE_P(Methods, Fault, testing::ValuesIn(methods), [](const au
 // Address space without memory behind it, until it is touched.
 class Sparse {
  public:
-  explicit Sparse(std::size_t bytes) : bytes_(bytes), data_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {}
+  explicit Sparse(std::size_t bytes)
+      : bytes_(bytes), data_(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {}
   ~Sparse() {
     if (mapped()) munmap(data_, bytes_);
   }
@@ -305,7 +312,8 @@ class Strides : public testing::TestWithParam<std::tuple<Method, int>> {};
 
 // The same numbers, dense and with one stride beyond 2^32 elements.
 TEST_P(Strides, Overflow32Bits) {
-  const auto& [method, axis] = GetParam();
+  const Method& method = std::get<0>(GetParam());
+  const auto axis = static_cast<std::size_t>(std::get<1>(GetParam()));
   constexpr std::int64_t huge = (std::int64_t{1} << 32) + 96;
   Random random(61);
   const Shape shape{2, 2, 3, 32};
@@ -315,7 +323,7 @@ TEST_P(Strides, Overflow32Bits) {
   const auto spread = [&](const Array& x, const Sparse& memory) {
     Tensor t = x;
     t.data = memory.data();
-    t.stride[static_cast<std::size_t>(axis)] = huge;
+    t.stride[axis] = huge;
     for (std::int64_t b = 0; b < 2; ++b)
       for (std::int64_t h = 0; h < 2; ++h)
         for (std::int64_t i = 0; i < 3; ++i)

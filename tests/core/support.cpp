@@ -147,7 +147,8 @@ double rounding_of(DType type) { return type == DType::bf16 ? 0x1p-8 : type == D
 std::vector<std::string> available_kernels() {
   std::vector<std::string> names;
   for (const KernelInfo& kernel : kernels())
-    if (kernel.available && kernel.device == Device::cpu && std::find(names.begin(), names.end(), kernel.name) == names.end()) names.emplace_back(kernel.name);
+    if (kernel.available && kernel.device == Device::cpu && std::find(names.begin(), names.end(), kernel.name) == names.end())
+      names.emplace_back(kernel.name);
   return names;
 }
 

@@ -59,8 +59,8 @@ class Array {
   // Calls number(batch, head, token, channel) for each element, in this order.
   Array& fill(const std::function<float(std::int64_t, std::int64_t, std::int64_t, std::int64_t)>& number);
 
-  std::vector<float> numbers() const;       // dense
-  bool gaps_untouched() const;              // every byte outside the view is 0xff still
+  std::vector<float> numbers() const;  // dense
+  bool gaps_untouched() const;         // every byte outside the view is 0xff still
   const std::vector<std::byte>& raw() const { return memory_; }
 
  private:

@@ -25,8 +25,8 @@ TEST(Visible, IsTheKeysInsideTheWindow) {
               ASSERT_LE(range.end, count);
               for (std::int64_t key = 0; key < count; ++key)
                 ASSERT_EQ(sees(window, position, {first, step}, key), key >= range.begin && key < range.end)
-                    << "window " << left << ", " << right << ", position " << position << ", key " << key << " of " << count << " from " << first
-                    << " by " << step;
+                    << "window " << left << ", " << right << ", position " << position << ", key " << key << " of " << count << " from "
+                    << first << " by " << step;
             }
 }
 

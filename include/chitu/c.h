@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The C interface of ChituAttention, for bindings: what attention.h offers, in plain C99. The caller allocates every output;
+ * no C++ exception crosses; all functions may be called from any thread. */
+#ifndef CHITU_C_H
+#define CHITU_C_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Of this header. A library with another number must not be called; the same number only ever gains functions, constants and
+ * fields at the end of the structs that begin with struct_size. */
+#define CHITU_ABI_VERSION 1
+int32_t chitu_abi_version(void); /* of the library */
+const char* chitu_version(void); /* "0.1.0" */
+
+typedef enum chitu_status {
+  CHITU_OK = 0,
+  CHITU_BAD_ARGUMENT = 1, /* the message names the argument */
+  CHITU_UNSUPPORTED = 2,  /* no kernel takes such a call; the message gives each one's reason */
+  CHITU_OUT_OF_MEMORY = 3,
+  CHITU_INTERNAL = 4
+} chitu_status;
+
+/* What the calling thread's last call that did not return CHITU_OK had to say, at most 4095 bytes; "" if there was none. Valid
+ * until the thread's next call that fails. */
+const char* chitu_last_error(void);
+
+enum { CHITU_F32 = 0, CHITU_F16 = 1, CHITU_BF16 = 2, CHITU_I8 = 3, CHITU_U8 = 4, CHITU_E4M3 = 5 };
+enum { CHITU_CPU = 0, CHITU_CUDA = 1 };
+enum { CHITU_QUERY = 0, CHITU_KEY = 1, CHITU_VALUE = 2 };
+
+/* A view of the caller's memory: [batch, heads, tokens, dim], strides in elements, the last 1. Inputs are never written. */
+typedef struct chitu_tensor {
+  void* data;
+  int32_t dtype;  /* CHITU_F32 ... */
+  int32_t device; /* CHITU_CPU or CHITU_CUDA */
+  int32_t device_id;
+  int64_t shape[4];
+  int64_t stride[4];
+} chitu_tensor;
+
+/* The positions of a run of tokens: first, first + step, ... */
+typedef struct chitu_positions {
+  int64_t first, step;
+} chitu_positions;
+
+/* Fill with chitu_options_init(), then change what is to differ. struct_size says which fields the caller knows: fields past it
+ * take their defaults; bytes past what the library knows must be zero. */
+typedef struct chitu_options {
+  size_t struct_size;
+  const char* method; /* "chitu" */
+  const char* kernel; /* NULL: the first that takes the call */
+  int32_t has_scale;  /* 0: 1 / sqrt(dim) */
+  float scale;
+  int64_t window_left, window_right; /* -1: unbounded. Causal: -1, 0 */
+  int32_t has_query_positions;       /* 0: the last query stands at the last key */
+  int32_t has_key_positions;         /* 0: keys stand at 0, 1, ... */
+  chitu_positions query_positions, key_positions;
+  const int64_t* query_starts; /* packed sequences of a tensor with batch 1: query_starts_count entries, first 0, last the */
+  const int64_t* key_starts;   /* number of tokens; NULL and 0 for none */
+  size_t query_starts_count, key_starts_count;
+  int32_t threads;  /* 0: OpenMP's default */
+  int32_t reserved; /* 0 */
+  void* stream;     /* cudaStream_t, for tensors on a GPU */
+} chitu_options;
+
+/* The defaults. struct_size: sizeof(chitu_options) as the caller was compiled. */
+chitu_status chitu_options_init(chitu_options* options, size_t struct_size);
+
+/* out = softmax(scale * query . key^T within the window) value. query, out: [batch, heads, queries, dim]; key, value: [batch, kv
+ * heads, keys, dim]; lse: NULL, or f32 [batch, heads, queries, 1], natural log. options: NULL for the defaults. */
+chitu_status chitu_attention(const chitu_tensor* query, const chitu_tensor* key, const chitu_tensor* value, const chitu_tensor* out,
+                             const chitu_tensor* lse, const chitu_options* options);
+
+/* An operand quantised once for many calls: a KV cache, a ring. Made by chitu_quantize(), released by chitu_quantized_free(). */
+typedef struct chitu_quantized chitu_quantized;
+
+/* Sized like chitu_options. All zeros but struct_size are the defaults. */
+typedef struct chitu_quantize_options {
+  size_t struct_size;
+  const int64_t* starts; /* packed sequences, as in chitu_options */
+  size_t starts_count;
+  const chitu_quantized* keys;  /* for queries: the keys they will meet; needed if an lse will be asked for */
+  const chitu_tensor* centre;   /* for keys: f32 [sequences, heads, 1, dim] instead of their mean; NULL: their mean */
+  const chitu_tensor* channels; /* for values of "chitu": the same shape instead of a sampled vector; NULL: sampled */
+  int32_t threads;
+  int32_t reserved; /* 0 */
+} chitu_quantize_options;
+
+/* role: CHITU_QUERY, CHITU_KEY or CHITU_VALUE. options: NULL for the defaults. On success *quantized is the caller's to free. Where the
+ * method does not quantise this operand, the result views x, which must outlive it. */
+chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* method, const chitu_quantize_options* options,
+                            chitu_quantized** quantized);
+void chitu_quantized_free(chitu_quantized* quantized); /* NULL is fine */
+
+/* Views of the vectors that other quantisations can be given, to freeze them: the keys' centre, the values' channels; data is NULL
+ * where there is none. Either may be NULL. They live as long as `quantized`. */
+chitu_status chitu_quantized_vectors(const chitu_quantized* quantized, chitu_tensor* centre, chitu_tensor* channels);
+
+/* Just one of the two is not NULL. */
+typedef struct chitu_operand {
+  const chitu_tensor* tensor;
+  const chitu_quantized* quantized;
+} chitu_operand;
+
+/* chitu_attention() with operands that may come quantised, by the method of `options`. */
+chitu_status chitu_attention_quantized(const chitu_operand* query, const chitu_operand* key, const chitu_operand* value,
+                                       const chitu_tensor* out, const chitu_tensor* lse, const chitu_options* options);
+
+/* Joins the attention of the same queries over two disjoint sets of keys. The result may be a or b. */
+chitu_status chitu_merge(const chitu_tensor* out_a, const chitu_tensor* lse_a, const chitu_tensor* out_b, const chitu_tensor* lse_b,
+                         const chitu_tensor* out_result, const chitu_tensor* lse_result);
+
+/* Which kernel takes the call and why others do not, a line each, into buffer: at most capacity bytes, the last a 0. *needed (may be
+ * NULL) is the whole text's size with its 0; buffer may be NULL if capacity is 0. */
+chitu_status chitu_explain(const chitu_operand* query, const chitu_operand* key, const chitu_operand* value, const chitu_tensor* out,
+                           const chitu_tensor* lse, const chitu_options* options, char* buffer, size_t capacity, size_t* needed);
+
+/* The rows of the kernel table, best first; a name may have several. The strings live as long as the library. */
+typedef struct chitu_kernel {
+  const char* name;    /* "cpu.avx512" */
+  const char* scores;  /* what it computes query . key in */
+  const char* weights; /* what it computes weights . values in */
+  int32_t available;   /* 1: this machine can run it */
+  int32_t device;      /* of the tensors it takes */
+} chitu_kernel;
+size_t chitu_kernel_count(void);
+chitu_status chitu_kernel_info(size_t index, chitu_kernel* info);
+
+size_t chitu_method_count(void);
+const char* chitu_method_name(size_t index); /* NULL past the last */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* CHITU_C_H */

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+// The C interface: each function converts its arguments, calls the C++ one, and turns what is thrown into a status.
+#include "chitu/c.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "chitu/attention.h"
+#include "chitu/version.h"
+
+struct chitu_quantized {
+  chitu::Quantized value;
+};
+
+namespace {
+
+using chitu::require;
+
+// Not a string: keeping a message must not throw.
+thread_local char last_error[4096] = "";
+
+chitu_status fail(chitu_status status, const char* what) {
+  std::snprintf(last_error, sizeof last_error, "%s", what);
+  return status;
+}
+
+template <class Body>
+chitu_status guarded(const Body& body) noexcept {
+  try {
+    body();
+    return CHITU_OK;
+  } catch (const chitu::Error& error) {
+    return fail(static_cast<chitu_status>(error.code()), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(CHITU_OUT_OF_MEMORY, "out of memory");
+  } catch (const std::exception& error) {
+    return fail(CHITU_INTERNAL, error.what());
+  } catch (...) {
+    return fail(CHITU_INTERNAL, "unknown exception");
+  }
+}
+static_assert(static_cast<int>(chitu::ErrorCode::bad_argument) == CHITU_BAD_ARGUMENT &&
+              static_cast<int>(chitu::ErrorCode::unsupported) == CHITU_UNSUPPORTED &&
+              static_cast<int>(chitu::ErrorCode::out_of_memory) == CHITU_OUT_OF_MEMORY &&
+              static_cast<int>(chitu::ErrorCode::internal) == CHITU_INTERNAL);
+static_assert(static_cast<int>(chitu::DType::e4m3) == CHITU_E4M3 && static_cast<int>(chitu::Device::cuda) == CHITU_CUDA &&
+              static_cast<int>(chitu::Role::value) == CHITU_VALUE);
+
+chitu::Tensor tensor(const chitu_tensor* t, const char* name) {
+  require(t, name, " is NULL");
+  require(t->dtype >= CHITU_F32 && t->dtype <= CHITU_E4M3, name, " has dtype ", t->dtype, "; it must be 0 ... ", int{CHITU_E4M3});
+  require(t->device == CHITU_CPU || t->device == CHITU_CUDA, name, " has device ", t->device, "; it must be 0 (CPU) or 1 (CUDA)");
+  chitu::Tensor result{t->data, static_cast<chitu::DType>(t->dtype), static_cast<chitu::Device>(t->device), t->device_id};
+  std::copy_n(t->shape, 4, result.shape.begin());
+  std::copy_n(t->stride, 4, result.stride.begin());
+  return result;
+}
+
+chitu::Tensor tensor_or_none(const chitu_tensor* t, const char* name) { return t ? tensor(t, name) : chitu::Tensor{}; }
+
+chitu_tensor view(const chitu::Tensor& t) {
+  chitu_tensor result{t.data, static_cast<int32_t>(t.type), static_cast<int32_t>(t.device), t.device_id, {}, {}};
+  std::copy(t.shape.begin(), t.shape.end(), result.shape);
+  std::copy(t.stride.begin(), t.stride.end(), result.stride);
+  return result;
+}
+
+chitu::Operand operand(const chitu_operand* o, const char* name) {
+  require(o && (o->tensor != nullptr) != (o->quantized != nullptr), name, " must have a tensor or a quantized, and not both");
+  return o->quantized ? chitu::Operand(o->quantized->value) : chitu::Operand(tensor(o->tensor, name));
+}
+
+std::span<const std::int64_t> starts(const int64_t* data, size_t count, const char* name) {
+  require(data || count == 0, name, " is NULL, but its count is ", count);
+  return {data, count};
+}
+
+// What the caller's struct, perhaps of an older or newer header, says in terms of this one.
+template <class Struct>
+Struct known(const Struct* given, const Struct& defaults, const char* name) {
+  Struct result = defaults;
+  if (!given) return result;
+  const size_t size = given->struct_size;
+  require(size >= sizeof size && size % alignof(Struct) == 0 && size <= (size_t{1} << 16), name, ".struct_size is ", size,
+          "; it must be sizeof(", name, "), here ", sizeof(Struct));
+  std::memcpy(&result, given, std::min(size, sizeof(Struct)));
+  const auto* bytes = reinterpret_cast<const unsigned char*>(given);
+  for (size_t i = sizeof(Struct); i < size; ++i)
+    require(bytes[i] == 0, name, ".struct_size is ", size, ", and a field past the ", sizeof(Struct),
+            " bytes that this library knows is set");
+  require(result.reserved == 0, name, ".reserved is ", result.reserved, "; it must be 0");
+  return result;
+}
+
+chitu_options default_options() {
+  chitu_options o{};
+  o.struct_size = sizeof o;
+  o.method = "chitu";
+  o.window_left = o.window_right = -1;
+  o.query_positions = o.key_positions = {0, 1};
+  return o;
+}
+
+std::int64_t bound(int64_t given, const char* name) {
+  require(given >= -1, name, " is ", given, "; it must be 0 or more, or -1 for no bound");
+  return given == -1 ? chitu::unbounded : given;
+}
+
+chitu::Options options(const chitu_options* given) {
+  const chitu_options o = known(given, default_options(), "chitu_options");
+  require(o.method, "chitu_options.method is NULL");
+  chitu::Options result;
+  result.recipe = chitu::find_method(o.method).recipe;
+  result.window = {bound(o.window_left, "window_left"), bound(o.window_right, "window_right")};
+  if (o.has_scale) result.scale = o.scale;
+  if (o.has_query_positions) result.query_positions = {o.query_positions.first, o.query_positions.step};
+  if (o.has_key_positions) result.key_positions = {o.key_positions.first, o.key_positions.step};
+  result.query_starts = starts(o.query_starts, o.query_starts_count, "query_starts");
+  result.key_starts = starts(o.key_starts, o.key_starts_count, "key_starts");
+  result.threads = o.threads;
+  result.stream = o.stream;
+  if (o.kernel) result.kernel = o.kernel;
+  return result;
+}
+
+}  // namespace
+
+extern "C" {
+
+int32_t chitu_abi_version(void) { return CHITU_ABI_VERSION; }
+const char* chitu_version(void) { return CHITU_VERSION; }
+const char* chitu_last_error(void) { return last_error; }
+
+chitu_status chitu_options_init(chitu_options* o, size_t struct_size) {
+  return guarded([&] {
+    require(o, "options is NULL");
+    require(struct_size >= sizeof struct_size && struct_size % alignof(chitu_options) == 0, "struct_size is ", struct_size,
+            "; it must be sizeof(chitu_options)");
+    const chitu_options defaults = default_options();
+    std::memset(o, 0, struct_size);
+    std::memcpy(o, &defaults, std::min(struct_size, sizeof defaults));
+    o->struct_size = struct_size;
+  });
+}
+
+chitu_status chitu_attention(const chitu_tensor* query, const chitu_tensor* key, const chitu_tensor* value, const chitu_tensor* out,
+                             const chitu_tensor* lse, const chitu_options* o) {
+  return guarded([&] {
+    chitu::attention(tensor(query, "query"), tensor(key, "key"), tensor(value, "value"), {tensor(out, "out"), tensor_or_none(lse, "lse")},
+                     options(o));
+  });
+}
+
+chitu_status chitu_attention_quantized(const chitu_operand* query, const chitu_operand* key, const chitu_operand* value,
+                                       const chitu_tensor* out, const chitu_tensor* lse, const chitu_options* o) {
+  return guarded([&] {
+    chitu::attention(operand(query, "query"), operand(key, "key"), operand(value, "value"),
+                     {tensor(out, "out"), tensor_or_none(lse, "lse")}, options(o));
+  });
+}
+
+chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* method, const chitu_quantize_options* given,
+                            chitu_quantized** quantized) {
+  return guarded([&] {
+    require(quantized, "quantized is NULL");
+    require(method, "method is NULL");
+    require(role >= CHITU_QUERY && role <= CHITU_VALUE, "role is ", role, "; it must be 0 (query), 1 (key) or 2 (value)");
+    const chitu_quantize_options o = known(given, {}, "chitu_quantize_options");
+    const chitu::QuantizeOptions options{.starts = starts(o.starts, o.starts_count, "starts"),
+                                         .keys = o.keys ? &o.keys->value : nullptr,
+                                         .centre = tensor_or_none(o.centre, "centre"),
+                                         .channels = tensor_or_none(o.channels, "channels"),
+                                         .threads = o.threads};
+    *quantized =
+        new chitu_quantized{chitu::quantize(tensor(x, "x"), static_cast<chitu::Role>(role), chitu::find_method(method).recipe, options)};
+  });
+}
+
+void chitu_quantized_free(chitu_quantized* quantized) { delete quantized; }
+
+chitu_status chitu_quantized_vectors(const chitu_quantized* quantized, chitu_tensor* centre, chitu_tensor* channels) {
+  return guarded([&] {
+    require(quantized, "quantized is NULL");
+    if (centre) *centre = view(quantized->value.centre);
+    if (channels) *channels = view(quantized->value.channels);
+  });
+}
+
+chitu_status chitu_merge(const chitu_tensor* out_a, const chitu_tensor* lse_a, const chitu_tensor* out_b, const chitu_tensor* lse_b,
+                         const chitu_tensor* out_result, const chitu_tensor* lse_result) {
+  return guarded([&] {
+    chitu::merge({tensor(out_a, "out_a"), tensor(lse_a, "lse_a")}, {tensor(out_b, "out_b"), tensor(lse_b, "lse_b")},
+                 {tensor(out_result, "out_result"), tensor(lse_result, "lse_result")});
+  });
+}
+
+chitu_status chitu_explain(const chitu_operand* query, const chitu_operand* key, const chitu_operand* value, const chitu_tensor* out,
+                           const chitu_tensor* lse, const chitu_options* o, char* buffer, size_t capacity, size_t* needed) {
+  return guarded([&] {
+    require(buffer || capacity == 0, "buffer is NULL, but its capacity is ", capacity);
+    const std::string text = chitu::explain(operand(query, "query"), operand(key, "key"), operand(value, "value"),
+                                            {tensor(out, "out"), tensor_or_none(lse, "lse")}, options(o));
+    if (needed) *needed = text.size() + 1;
+    if (capacity == 0) return;
+    const size_t count = std::min(text.size(), capacity - 1);
+    std::memcpy(buffer, text.data(), count);
+    buffer[count] = 0;
+  });
+}
+
+size_t chitu_kernel_count(void) {
+  size_t count = 0;
+  guarded([&] { count = chitu::kernels().size(); });
+  return count;
+}
+
+chitu_status chitu_kernel_info(size_t index, chitu_kernel* info) {
+  return guarded([&] {
+    require(info, "info is NULL");
+    const auto all = chitu::kernels();
+    require(index < all.size(), "kernel index is ", index, "; there are ", all.size(), " kernels");
+    const chitu::KernelInfo& k = all[index];  // its names are literals, which end with a 0
+    *info = {k.name.data(), k.scores.data(), k.weights.data(), k.available, static_cast<int32_t>(k.device)};
+  });
+}
+
+size_t chitu_method_count(void) { return chitu::methods.size(); }
+const char* chitu_method_name(size_t index) { return index < chitu::methods.size() ? chitu::methods[index].name.data() : nullptr; }
+
+}  // extern "C"

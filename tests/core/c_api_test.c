@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The C interface from C99: prints what is wrong, returns 1 if anything is. */
+#include "chitu/c.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { HEADS = 2, QUERIES = 5, KEYS = 140, DIM = 32 };
+
+static int failures = 0;
+
+static void expect(int holds, const char* what) {
+  if (holds) return;
+  printf("FAILED: %s (last error: %s)\n", what, chitu_last_error());
+  ++failures;
+}
+
+static void expect_error(chitu_status got, chitu_status wanted, const char* part) {
+  if (got == wanted && strstr(chitu_last_error(), part)) return;
+  printf("FAILED: status %d, not %d, or '%s' is not in: %s\n", (int)got, (int)wanted, part, chitu_last_error());
+  ++failures;
+}
+
+static chitu_tensor dense(float* data, int64_t tokens, int64_t dim) {
+  chitu_tensor t;
+  memset(&t, 0, sizeof t);
+  t.data = data;
+  t.dtype = CHITU_F32;
+  t.device = CHITU_CPU;
+  t.shape[0] = 1, t.shape[1] = HEADS, t.shape[2] = tokens, t.shape[3] = dim;
+  t.stride[0] = HEADS * tokens * dim, t.stride[1] = tokens * dim, t.stride[2] = dim, t.stride[3] = 1;
+  return t;
+}
+
+static float q_data[HEADS * QUERIES * DIM], k_data[HEADS * KEYS * DIM], v_data[HEADS * KEYS * DIM];
+static float out_data[HEADS * QUERIES * DIM], lse_data[HEADS * QUERIES], out_2[HEADS * QUERIES * DIM], lse_2[HEADS * QUERIES];
+static chitu_tensor q, k, v, out, lse, out2, lse2;
+
+static void fill(float* data, int count, unsigned seed) {
+  for (int i = 0; i < count; ++i) {
+    seed = seed * 1664525u + 1013904223u;
+    data[i] = (float)(seed >> 8) / 8388608.f - 1.f;
+  }
+}
+
+/* Attention in double: keys up to and with the last + query - last query if causal. */
+static double largest_difference(float scale, int causal, int64_t key_begin, int64_t key_end) {
+  double worst = 0;
+  for (int h = 0; h < HEADS; ++h)
+    for (int i = 0; i < QUERIES; ++i) {
+      double sum = 0, result[DIM] = {0};
+      for (int64_t j = key_begin; j < key_end; ++j) {
+        double dot = 0;
+        if (causal && j > i + KEYS - QUERIES) continue;
+        for (int c = 0; c < DIM; ++c) dot += (double)q_data[(h * QUERIES + i) * DIM + c] * k_data[(h * KEYS + j) * DIM + c];
+        dot = exp(dot * scale);
+        sum += dot;
+        for (int c = 0; c < DIM; ++c) result[c] += dot * v_data[(h * KEYS + j) * DIM + c];
+      }
+      for (int c = 0; c < DIM; ++c) worst = fmax(worst, fabs(result[c] / sum - out_data[(h * QUERIES + i) * DIM + c]));
+      worst = fmax(worst, fabs(log(sum) - lse_data[h * QUERIES + i]));
+    }
+  return worst;
+}
+
+static void test_attention(void) {
+  chitu_options o;
+  expect(chitu_attention(&q, &k, &v, &out, &lse, NULL) == CHITU_OK, "default options");
+  expect(largest_difference(1 / sqrtf(DIM), 0, 0, KEYS) < 0.01, "default options give attention");
+
+  expect(chitu_options_init(&o, sizeof o) == CHITU_OK, "chitu_options_init");
+  for (size_t m = 0; m < chitu_method_count(); ++m) {
+    o.method = chitu_method_name(m);
+    o.has_scale = 1;
+    o.scale = 0.4f;
+    o.window_left = -1;
+    o.window_right = 0;
+    expect(chitu_attention(&q, &k, &v, &out, &lse, &o) == CHITU_OK, o.method);
+    expect(largest_difference(0.4f, 1, 0, KEYS) < (strcmp(o.method, "exact") == 0 ? 1e-5 : 0.03), "causal with a scale");
+  }
+  expect(chitu_method_name(chitu_method_count()) == NULL, "no method past the last");
+  expect(chitu_attention(&q, &k, &v, &out, NULL, &o) == CHITU_OK, "no lse");
+}
+
+static void test_options(void) {
+  chitu_options o;
+  struct {
+    chitu_options known;
+    char more[16];
+  } newer;
+  chitu_options_init(&o, sizeof o);
+  o.method = "exact";
+  o.has_query_positions = o.has_key_positions = 1;
+  o.query_positions.first = KEYS - QUERIES + 1000;
+  o.key_positions.first = 1000;
+  o.window_right = 0;
+  expect(chitu_attention(&q, &k, &v, &out, &lse, &o) == CHITU_OK, "positions");
+  expect(largest_difference(1 / sqrtf(DIM), 1, 0, KEYS) < 1e-5, "positions that say the same as bottom-right");
+
+  chitu_options_init(&newer.known, sizeof newer);
+  newer.known.method = "exact";
+  expect(newer.known.struct_size == sizeof newer, "a newer caller's size");
+  expect(chitu_attention(&q, &k, &v, &out, &lse, &newer.known) == CHITU_OK, "a newer caller that sets nothing new");
+  newer.more[7] = 1;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &newer.known), CHITU_BAD_ARGUMENT, "struct_size");
+
+  /* An older caller, whose struct ended before has_scale: what lies behind it is not read. */
+  memset(&o, 0x7f, sizeof o);
+  o.method = "exact";
+  o.kernel = NULL;
+  o.struct_size = offsetof(chitu_options, has_scale);
+  expect(chitu_attention(&q, &k, &v, &out, &lse, &o) == CHITU_OK, "an older caller");
+  expect(largest_difference(1 / sqrtf(DIM), 0, 0, KEYS) < 1e-5, "an older caller gets defaults");
+  chitu_options_init(&o, offsetof(chitu_options, has_scale));
+  expect(o.struct_size == offsetof(chitu_options, has_scale) && o.has_scale == 0x7f7f7f7f, "init writes an older caller's bytes alone");
+
+  o.struct_size = 3;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "struct_size is 3");
+  o.struct_size = (size_t)-8;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "struct_size");
+}
+
+static void test_errors(void) {
+  chitu_options o;
+  chitu_tensor wrong = k;
+  chitu_operand none = {NULL, NULL}, both = {&q, NULL};
+  chitu_quantized* handle = NULL;
+  chitu_options_init(&o, sizeof o);
+  expect_error(chitu_attention(NULL, &k, &v, &out, &lse, NULL), CHITU_BAD_ARGUMENT, "query is NULL");
+  expect_error(chitu_attention(&q, &k, &v, NULL, &lse, NULL), CHITU_BAD_ARGUMENT, "out is NULL");
+  wrong.dtype = 99;
+  expect_error(chitu_attention(&q, &wrong, &v, &out, &lse, NULL), CHITU_BAD_ARGUMENT, "key has dtype 99");
+  wrong = k;
+  wrong.device = 7;
+  expect_error(chitu_attention(&q, &wrong, &v, &out, &lse, NULL), CHITU_BAD_ARGUMENT, "key has device 7");
+  wrong = k;
+  wrong.dtype = CHITU_I8;
+  expect_error(chitu_attention(&q, &wrong, &v, &out, &lse, NULL), CHITU_UNSUPPORTED, "key has type i8");
+  o.method = "sage9";
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "sage9");
+  o.method = NULL;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "method is NULL");
+  chitu_options_init(&o, sizeof o);
+  o.window_left = -2;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "window_left is -2");
+  chitu_options_init(&o, sizeof o);
+  o.kernel = "cpu.magic";
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "cpu.magic");
+  chitu_options_init(&o, sizeof o);
+  o.query_starts_count = 2;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "query_starts is NULL");
+  chitu_options_init(&o, sizeof o);
+  o.reserved = 1;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "reserved");
+  expect_error(chitu_options_init(NULL, sizeof o), CHITU_BAD_ARGUMENT, "NULL");
+  expect_error(chitu_attention_quantized(&none, &both, &both, &out, &lse, NULL), CHITU_BAD_ARGUMENT,
+               "query must have a tensor or a quantized");
+  expect_error(chitu_quantize(&q, 5, "chitu", NULL, &handle), CHITU_BAD_ARGUMENT, "role is 5");
+  expect_error(chitu_quantize(&q, CHITU_QUERY, "chitu", NULL, NULL), CHITU_BAD_ARGUMENT, "quantized is NULL");
+  expect(handle == NULL, "no handle from a call that failed");
+  expect_error(chitu_merge(&out, NULL, &out, &lse, &out, &lse), CHITU_BAD_ARGUMENT, "lse_a is NULL");
+  expect_error(chitu_kernel_info(chitu_kernel_count(), NULL), CHITU_BAD_ARGUMENT, "info is NULL");
+}
+
+static void test_quantized(void) {
+  chitu_quantized *keys = NULL, *values = NULL, *queries = NULL, *frozen = NULL;
+  chitu_quantize_options qo;
+  chitu_tensor centre, channels;
+  chitu_operand a, b, c;
+  memset(&qo, 0, sizeof qo);
+  qo.struct_size = sizeof qo;
+  expect(chitu_quantize(&k, CHITU_KEY, "chitu", NULL, &keys) == CHITU_OK, "keys");
+  expect(chitu_quantize(&v, CHITU_VALUE, "chitu", &qo, &values) == CHITU_OK, "values");
+  qo.keys = keys;
+  expect(chitu_quantize(&q, CHITU_QUERY, "chitu", &qo, &queries) == CHITU_OK, "queries");
+  a.tensor = b.tensor = c.tensor = NULL;
+  a.quantized = queries, b.quantized = keys, c.quantized = values;
+  expect(chitu_attention(&q, &k, &v, &out, &lse, NULL) == CHITU_OK, "as they came");
+  expect(chitu_attention_quantized(&a, &b, &c, &out2, &lse2, NULL) == CHITU_OK, "quantised beforehand");
+  expect(memcmp(out_data, out_2, sizeof out_data) == 0 && memcmp(lse_data, lse_2, sizeof lse_data) == 0, "the same bits");
+  c.quantized = NULL;
+  c.tensor = &v;
+  memset(out_2, 0, sizeof out_2);
+  expect(chitu_attention_quantized(&a, &b, &c, &out2, &lse2, NULL) == CHITU_OK, "two quantised, one as it came");
+  expect(memcmp(out_data, out_2, sizeof out_data) == 0, "the same bits again");
+  c.quantized = values;
+  expect_error(chitu_attention_quantized(&a, &b, &c, &out2, &lse2, NULL), CHITU_BAD_ARGUMENT, "value must have");
+
+  expect(chitu_quantized_vectors(keys, &centre, NULL) == CHITU_OK && centre.data && centre.shape[3] == DIM, "centre of the keys");
+  expect(chitu_quantized_vectors(values, &centre, &channels) == CHITU_OK && !centre.data && channels.data, "channels of the values");
+  qo.keys = NULL;
+  qo.channels = &channels;
+  expect(chitu_quantize(&v, CHITU_VALUE, "chitu", &qo, &frozen) == CHITU_OK, "frozen channels");
+  c.tensor = NULL;
+  c.quantized = frozen;
+  expect(chitu_attention_quantized(&a, &b, &c, &out2, &lse2, NULL) == CHITU_OK, "frozen values");
+  expect(memcmp(out_data, out_2, sizeof out_data) == 0, "the same channels, the same bits");
+  expect_error(chitu_quantize(&k, CHITU_KEY, "chitu", &qo, &frozen), CHITU_BAD_ARGUMENT, "channels");
+  chitu_quantized_free(frozen);
+  chitu_quantized_free(queries);
+  chitu_quantized_free(values);
+  chitu_quantized_free(keys);
+  chitu_quantized_free(NULL);
+}
+
+static void test_packed_and_merge(void) {
+  const int64_t query_starts[] = {0, 2, QUERIES}, key_starts[] = {0, 50, KEYS};
+  chitu_options o;
+  chitu_tensor first, second;
+  chitu_options_init(&o, sizeof o);
+  o.method = "exact";
+  o.query_starts = query_starts;
+  o.key_starts = key_starts;
+  o.query_starts_count = o.key_starts_count = 3;
+  expect(chitu_attention(&q, &k, &v, &out, &lse, &o) == CHITU_OK, "packed");
+  expect(largest_difference(1 / sqrtf(DIM), 0, 0, KEYS) > 1e-3, "packed sequences see their own keys only");
+
+  chitu_options_init(&o, sizeof o);
+  o.method = "exact";
+  first = k, second = v;
+  first.shape[2] = second.shape[2] = 50;
+  expect(chitu_attention(&q, &first, &second, &out, &lse, &o) == CHITU_OK, "first keys");
+  expect(largest_difference(1 / sqrtf(DIM), 0, 0, 50) < 1e-5, "first keys alone");
+  first = k, second = v;
+  first.shape[2] = second.shape[2] = KEYS - 50;
+  first.data = k_data + 50 * DIM, second.data = v_data + 50 * DIM;
+  expect(chitu_attention(&q, &first, &second, &out2, &lse2, &o) == CHITU_OK, "other keys");
+  expect(chitu_merge(&out, &lse, &out2, &lse2, &out, &lse) == CHITU_OK, "merge in place");
+  expect(largest_difference(1 / sqrtf(DIM), 0, 0, KEYS) < 1e-5, "merged is the whole");
+}
+
+static void test_tables(void) {
+  chitu_operand a = {NULL, NULL}, b = {NULL, NULL}, c = {NULL, NULL};
+  char small[16], *text;
+  size_t needed = 0;
+  chitu_kernel info;
+  int portable = 0;
+  a.tensor = &q, b.tensor = &k, c.tensor = &v;
+  expect(chitu_explain(&a, &b, &c, &out, &lse, NULL, NULL, 0, &needed) == CHITU_OK && needed > sizeof small, "explain's size");
+  text = malloc(needed);
+  expect(text && chitu_explain(&a, &b, &c, &out, &lse, NULL, text, needed, NULL) == CHITU_OK, "explain");
+  expect(text && strlen(text) == needed - 1 && strstr(text, "takes it"), "explain's text");
+  memset(small, 'x', sizeof small);
+  expect(chitu_explain(&a, &b, &c, &out, &lse, NULL, small, sizeof small, &needed) == CHITU_OK, "explain into too little");
+  expect(text && strlen(small) == sizeof small - 1 && strncmp(small, text, sizeof small - 1) == 0, "explain's beginning");
+  expect_error(chitu_explain(&a, &b, &c, &out, &lse, NULL, NULL, 4, &needed), CHITU_BAD_ARGUMENT, "buffer is NULL");
+  free(text);
+
+  for (size_t i = 0; i < chitu_kernel_count(); ++i) {
+    expect(chitu_kernel_info(i, &info) == CHITU_OK && info.name && info.scores && info.weights, "kernel info");
+    portable |= strcmp(info.name, "cpu.portable") == 0 && info.available == 1 && info.device == CHITU_CPU;
+  }
+  expect(portable, "the portable kernel is listed");
+  expect_error(chitu_kernel_info(chitu_kernel_count(), &info), CHITU_BAD_ARGUMENT, "kernel index");
+}
+
+int main(void) {
+  fill(q_data, HEADS * QUERIES * DIM, 1);
+  fill(k_data, HEADS * KEYS * DIM, 2);
+  fill(v_data, HEADS * KEYS * DIM, 3);
+  q = dense(q_data, QUERIES, DIM), k = dense(k_data, KEYS, DIM), v = dense(v_data, KEYS, DIM);
+  out = dense(out_data, QUERIES, DIM), lse = dense(lse_data, QUERIES, 1), out2 = dense(out_2, QUERIES, DIM),
+  lse2 = dense(lse_2, QUERIES, 1);
+  expect(chitu_abi_version() == CHITU_ABI_VERSION, "ABI version");
+  expect(strlen(chitu_version()) >= 5, "version");
+  expect(strcmp(chitu_last_error(), "") == 0, "no error before the first");
+  test_attention();
+  test_options();
+  test_errors();
+  test_quantized();
+  test_packed_and_merge();
+  test_tables();
+  printf("%d failures\n", failures);
+  return failures != 0;
+}
