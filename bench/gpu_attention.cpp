@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Times the GPU's attention: the quantise pass, the attention kernel, and attention() as a whole, from random normal bf16 tensors of 32768 tokens
-// and 2048 channels. Medians by events; prints Markdown, and CSV to the file named as the argument.
+// Times the GPU's attention: the quantise pass, the attention kernel, and attention() as a whole, from random normal bf16 tensors of 32768
+// tokens and 2048 channels. Medians by events; prints Markdown, and CSV to the file named as the argument.
 //
 //   gpu_attention [results.csv]
 #include <cuda_runtime_api.h>
@@ -93,7 +93,8 @@ struct Row {
   double quantise, attention, total, fastest, slowest;  // µs; the last two of total
   std::string clock;
   double tflops(double microseconds) const {
-    const double pairs = is_causal ? 0.5 * static_cast<double>(length) * static_cast<double>(length + 1) : static_cast<double>(length * length);
+    const double pairs =
+        is_causal ? 0.5 * static_cast<double>(length) * static_cast<double>(length + 1) : static_cast<double>(length * length);
     return 4 * pairs * static_cast<double>(tokens / length * channels) / microseconds * 1e-6;
   }
 };
@@ -102,29 +103,39 @@ Row measure(const std::array<const Input*, 4>& memory, std::int64_t dim, std::in
   const Shape shape{tokens / length, channels / dim, length, dim};
   const Tensor q = memory[0]->as(shape), k = memory[1]->as(shape), v = memory[2]->as(shape), out = memory[3]->as(shape);
   const Options options{.window = is_causal ? causal : everything, .kernel = "cuda.sm90"};
-  Event start, middle, end;
-  std::vector<double> quantise, attend, total;
-  for (int run = 0; run < warm_up + runs; ++run) {
-    {
-      const cuda::sm90::Call call(describe(q, k, v, out, options));
-      start.record();
-      call.quantise();
-      middle.record();
-      call.attend();
-      end.record();
-    }
-    const double a = middle.microseconds_since(start), b = end.microseconds_since(middle);
-    start.record();
-    attention(q, k, v, out, options);
-    end.record();
-    const double c = end.microseconds_since(start);
-    if (run < warm_up) continue;
-    quantise.push_back(a);
-    attend.push_back(b);
-    total.push_back(c);
+  // All of a kind under way at once, so that what the host does between them is not in the times.
+  struct Marks {
+    Event start, middle, end;
+  };
+  std::array<Marks, warm_up + runs> parts, whole;
+  for (Marks& m : parts) {
+    const cuda::sm90::Call call(describe(q, k, v, out, options));
+    m.start.record();
+    call.quantise();
+    m.middle.record();
+    call.attend();
+    m.end.record();
   }
-  Row row{dim, length, is_causal, median(quantise), median(attend), median(total), *std::min_element(total.begin(), total.end()),
-          *std::max_element(total.begin(), total.end()), {}};
+  for (Marks& m : whole) {
+    m.start.record();
+    attention(q, k, v, out, options);
+    m.end.record();
+  }
+  std::vector<double> quantise, attend, total;
+  for (std::size_t i = warm_up; i < parts.size(); ++i) {
+    quantise.push_back(parts[i].middle.microseconds_since(parts[i].start));
+    attend.push_back(parts[i].end.microseconds_since(parts[i].middle));
+    total.push_back(whole[i].end.microseconds_since(whole[i].start));
+  }
+  Row row{dim,
+          length,
+          is_causal,
+          median(quantise),
+          median(attend),
+          median(total),
+          *std::min_element(total.begin(), total.end()),
+          *std::max_element(total.begin(), total.end()),
+          {}};
   for (double busy = 0; busy < 6e5; busy += row.total) attention(q, k, v, out, options);  // 0.6 s under way while the clock is read
   row.clock = output_of("nvidia-smi --id=0 --query-gpu=clocks.sm --format=csv,noheader,nounits");
   check(cudaDeviceSynchronize());
@@ -140,8 +151,9 @@ void run(const char* file) {
   FILE* csv = file ? std::fopen(file, "w") : nullptr;
   if (file && !csv) throw std::runtime_error(std::string("cannot write ") + file);
   if (csv) {
-    std::fprintf(csv, "# gpu_attention; %s; chitu %s; 32768 tokens; bf16; medians of %d\n", gpu.c_str(), CHITU_VERSION, runs);
-    std::fprintf(csv, "dim,heads,length,causal,quantise_us,attention_us,total_us,total_min_us,total_max_us,attention_tflops,total_tflops,sm_mhz\n");
+    std::fprintf(csv, "# bench/gpu_attention FILE; %s; chitu %s; 32768 tokens; bf16; medians of %d\n", gpu.c_str(), CHITU_VERSION, runs);
+    std::fprintf(
+        csv, "dim,heads,length,causal,quantise_us,attention_us,total_us,total_min_us,total_max_us,attention_tflops,total_tflops,sm_mhz\n");
   }
   const Input q(1), k(2), v(3), out(4);
   for (const std::int64_t dim : {128, 64})
@@ -149,8 +161,8 @@ void run(const char* file) {
       for (const std::int64_t length : {1024, 4096, 16384}) {
         const Row r = measure({&q, &k, &v, &out}, dim, length, is_causal);
         std::printf("| %d | %d | %d | %s | %.1f | %.1f | %.1f (%.1f, %.1f) | %.0f | %.0f | %s |\n", static_cast<int>(dim),
-                    static_cast<int>(channels / dim), static_cast<int>(length), is_causal ? "causal" : "none", r.quantise, r.attention, r.total,
-                    r.fastest, r.slowest, r.tflops(r.attention), r.tflops(r.total), r.clock.c_str());
+                    static_cast<int>(channels / dim), static_cast<int>(length), is_causal ? "causal" : "none", r.quantise, r.attention,
+                    r.total, r.fastest, r.slowest, r.tflops(r.attention), r.tflops(r.total), r.clock.c_str());
         if (csv)
           std::fprintf(csv, "%d,%d,%d,%d,%.2f,%.2f,%.2f,%.2f,%.2f,%.1f,%.1f,%s\n", static_cast<int>(dim), static_cast<int>(channels / dim),
                        static_cast<int>(length), is_causal, r.quantise, r.attention, r.total, r.fastest, r.slowest, r.tflops(r.attention),

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # All that needs a GPU: its tests, the same small ones under compute-sanitizer, the timing table.
-#   tools/gpu.sh [FOLDER]     a build folder, build-gpu unless given; built first where it has no programs
+#   tools/gpu.sh [FOLDER [RESULTS]]    FOLDER: a build folder, build-gpu unless given; built first where it has no programs.
+#                                      RESULTS: where gpu_attention.csv goes, FOLDER unless given
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=${1:-build-gpu}
-test=$folder/tests/gpu/gpu_test bench=$folder/bench/gpu_attention results=${OUT:-$folder}
+test=$folder/tests/gpu/gpu_test bench=$folder/bench/gpu_attention results=${2:-$folder}
 [[ -x $test && -x $bench ]] || { cmake -S . -B "$folder" -G Ninja -DCHITU_CUDA=ON && cmake --build "$folder" --target gpu_test gpu_attention; }
 
 failures=0

@@ -41,10 +41,12 @@ std::string trouble(int device, int major, int minor) {
     return std::string("there is no GPU to use: ") + cudaGetErrorString(e);
   }
   if (device < 0 || device >= count) return "there is no GPU " + std::to_string(device) + " among " + std::to_string(count);
-  const int has_major = attribute(cudaDevAttrComputeCapabilityMajor, device), has_minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
+  const int has_major = attribute(cudaDevAttrComputeCapabilityMajor, device),
+            has_minor = attribute(cudaDevAttrComputeCapabilityMinor, device);
   if (has_major == major && has_minor == minor) return {};
   const auto version = [](int a, int b) { return std::to_string(a) + "." + std::to_string(b); };
-  return "is for compute capability " + version(major, minor) + ", but GPU " + std::to_string(device) + " has " + version(has_major, has_minor);
+  return "is for compute capability " + version(major, minor) + ", but GPU " + std::to_string(device) + " has " +
+         version(has_major, has_minor);
 }
 
 bool any_device(int major, int minor) {

@@ -4,18 +4,18 @@
 
 #include <cuda_runtime.h>
 
-#include <source_location>
 #include <string>
 
 #include "chitu/error.h"
 
 namespace chitu::cuda {
 
-inline void check(cudaError_t e, std::source_location at = std::source_location::current()) {
+// The builtins, because clang 14 has no std::source_location.
+inline void check(cudaError_t e, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (e == cudaSuccess) return;
   (void)cudaGetLastError();  // reported here, not by whoever calls CUDA next
   throw Error(e == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory : ErrorCode::internal,
-              std::string("CUDA: ") + cudaGetErrorString(e) + " (" + at.file_name() + ":" + std::to_string(at.line()) + ")");
+              std::string("CUDA: ") + cudaGetErrorString(e) + " (" + file + ":" + std::to_string(line) + ")");
 }
 
 struct Grid {
@@ -26,10 +26,10 @@ struct Grid {
 
 template <class Parameters>
 void launch(void (*kernel)(Parameters), const Grid& grid, cudaStream_t stream, const Parameters& parameters,
-            std::source_location at = std::source_location::current()) {
+            const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (grid.blocks == 0) return;
   if (grid.shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)), at);
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)), file, line);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -40,8 +40,8 @@ void launch(void (*kernel)(Parameters), const Grid& grid, cudaStream_t stream, c
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = grid.overlaps ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, parameters), at);
-  check(cudaGetLastError(), at);
+  check(cudaLaunchKernelEx(&config, kernel, parameters), file, line);
+  check(cudaGetLastError(), file, line);
 }
 
 }  // namespace chitu::cuda

@@ -28,12 +28,12 @@ void expect_recipe(const Array& q, const Array& k, const Array& v, const Options
   Options reference = options;
   reference.kernel = "cpu.reference";
   const Result expected = attend(q.tensor(), k.tensor(), v.tensor(), reference);
-  const GpuResult got =
-      attend_on_gpu(GpuArray(q, in).tensor(), GpuArray(k, in).tensor(), GpuArray(v, in).tensor(), options, type, out);
+  const GpuResult got = attend_on_gpu(GpuArray(q, in).tensor(), GpuArray(k, in).tensor(), GpuArray(v, in).tensor(), options, type, out);
   EXPECT_LE(relative_l1(got.out, expected.out.numbers()), 2e-3 + rounding_of(type));
   const Difference lse = difference(got.lse, to_double(expected.lse.numbers()));
-  // A weight that rounds the other way moves the LSE of a row with two keys by 1 / 255 at most.
-  EXPECT_LE(lse.largest, 5e-3);
+  // In a row of few keys one integer that rounds the other way is seen: a weight's, or one of a query or key, whose rotation sums in
+  // another order than the CPU's.
+  EXPECT_LE(lse.largest, 1e-2);
   EXPECT_LE(lse.mean, 2e-4);
 }
 
@@ -43,7 +43,8 @@ TEST_F(Gpu, DoesWhatTheRecipeSays) {
   const std::vector<GpuLayout> layouts{GpuLayout::bhsd, GpuLayout::bshd, GpuLayout::gaps};
   for (std::size_t i = 0; i < 160; ++i) {
     Random random(500 + i);
-    const std::int64_t dim = i % 2 ? 128 : 64, keys = lengths[i % lengths.size()], kv_heads = 1 + random.below(2), ratio = ratios[i / 2 % 3];
+    const std::int64_t dim = i % 2 ? 128 : 64, keys = lengths[i % lengths.size()], kv_heads = 1 + random.below(2),
+                       ratio = ratios[i / 2 % 3];
     std::int64_t queries = random.below(2) ? keys : random.pick(lengths), batch = 1 + random.below(2);
     while (batch * kv_heads * ratio * queries * keys * dim > 200'000'000) queries = queries * 2 / 3;
     const DType type = random.below(2) ? DType::f16 : DType::bf16, out = random.below(2) ? DType::f16 : DType::bf16;
@@ -156,6 +157,17 @@ TEST_F(Gpu, SameBitsEveryRunAndOnTwoStreams) {
   for (auto& s : streams) ASSERT_EQ(cudaStreamDestroy(s), cudaSuccess);
 }
 
+TEST_F(Gpu, AMillionKeys) {
+  Random random(9);
+  const Array q = normal(random, DType::f16, {1, 1, 300, 64}), k = normal(random, DType::f16, {1, 1, 1 << 20, 64}),
+              v = normal(random, DType::f16, k.shape());
+  const Result truth = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipes::exact, .window = causal});
+  const GpuResult got = attend_on_gpu(GpuArray(q, GpuLayout::bhsd).tensor(), GpuArray(k, GpuLayout::bhsd).tensor(),
+                                      GpuArray(v, GpuLayout::bhsd).tensor(), {.window = causal}, DType::f16);
+  EXPECT_LE(relative_l1(got.out, truth.out.numbers()), .019);
+  EXPECT_LE(difference(got.lse, to_double(truth.lse.numbers())).largest, 1e-2);
+}
+
 // Batch entries more than 2^31 elements apart.
 TEST_F(Gpu, OffsetsHave64Bits) {
   Random random(6);
@@ -170,8 +182,8 @@ TEST_F(Gpu, OffsetsHave64Bits) {
     Tensor t{static_cast<std::byte*>(memory) + i * entry * 2, DType::f16, Device::cuda, 0, shape, contiguous_strides(shape)};
     t.stride[0] = far;
     for (int b = 0; i < 3 && b < 2; ++b)
-      ASSERT_EQ(cudaMemcpy(static_cast<std::byte*>(t.data) + b * far * 2, host[i].raw().data() + b * entry * 2, static_cast<std::size_t>(entry) * 2,
-                           cudaMemcpyHostToDevice),
+      ASSERT_EQ(cudaMemcpy(static_cast<std::byte*>(t.data) + b * far * 2, host[i].raw().data() + b * entry * 2,
+                           static_cast<std::size_t>(entry) * 2, cudaMemcpyHostToDevice),
                 cudaSuccess);
     tensors.push_back(t);
   }

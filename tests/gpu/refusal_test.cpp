@@ -57,7 +57,8 @@ TEST(GpuRefusals, SayWhatIsWrongWithTheDevice) {
   if (has_gpu())
     EXPECT_NE(text.find("query's memory is not on GPU 0"), std::string::npos) << text;
   else
-    EXPECT_TRUE(text.find("there is no GPU") != std::string::npos || text.find("is for compute capability 9.0") != std::string::npos) << text;
+    EXPECT_TRUE(text.find("there is no GPU") != std::string::npos || text.find("is for compute capability 9.0") != std::string::npos)
+        << text;
   for (Tensor* t : {&c.query, &c.key, &c.value, &c.out}) t->device_id = 99;
   EXPECT_NE(why(c).find("there is no GPU"), std::string::npos) << why(c);
   c.key.device_id = 0;

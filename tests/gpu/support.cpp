@@ -39,7 +39,8 @@ bool has_gpu() {
   return std::any_of(all.begin(), all.end(), [](const KernelInfo& k) { return k.device == Device::cuda && k.available; });
 }
 
-GpuArray::GpuArray(DType type, const Shape& shape, GpuLayout layout) : tensor_{nullptr, type, Device::cuda, 0, shape, strides_of(shape, layout)} {
+GpuArray::GpuArray(DType type, const Shape& shape, GpuLayout layout)
+    : tensor_{nullptr, type, Device::cuda, 0, shape, strides_of(shape, layout)} {
   bytes_ = static_cast<std::size_t>((shape[0] * tensor_.stride[0] + 64) * bytes(type));
   if (layout == GpuLayout::bshd) bytes_ += static_cast<std::size_t>(shape[1] * shape[3] * bytes(type));
   void* memory = nullptr;

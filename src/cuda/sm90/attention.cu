@@ -3,19 +3,19 @@
 // docs/kernels/sm90.md draws the schedule and has what was measured.
 //
 //   item: 192 queries of one head. The producer takes items from a counter, writes what the warpgroups need of one into shared memory
-//         (two buffers) and keeps a ring of tiles full: 128 keys and values each, and, of a flagged tile, its residual plane in the
-//         next place of the ring.
-//   tile: S = Q K^T (s8 x s8), P = round(255 2^(s - tile maximum)) as u8 in registers, T = P V (u8 x s8), O += w T, where w is the tile's scale
+//         (two buffers) and keeps a ring of tiles full: 128 keys and values each. A flagged tile comes twice, first with its
+//         residual plane for values: so the main loop has no branch for it.
+//   tile: S = Q K^T (s8 x s8), P = round(255 2^(s - tile maximum)) as u8 in registers, T = P V (u8 x s8), O += w T, where w is the tile's
+//   scale
 //         times 2^(tile maximum - reference). The warpgroups meet only through the ring.
 //
 // Barriers, each with a parity that flips when it completes:
 //   query_full[2]    completes with the producer's arrival and the copies' bytes; the warpgroups wait. An item is there.
-//   query_empty[2]   12 arrivals, one a warp of the warpgroups; the producer waits. An item is done with.
-//   full[stages]     the producer's arrival and bytes; the warpgroups wait. A tile, or a residual plane, is there.
-//   empty[stages]    12 arrivals; the producer waits.
+//   query_empty[2]   384 arrivals, every thread of the warpgroups; the producer waits. An item is done with.
+//   full[stages]     the producer's arrival and bytes; the warpgroups wait. A tile is there.
+//   empty[stages]    384 arrivals; the producer waits. (12, one a warp, are no faster, and racecheck does not understand them.)
 #include <cstddef>
 
-#include "common/limits.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/params.h"
 #include "cuda/sm90/ptx.h"
@@ -23,7 +23,7 @@
 namespace chitu::cuda::sm90 {
 namespace {
 
-constexpr int warpgroups = 3, warps = 4 * warpgroups, threads = 128 * (warpgroups + 1);
+constexpr int warpgroups = 3, warps = 4 * warpgroups, consumers = 32 * warps, threads = consumers + 128;
 constexpr float log2_top = 7.9943534f;  // log2(255)
 constexpr float log2_e = 1.44269504f, ln_2 = 0.69314718f;
 constexpr float lowest = -1e30f;  // a maximum over no keys
@@ -56,7 +56,7 @@ struct Shared {
   alignas(1024) std::int8_t query[2][block_queries * dim];
   alignas(1024) Stage<dim> stage[stages];
   alignas(1024) std::uint16_t out[warps][16 * 64];  // 64 channels of a warp's rows, on their way to memory
-  TileScales scales[stages];
+  PassScales scales[stages];
   Item<dim> item[2];
   std::uint64_t query_full[2], query_empty[2], full[stages], empty[stages];
 };
@@ -69,7 +69,7 @@ struct At {
   __device__ std::uint32_t query(int i) const { return base + offsetof(S, query) + i * sizeof(S::query[0]); }
   __device__ std::uint32_t stage(int i) const { return base + offsetof(S, stage) + i * sizeof(Stage<dim>); }
   __device__ std::uint32_t value(int i) const { return stage(i) + sizeof(Stage<dim>::key); }
-  __device__ std::uint32_t scales(int i) const { return base + offsetof(S, scales) + i * sizeof(TileScales); }
+  __device__ std::uint32_t scales(int i) const { return base + offsetof(S, scales) + i * sizeof(PassScales); }
   __device__ std::uint32_t item(int i) const { return base + offsetof(S, item) + i * sizeof(Item<dim>); }
   __device__ std::uint32_t query_full(int i) const { return base + offsetof(S, query_full) + i * 8; }
   __device__ std::uint32_t query_empty(int i) const { return base + offsetof(S, query_empty) + i * 8; }
@@ -131,6 +131,7 @@ __device__ void produce(const Params& p, const At<dim> at) {
   Ring<S::stages> ring{.parity = 1};
   Ring<2> items{.parity = 1};
   const int count = items_of(p);
+  ptx::wait_for_previous();
   for (int item = blockIdx.x, next;; item = next, items.advance()) {
     const std::uint32_t to = at.item(items.place), barrier = at.query_full(items.place);
     ptx::barrier_wait(at.query_empty(items.place), items.parity);
@@ -155,17 +156,18 @@ __device__ void produce(const Params& p, const At<dim> at) {
 
     std::int64_t tile = static_cast<std::int64_t>(kv) * p.key_tiles + first;
     for (const std::int64_t last = tile + end - first; tile < last; ++tile) {
-      const int flagged = p.tile_scales[tile].flagged;
-      ptx::barrier_wait(at.empty(ring.place), ring.parity);
-      ptx::barrier_expect(at.full(ring.place), sizeof(Stage<dim>) + sizeof(TileScales));
-      ptx::bulk_copy(at.stage(ring.place), p.tiles + tile * sizeof(Stage<dim>), sizeof(Stage<dim>), at.full(ring.place));
-      ptx::bulk_copy(at.scales(ring.place), p.tile_scales + tile, sizeof(TileScales), at.full(ring.place));
-      ring.advance();
-      if (!flagged) continue;
-      ptx::barrier_wait(at.empty(ring.place), ring.parity);
-      ptx::barrier_expect(at.full(ring.place), sizeof(Stage<dim>::value));
-      ptx::bulk_copy(at.value(ring.place), p.residuals + tile * sizeof(Stage<dim>::value), sizeof(Stage<dim>::value), at.full(ring.place));
-      ring.advance();
+      constexpr int half = sizeof(Stage<dim>::key);
+      int residual = p.passes[2 * tile].flagged;  // on its way while the place is waited for
+#pragma unroll 1
+      do {
+        const std::uint32_t full = at.full(ring.place);
+        ptx::barrier_wait(at.empty(ring.place), ring.parity);
+        ptx::barrier_expect(full, 2 * half + sizeof(PassScales));
+        ptx::bulk_copy(at.stage(ring.place), p.tiles + 2 * tile * half, half, full);
+        ptx::bulk_copy(at.value(ring.place), residual ? p.residuals + tile * half : p.tiles + (2 * tile + 1) * half, half, full);
+        ptx::bulk_copy(at.scales(ring.place), p.passes + 2 * tile + residual, sizeof(PassScales), full);
+        ring.advance();
+      } while (residual-- > 0);
     }
   }
 }
@@ -258,8 +260,8 @@ __device__ __forceinline__ void add(float (&o)[count], const std::uint32_t (&t)[
 // Each warp on its own: normalises its 16 rows and stores them, 64 channels at a time, through its 2 KB of shared memory. Whatever has to
 // be read is read before anything is stored.
 template <int dim>
-__device__ __forceinline__ void finish(const Params& p, const At<dim> at, int buffer, const float (&o)[dim / 2], float m0, float m1, float l0,
-                                       float l1) {
+__device__ __forceinline__ void finish(const Params& p, const At<dim> at, int buffer, const float (&o)[dim / 2], float m0, float m1,
+                                       float l0, float l1) {
   using I = Item<dim>;
   const int t = ptx::thread_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
   const std::uint32_t item = at.item(buffer), out = at.base + offsetof(Shared<dim>, out) + warp * 2048;
@@ -291,8 +293,7 @@ __device__ __forceinline__ void finish(const Params& p, const At<dim> at, int bu
         asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(to) : "f"(x[2 * r + 1]), "f"(x[2 * r]));
     }
   }
-  __syncwarp();
-  if (lane == 0) ptx::barrier_arrive(at.query_empty(buffer));
+  ptx::barrier_arrive(at.query_empty(buffer));
   auto* to = static_cast<std::uint16_t*>(p.out.data) + b * p.out.batch + h * p.out.head;
 #pragma unroll
   for (int half = 0; half < dim / 64; ++half) {
@@ -324,16 +325,10 @@ __device__ void consume(const Params& p, const At<dim> at, int warpgroup, float 
 
   const auto hand_back = [&](int tiles) {
 #pragma unroll 1
-    for (; tiles > 0; --tiles) {
+    while (tiles > 0) {
       ptx::barrier_wait(at.full(ring.place), ring.parity);
-      const int flagged = ptx::load_int(at.scales(ring.place) + offsetof(TileScales, flagged));
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(at.empty(ring.place));
-      ring.advance();
-      if (!flagged) continue;
-      ptx::barrier_wait(at.full(ring.place), ring.parity);
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(at.empty(ring.place));
+      tiles -= ptx::load_int(at.scales(ring.place) + offsetof(PassScales, last));
+      ptx::barrier_arrive(at.empty(ring.place));
       ring.advance();
     }
   };
@@ -346,16 +341,16 @@ __device__ void consume(const Params& p, const At<dim> at, int warpgroup, float 
     if (what.x < 0) return;
     if (what.y + warpgroup * 64 >= p.queries) {  // no rows for this warpgroup
       hand_back(what.w - what.z);
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(at.query_empty(items.place));
+      ptx::barrier_arrive(at.query_empty(items.place));
       continue;
     }
     const int2 share = ptx::load_int2(item + offsetof(I, share) + warpgroup * 16);
     hand_back(share.x - what.z);
     const auto query = ptx::Matrix<dim>::at(at.query(items.place) + warpgroup * 64 * dim);
     // Of both the thread's rows: r and r + 8 share a scale. The softmax is in powers of 2.
-    const float query_scale = fabsf(p.scale) * log2_e *
-                              ptx::load_float(item + offsetof(I, query_scale) + (ptx::thread_again() >> 5) * 32 + (ptx::thread_again() >> 2 & 7) * 4);
+    const float query_scale =
+        fabsf(p.scale) * log2_e *
+        ptx::load_float(item + offsetof(I, query_scale) + (ptx::thread_again() >> 5) * 32 + (ptx::thread_again() >> 2 & 7) * 4);
     float o[dim / 2];
 #pragma unroll
     for (float& x : o) x = 0;
@@ -363,7 +358,7 @@ __device__ void consume(const Params& p, const At<dim> at, int warpgroup, float 
     bool ready = share.x < share.y && ptx::barrier_try(at.full(ring.place), ring.parity);
 
 #pragma unroll 1
-    for (int tile = share.x; tile < share.y; ++tile) {
+    for (int tile = share.x; tile < share.y;) {
       std::uint32_t s[64], t[dim / 2], weights[16];
       if (!ready) ptx::barrier_wait(at.full(ring.place), ring.parity);
       const int offset = ring.place * static_cast<int>(sizeof(Stage<dim>));
@@ -377,11 +372,18 @@ __device__ void consume(const Params& p, const At<dim> at, int warpgroup, float 
       const float c = fmaxf(query_scale * ptx::load_float(at.scales(ring.place) + quad * 4), 1e-37f);
       const int2 whole = ptx::load_int2(item + offsetof(I, share) + warpgroup * 16 + 8);
       ptx::wgmma_wait();
-      if (tile < whole.x || tile >= whole.y) mask<dim>(s, item, tile);
-
-      const int top0 = row_maximum(s, 0), top1 = row_maximum(s, 1);
-      const float x0 = quad_maximum(top0 == static_cast<int>(unseen) ? lowest : __int2float_rn(top0) * c);
-      const float x1 = quad_maximum(top1 == static_cast<int>(unseen) ? lowest : __int2float_rn(top1) * c);
+      float x0, x1;  // the tile's maxima
+      if (tile < whole.x || tile >= whole.y) [[unlikely]] {
+        mask<dim>(s, item, tile);
+        const int top0 = row_maximum(s, 0), top1 = row_maximum(s, 1);
+        x0 = top0 == static_cast<int>(unseen) ? lowest : __int2float_rn(top0) * c;
+        x1 = top1 == static_cast<int>(unseen) ? lowest : __int2float_rn(top1) * c;
+      } else {
+        x0 = __int2float_rn(row_maximum(s, 0)) * c;
+        x1 = __int2float_rn(row_maximum(s, 1)) * c;
+      }
+      x0 = quad_maximum(x0);
+      x1 = quad_maximum(x1);
       std::uint32_t sum0, sum1;
       weigh(s, c, fmaf(-magic, c, log2_top - x0), fmaf(-magic, c, log2_top - x1), zero, weights, sum0, sum1);
 
@@ -399,27 +401,15 @@ __device__ void consume(const Params& p, const At<dim> at, int warpgroup, float 
 #pragma unroll
         for (int i = 0; i < dim / 2; ++i) o[i] *= i & 2 ? a1 : a0;
       }
-      float w0 = ptx::exp2_approx(x0 - m0), w1 = ptx::exp2_approx(x1 - m1);
-      l0 = fmaf(__uint2float_rn(sum0), w0, l0);
-      l1 = fmaf(__uint2float_rn(sum1), w1, l1);
-      const float value_scale = ptx::load_float(at.scales(used) + offsetof(TileScales, value));
-      const int flagged = ptx::load_int(at.scales(used) + offsetof(TileScales, flagged));
-      w0 *= value_scale;
-      w1 *= value_scale;
+      const float w0 = ptx::exp2_approx(x0 - m0), w1 = ptx::exp2_approx(x1 - m1);
+      const float value_scale = ptx::load_float(at.scales(used) + offsetof(PassScales, value));
+      const int last = ptx::load_int(at.scales(used) + offsetof(PassScales, last));
+      l0 = fmaf(__uint2float_rn(sum0 * last), w0, l0);
+      l1 = fmaf(__uint2float_rn(sum1 * last), w1, l1);
+      tile += last;
       ptx::wgmma_wait();
-      add(o, t, w0, w1);
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(at.empty(used));
-      if (!flagged) continue;
-
-      if (!ready) ptx::barrier_wait(at.full(ring.place), ring.parity);
-      product(t, weights, values.plus(ring.place * static_cast<int>(sizeof(Stage<dim>))));
-      ptx::wgmma_wait();
-      add(o, t, w0 * (1 / residual_parts), w1 * (1 / residual_parts));
-      __syncwarp();
-      if (lane == 0) ptx::barrier_arrive(at.empty(ring.place));
-      ring.advance();
-      ready = ptx::barrier_try(at.full(ring.place), ring.parity);
+      add(o, t, w0 * value_scale, w1 * value_scale);
+      ptx::barrier_arrive(at.empty(used));
     }
 
     hand_back(ptx::load_int4(item + offsetof(I, what)).w - ptx::load_int2(item + offsetof(I, share) + warpgroup * 16).y);
@@ -442,11 +432,11 @@ __global__ void __launch_bounds__(threads, 1) attention_kernel(const __grid_cons
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       ptx::barrier_init(at.query_full(i), 1);
-      ptx::barrier_init(at.query_empty(i), warps);
+      ptx::barrier_init(at.query_empty(i), consumers);
     }
     for (int i = 0; i < S::stages; ++i) {
       ptx::barrier_init(at.full(i), 1);
-      ptx::barrier_init(at.empty(i), warps);
+      ptx::barrier_init(at.empty(i), consumers);
     }
     ptx::barrier_init_fence();
   }
@@ -465,7 +455,10 @@ void start(const Params& params, int processors, cudaStream_t stream) {
   static_assert(sizeof(Shared<dim>) <= 232448, "more than a CTA may have");
   const std::int64_t items = static_cast<std::int64_t>((params.queries + block_queries - 1) / block_queries) * params.batch * params.heads;
   launch(attention_kernel<dim>,
-         {.blocks = static_cast<unsigned>(items < processors ? items : processors), .threads = threads, .shared_bytes = sizeof(Shared<dim>)},
+         {.blocks = static_cast<unsigned>(items < processors ? items : processors),
+          .threads = threads,
+          .shared_bytes = sizeof(Shared<dim>),
+          .overlaps = true},
          stream, Launch{params, 0.f});
 }
 

@@ -81,6 +81,10 @@ __device__ __forceinline__ void store_matrix(std::uint32_t to, std::uint32_t a, 
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
+// ---- kernels that overlap: the next one on the stream may start; wait for the results of the one before
+__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 // ---- registers
 template <int count>
 __device__ __forceinline__ void take_registers() {

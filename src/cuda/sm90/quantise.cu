@@ -25,7 +25,7 @@
 namespace chitu::cuda::sm90 {
 namespace {
 
-constexpr int quantise_threads = 256, sample_threads = 512;
+constexpr int quantise_threads = 256, most_sample_threads = 512;
 
 template <class T>
 constexpr std::uint32_t one = std::is_same_v<T, __half> ? 0x3c00u : 0x3f80u;
@@ -62,7 +62,6 @@ __device__ __forceinline__ uint4 load_sampled(const void* p) {
   asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
   return r;
 }
-__device__ __forceinline__ void wait_for_sample() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // Of the warps that share a tile.
 __device__ __forceinline__ void tile_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
@@ -188,7 +187,7 @@ __device__ __forceinline__ void rotate(const Params& p, int unit, float* shared)
   std::int8_t* out = is_key ? p.tiles + at.index * 2 * tile_tokens * dim : p.query8 + at.index * tile_tokens * dim;
   const int kv_head = is_key ? at.head : at.head / (p.heads / p.kv_heads);
   const T* centre_row = static_cast<const T*>(p.centre) + (static_cast<std::int64_t>(at.batch) * p.kv_heads + kv_head) * dim + quad * 16;
-  wait_for_sample();
+  ptx::wait_for_previous();  // for the sample
 
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -235,14 +234,17 @@ __device__ __forceinline__ void rotate(const Params& p, int unit, float* shared)
 #pragma unroll
       for (int c = 1; c < chunks; ++c) top[c] = top[0];
       if (warp % tile_warps == 0 && (lane & 0x17) == 0)
-        p.tile_scales[at.index].key[key_group] = divide(fmaxf(top[0] * rotation_scale, smallest_maximum), 127);
+        p.passes[2 * at.index].key[key_group] = p.passes[2 * at.index + 1].key[key_group] =
+            divide(fmaxf(top[0] * rotation_scale, smallest_maximum), 127);
     }
 #pragma unroll
     for (int c = 0; c < chunks; ++c) {
       const int row = tile_row + c * 16 + h * 4 + row_g;  // in the tile
       if (!is_key && quad == 0) {
         const std::int64_t token = at.index * tile_tokens + row;
-        if (g < 4) p.query_scale[(at.index * tile_tokens + tile_row + c * 16) / 2 + h * 4 + g] = divide(fmaxf(top[c] * rotation_scale, smallest_maximum), 127);
+        if (g < 4)
+          p.query_scale[(at.index * tile_tokens + tile_row + c * 16) / 2 + h * 4 + g] =
+              divide(fmaxf(top[c] * rotation_scale, smallest_maximum), 127);
         p.correction[token] = row0 - tile_row + row < tokens ? dot[c][0] + dot[c][3] : 0.f;
       }
       const float inverse = divide(127, fmaxf(top[c], smallest_maximum)), factor = !is_key && p.scale < 0 ? -inverse : inverse;
@@ -285,74 +287,122 @@ __device__ __forceinline__ float smallest_key(const float* sizes, int lane) {
   return least / dim;
 }
 
-// A warp has 128 keys x 32 channels, a thread 16 keys x 8 channels.
+// A warp has 128 keys x 32 channels of a tile, a thread 16 keys x 8 channels.
+template <class T, int dim>
+struct ValuePart {
+  static constexpr int warps = dim / 32, groups = 8 / warps;  // of a tile; tiles of a CTA
+  int lane, block, column, group, warp, channel0;
+  bool exists;
+  Place at;
+  int valid;              // keys of the thread's 16
+  const T* from;          // its first key's first channel
+  const float* channels;  // λ of its first channel
+
+  __device__ __forceinline__ ValuePart(const Params& p, int unit) {
+    lane = threadIdx.x % 32;
+    block = lane / 4;
+    column = lane % 4;
+    group = threadIdx.x / 32 / warps;
+    warp = threadIdx.x / 32 % warps;
+    channel0 = warp * 32 + column * 8;
+    const int index = unit * groups + group;
+    exists = index < p.key_tiles * p.kv_heads * p.batch;
+    at = place_of(index, p.key_tiles, p.kv_heads);
+    valid = min(tile_tokens, p.keys - at.tile * tile_tokens) - block * 16;
+    from = static_cast<const T*>(p.value.data) + at.batch * p.value.batch + at.head * p.value.head +
+           (at.tile * tile_tokens + block * 16) * p.value.token + channel0;
+    channels = p.channels + (static_cast<std::int64_t>(at.batch) * p.kv_heads + at.head) * dim + channel0;
+  }
+  // Where its keys' integers of a channel stand in a tile.
+  __device__ __forceinline__ int to(int c) const { return (channel0 + c) * tile_tokens + swizzled<128>(block, c) * 16; }
+};
+
+// The residual plane of a flagged tile. Rare: the tile is read again, an element at a time, and nothing is kept for it in registers before.
+template <class T, int dim>
+__device__ __forceinline__ void quantise_residuals(const Params& p, int unit, float scale, float inverse) {
+  asm volatile("" : "+r"(unit));  // what it leads to is computed again
+  const ValuePart<T, dim> part(p, unit);
+  std::int8_t* out = p.residuals + part.at.index * tile_tokens * dim;
+#pragma unroll 1
+  for (int c = 0; c < 8; ++c) {
+    const float f = divide(1, __ldcg(part.channels + c));
+    const auto rest = [&](int key) {
+      const float v = key < part.valid ? static_cast<float>(part.from[key * p.value.token + c]) : 0.f;
+      return __fsub_rn(v * f, __fmul_rn(rintf(v * (f * inverse)), scale)) * (residual_parts * inverse);
+    };
+    std::uint32_t packed[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) packed[i] = ptx::pack_i8(rest(2 * i), rest(2 * i + 1), rest(2 * i + 8), rest(2 * i + 9));
+    *reinterpret_cast<uint4*>(out + part.to(c)) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+  }
+}
+
 template <class T, int dim>
 __device__ __forceinline__ void quantise_values(const Params& p, int unit, float* shared) {
-  constexpr int tile_warps = dim / 32, groups = 8 / tile_warps;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = lane / 4, column = lane % 4, group = warp / tile_warps,
-            part = warp % tile_warps;
-  const int index = unit * groups + group;
-  if (index >= p.key_tiles * p.kv_heads * p.batch) return;
-  const Place at = place_of(index, p.key_tiles, p.kv_heads);
-  const int valid = min(tile_tokens, p.keys - at.tile * tile_tokens) - block * 16, channel0 = part * 32 + column * 8;
-  const T* base = static_cast<const T*>(p.value.data) + at.batch * p.value.batch + at.head * p.value.head +
-                  (at.tile * tile_tokens + block * 16) * p.value.token + channel0;
+  const ValuePart<T, dim> part(p, unit);
+  if (!part.exists) return;
   uint4 x[16];
 #pragma unroll
-  for (int i = 0; i < 16; ++i) x[i] = i < valid ? load_input(base + i * p.value.token) : make_uint4(0, 0, 0, 0);
-  const float* channels = p.channels + (static_cast<std::int64_t>(at.batch) * p.kv_heads + at.head) * dim + channel0;
-  wait_for_sample();
+  for (int i = 0; i < 16; ++i) x[i] = i < part.valid ? load_input(part.from + i * p.value.token) : make_uint4(0, 0, 0, 0);
+  ptx::wait_for_previous();  // for the sample
   float factor[8];
 #pragma unroll
   for (int c = 0; c < 8; c += 4) {
-    const uint4 l = load_sampled(channels + c);
+    const uint4 l = load_sampled(part.channels + c);
 #pragma unroll
     for (int w = 0; w < 4; ++w) factor[c + w] = divide(1, __uint_as_float(word(l, w)));
   }
 
-  float top = 0, size[8];
+  // The largest |v / λ| of a channel is that of its largest |v|, which is found among the bits as integers, two at a time.
+  std::uint32_t largest[4] = {};
+  float size[8];
   const auto size_of = [&](const uint4& key) {
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      const float y0 = fabsf(low<T>(word(key, w)) * factor[2 * w]), y1 = fabsf(high<T>(word(key, w)) * factor[2 * w + 1]);
-      top = fmaxf(top, fmaxf(y0, y1));
-      sum += y0;
-      sum += y1;
+      sum = fmaf(fabsf(low<T>(word(key, w))), factor[2 * w], sum);
+      sum = fmaf(fabsf(high<T>(word(key, w))), factor[2 * w + 1], sum);
     }
     return sum;
   };
   // Over the 4 lanes that share keys: lane `column` ends with those of keys 4 column ... 4 column + 3.
 #pragma unroll
-  for (int i = 0; i < 8; ++i) size[i] = scatter_sum(size_of(x[i]), size_of(x[i + 8]), column, 2);
+  for (int i = 0; i < 8; ++i) {
+    size[i] = scatter_sum(size_of(x[i]), size_of(x[i + 8]), part.column, 2);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) size[i] = scatter_sum(size[i], size[i + 4], column, 1);
-  float* sizes = shared + group * tile_warps * tile_tokens;
-  float* tops = shared + 8 * tile_tokens + group * tile_warps;
-  *reinterpret_cast<float4*>(sizes + part * tile_tokens + lane * 4) = make_float4(size[0], size[1], size[2], size[3]);
+    for (int w = 0; w < 4; ++w) largest[w] = __vmaxu2(largest[w], __vmaxu2(word(x[i], w) & 0x7fff7fffu, word(x[i + 8], w) & 0x7fff7fffu));
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) size[i] = scatter_sum(size[i], size[i + 4], part.column, 1);
+  float top = 0;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) top = fmaxf(top, fmaxf(low<T>(largest[w]) * factor[2 * w], high<T>(largest[w]) * factor[2 * w + 1]));
+  float* sizes = shared + part.group * part.warps * tile_tokens;
+  float* tops = shared + 8 * tile_tokens + part.group * part.warps;
+  *reinterpret_cast<float4*>(sizes + part.warp * tile_tokens + part.lane * 4) = make_float4(size[0], size[1], size[2], size[3]);
 #pragma unroll
   for (int i = 16; i; i /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, i));
-  if (lane == 0) tops[part] = top;
-  tile_barrier(1 + group, tile_warps * 32);
+  if (part.lane == 0) tops[part.warp] = top;
+  tile_barrier(1 + part.group, part.warps * 32);
 #pragma unroll
-  for (int i = 0; i < tile_warps; ++i) top = fmaxf(top, tops[i]);
-  const bool flagged = top > flag_ratio * smallest_key<dim>(sizes, lane);
+  for (int i = 0; i < part.warps; ++i) top = fmaxf(top, tops[i]);
+  const bool flagged = top > flag_ratio * smallest_key<dim>(sizes, part.lane);
   top = fmaxf(top, smallest_maximum);
   const float scale = divide(top, 127), inverse = divide(127, top);
-  if (part == 0 && lane == 0) {
-    TileScales& to = p.tile_scales[at.index];
-    to.value = scale;
-    to.flagged = flagged;
-    to.unused[0] = to.unused[1] = 0;  // copied with the rest
+  if (part.warp == 0 && part.lane == 0) {
+    auto* passes = reinterpret_cast<int4*>(p.passes + 2 * part.at.index);  // of both the second half: value, last, flagged, unused
+    passes[1] = make_int4(__float_as_int(scale), 1, flagged, 0);
+    passes[3] = make_int4(__float_as_int(scale * (1 / residual_parts)), 0, flagged, 0);
   }
 
   // Order inside 16 keys: 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15, in which the attention kernel's registers hold its weights: word i of a
   // channel has keys 2 i, 2 i + 1, 2 i + 8, 2 i + 9.
-  // The compiler must compute v / λ again rather than keep 128 results of the first time.
+#pragma unroll
+  for (float& f : factor) f *= inverse;
+    // The compiler must not keep fp32 copies from the first time.
 #pragma unroll
   for (int i = 0; i < 16; ++i) asm volatile("" : "+r"(x[i].x), "+r"(x[i].y), "+r"(x[i].z), "+r"(x[i].w));
-  const auto to = [&](int c) { return (channel0 + c) * tile_tokens + swizzled<128>(block, c) * 16; };
-  std::int8_t* out = p.tiles + (at.index * 2 + 1) * tile_tokens * dim;
+  std::int8_t* out = p.tiles + (part.at.index * 2 + 1) * tile_tokens * dim;
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     std::uint32_t y0[4], y1[4];
@@ -360,58 +410,42 @@ __device__ __forceinline__ void quantise_values(const Params& p, int unit, float
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t a = word(x[2 * i], w), b = word(x[2 * i + 1], w), c = word(x[2 * i + 8], w), d = word(x[2 * i + 9], w);
-      y0[i] = ptx::pack_i8(low<T>(a) * f0 * inverse, low<T>(b) * f0 * inverse, low<T>(c) * f0 * inverse, low<T>(d) * f0 * inverse);
-      y1[i] = ptx::pack_i8(high<T>(a) * f1 * inverse, high<T>(b) * f1 * inverse, high<T>(c) * f1 * inverse, high<T>(d) * f1 * inverse);
+      y0[i] = ptx::pack_i8(low<T>(a) * f0, low<T>(b) * f0, low<T>(c) * f0, low<T>(d) * f0);
+      y1[i] = ptx::pack_i8(high<T>(a) * f1, high<T>(b) * f1, high<T>(c) * f1, high<T>(d) * f1);
     }
-    *reinterpret_cast<uint4*>(out + to(2 * w)) = make_uint4(y0[0], y0[1], y0[2], y0[3]);
-    *reinterpret_cast<uint4*>(out + to(2 * w + 1)) = make_uint4(y1[0], y1[1], y1[2], y1[3]);
+    *reinterpret_cast<uint4*>(out + part.to(2 * w)) = make_uint4(y0[0], y0[1], y0[2], y0[3]);
+    *reinterpret_cast<uint4*>(out + part.to(2 * w + 1)) = make_uint4(y1[0], y1[1], y1[2], y1[3]);
   }
-  if (!flagged) return;
-
-  // Rare: the tile is read again, an element at a time, rather than held in registers.
-  const T* again = base;
-  std::int64_t stride = p.value.token;
-  asm volatile("" : "+l"(again), "+l"(stride));
-  std::int8_t* residual = p.residuals + at.index * tile_tokens * dim;
-#pragma unroll 1
-  for (int c = 0; c < 8; ++c) {
-    const float f = divide(1, __ldcg(channels + c));
-    const auto rest = [&](int key) {
-      const float y = key < valid ? static_cast<float>(again[key * stride + c]) * f : 0.f;
-      return __fsub_rn(y, __fmul_rn(rintf(y * inverse), scale)) * (residual_parts * inverse);
-    };
-    std::uint32_t packed[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) packed[i] = ptx::pack_i8(rest(2 * i), rest(2 * i + 1), rest(2 * i + 8), rest(2 * i + 9));
-    *reinterpret_cast<uint4*>(residual + to(c)) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
-  }
+  if (flagged) quantise_residuals<T, dim>(p, unit, scale, inverse);
 }
 
 // ---- the two kernels
 
-template <class T, int dim>
+// CTAs of the main kernel by what they do. Those of values compute most: they are spread among the others.
+template <int dim>
 struct Units {
-  int values, keys, queries;
+  int values, keys, all;
   __host__ __device__ explicit Units(const Params& p) {
-    const int per_value = 256 / dim, per_row = 128 / dim;
     const auto ceiling = [](int a, int b) { return (a + b - 1) / b; };
-    values = ceiling(p.key_tiles * p.kv_heads * p.batch, per_value);
-    keys = ceiling(p.key_tiles * p.kv_heads * p.batch, per_row);
-    queries = ceiling(p.query_tiles * p.heads * p.batch, per_row);
+    const int key_tiles = p.key_tiles * p.kv_heads * p.batch, query_tiles = p.query_tiles * p.heads * p.batch;
+    values = ceiling(key_tiles, 256 / dim);
+    keys = ceiling(key_tiles, 128 / dim);
+    all = values + keys + ceiling(query_tiles, 128 / dim);
   }
 };
 
 template <class T, int dim>
 __global__ void __launch_bounds__(quantise_threads, 2) quantise_kernel(const __grid_constant__ Params p) {
   __shared__ __align__(16) float shared[8 * tile_tokens + 8];
-  const Units<T, dim> units(p);
-  const int unit = blockIdx.x;
-  if (unit < units.values)
-    quantise_values<T, dim>(p, unit, shared);
-  else if (unit < units.values + units.keys)
-    rotate<T, dim, true>(p, unit - units.values, shared);
+  ptx::let_next_start();
+  const Units<dim> units(p);
+  const int index = blockIdx.x, every = units.all / max(units.values, 1), value = index / every;  // each `every`th, while there are any
+  if (index == value * every && value < units.values) return quantise_values<T, dim>(p, value, shared);
+  const int unit = index - min(value + 1, units.values);
+  if (unit < units.keys)
+    rotate<T, dim, true>(p, unit, shared);
   else
-    rotate<T, dim, false>(p, unit - units.values - units.keys, shared);
+    rotate<T, dim, false>(p, unit - units.keys, shared);
 }
 
 // The sum over a CTA's threads of the first `count` (a multiple of 32).
@@ -427,15 +461,18 @@ __device__ double total(double x, int count, double* shared) {
 
 // One CTA for the centre of each head's keys and one for the λ of its values; and, shared among all, what every query sees.
 template <class T, int dim>
-__global__ void __launch_bounds__(sample_threads) sample_kernel(const __grid_constant__ Params p) {
-  asm volatile("griddepcontrol.launch_dependents;");
-  constexpr int lanes = dim / 8, rows = sample_threads / lanes, warps = sample_threads / 32;
-  __shared__ double sums[warps][dim], parts[warps];
-  __shared__ float maxima[warps][dim];
+__global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __grid_constant__ Params p) {
+  ptx::let_next_start();
+  constexpr int lanes = dim / 8;
+  const int rows = blockDim.x / lanes, warps = blockDim.x / 32;
+  // No more shared memory than this CTA needs: the kernel that overlaps wants it as L1 cache.
+  extern __shared__ double sums[];                               // [warps][dim]
+  float* maxima = reinterpret_cast<float*>(sums + warps * dim);  // [warps][dim]
+  __shared__ double parts[most_sample_threads / 32];
   const int heads = p.batch * p.kv_heads, row = blockIdx.x % heads, b = row / p.kv_heads, h = row % p.kv_heads;
   const bool is_value = blockIdx.x >= heads;
   const View& in = is_value ? p.value : p.key;
-  const Sample sample(p.keys);
+  const Sample sample = p.sample;
   const int chunk = threadIdx.x % lanes;
   const T* base = static_cast<const T*>(in.data) + b * in.batch + h * in.head + chunk * 8;
   double sum[8] = {};
@@ -458,8 +495,8 @@ __global__ void __launch_bounds__(sample_threads) sample_kernel(const __grid_con
       maximum[c] = fmaxf(maximum[c], __shfl_xor_sync(~0u, maximum[c], s));
     }
     if (threadIdx.x % 32 < lanes) {
-      sums[threadIdx.x / 32][chunk * 8 + c] = sum[c];
-      maxima[threadIdx.x / 32][chunk * 8 + c] = maximum[c];
+      sums[threadIdx.x / 32 * dim + chunk * 8 + c] = sum[c];
+      maxima[threadIdx.x / 32 * dim + chunk * 8 + c] = maximum[c];
     }
   }
   __syncthreads();
@@ -468,8 +505,8 @@ __global__ void __launch_bounds__(sample_threads) sample_kernel(const __grid_con
   float top = 0, lambda = 0;
   if (c < dim) {
     for (int w = 0; w < warps; ++w) {
-      whole += sums[w][c];
-      top = fmaxf(top, maxima[w][c]);
+      whole += sums[w * dim + c];
+      top = fmaxf(top, maxima[w * dim + c]);
     }
     if (sample.count) whole /= static_cast<double>(sample.count);
     const float mean = static_cast<float>(whole);
@@ -482,7 +519,7 @@ __global__ void __launch_bounds__(sample_threads) sample_kernel(const __grid_con
   }
 
   if (blockIdx.x == 0 && threadIdx.x == 0) *p.items_taken = 0;
-  for (int i = blockIdx.x * sample_threads + threadIdx.x; i < p.query_tiles * tile_tokens; i += gridDim.x * sample_threads) {
+  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < p.query_tiles * tile_tokens; i += gridDim.x * blockDim.x) {
     const Range seen = visible(p.window, p.query_positions.first + i * p.query_positions.step, p.key_positions, p.keys);
     p.ranges[i] = i < p.queries ? make_int2(static_cast<int>(seen.begin), static_cast<int>(seen.end)) : make_int2(0, 0);
   }
@@ -490,10 +527,15 @@ __global__ void __launch_bounds__(sample_threads) sample_kernel(const __grid_con
 
 template <class T, int dim>
 void start(const Params& p, cudaStream_t stream) {
-  launch(sample_kernel<T, dim>, {.blocks = static_cast<unsigned>(2 * p.batch * p.kv_heads), .threads = sample_threads}, stream, p);
-  const Units<T, dim> units(p);
-  launch(quantise_kernel<T, dim>,
-         {.blocks = static_cast<unsigned>(units.values + units.keys + units.queries), .threads = quantise_threads, .overlaps = true}, stream, p);
+  // 8 loads a thread where there are so many.
+  const int threads = std::clamp(static_cast<int>(p.sample.count) * (dim / 8) / 8, 128, most_sample_threads) / 32 * 32;
+  launch(sample_kernel<T, dim>,
+         {.blocks = static_cast<unsigned>(2 * p.batch * p.kv_heads),
+          .threads = static_cast<unsigned>(threads),
+          .shared_bytes = static_cast<unsigned>(threads / 32 * dim * (sizeof(double) + sizeof(float)))},
+         stream, p);
+  launch(quantise_kernel<T, dim>, {.blocks = static_cast<unsigned>(Units<dim>(p).all), .threads = quantise_threads, .overlaps = true},
+         stream, p);
 }
 
 }  // namespace

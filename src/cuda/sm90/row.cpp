@@ -30,9 +30,11 @@ bool is_half(DType type) { return type == DType::f16 || type == DType::bf16; }
 std::string beyond_it(const Problem& p) {
   const Tensor &q = p.query.tensor(), &k = p.key.tensor(), &v = p.value.tensor(), &out = p.output.out;
   if (!(p.recipe == recipes::chitu)) return "does the method chitu only";
-  if (p.query.quantized() || p.key.quantized() || p.value.quantized()) return "quantises itself, but an operand came quantised: give it as it was";
+  if (p.query.quantized() || p.key.quantized() || p.value.quantized())
+    return "quantises itself, but an operand came quantised: give it as it was";
   if (!p.query_starts.empty()) return "takes no packed sequences: give each sequence its own call, or pad to one length";
-  if (p.dim() != 64 && p.dim() != 128) return "is for dim 64 and 128, not " + std::to_string(p.dim()) + ": pad with zeros and give the scale";
+  if (p.dim() != 64 && p.dim() != 128)
+    return "is for dim 64 and 128, not " + std::to_string(p.dim()) + ": pad with zeros and give the scale";
   if (!is_half(q.type) || k.type != q.type || v.type != q.type)
     return std::string("takes query, key and value in one type, f16 or bf16, but they are ") + name(q.type) + ", " + name(k.type) + ", " +
            name(v.type);
@@ -77,6 +79,7 @@ Params params_of(const Problem& p) {
   r.key_tiles = tiles(k.shape[2]);
   r.out_bf16 = p.output.out.type == DType::bf16;
   r.scale = p.scale;
+  r.sample = Sample(k.shape[2]);
   r.window = p.window;
   r.query_positions = s.query_positions;
   r.key_positions = s.key_positions;
@@ -94,7 +97,8 @@ std::string refusal(const Problem& p) {
                                 {&p.value.tensor(), "value"},
                                 {&p.output.out, "out"},
                                 {&p.output.lse, "lse"}})
-    if (t->data && !on_device(t->data, device)) return std::string(what) + "'s memory is not on GPU " + std::to_string(device) + ", as its tensor says";
+    if (t->data && !on_device(t->data, device))
+      return std::string(what) + "'s memory is not on GPU " + std::to_string(device) + ", as its tensor says";
   return {};
 }
 
@@ -106,13 +110,14 @@ Call::Call(const Problem& p)
       stream_(static_cast<cudaStream_t>(p.stream)),
       guard_(device_) {
   Params& r = params_;
-  const std::int64_t heads = std::int64_t{r.batch} * r.heads, kv_heads = std::int64_t{r.batch} * r.kv_heads, tile = std::int64_t{tile_tokens} * dim_,
-                     tokens = std::int64_t{r.query_tiles} * tile_tokens, tiles = kv_heads * r.key_tiles;
+  const std::int64_t heads = std::int64_t{r.batch} * r.heads, kv_heads = std::int64_t{r.batch} * r.kv_heads,
+                     tile = std::int64_t{tile_tokens} * dim_, tokens = std::int64_t{r.query_tiles} * tile_tokens,
+                     tiles = kv_heads * r.key_tiles;
   Layout layout;
   const std::size_t query8 = layout.add(heads * tokens * dim_, 1), query_scale = layout.add(heads * tokens / 2, 4),
                     correction = layout.add(heads * tokens, 4), centre = layout.add(kv_heads * dim_, 2),
                     channels = layout.add(kv_heads * dim_, 4), operands = layout.add(tiles * 2 * tile, 1),
-                    residuals = layout.add(tiles * tile, 1), scales = layout.add(tiles, sizeof(TileScales)),
+                    residuals = layout.add(tiles * tile, 1), passes = layout.add(2 * tiles, sizeof(PassScales)),
                     ranges = layout.add(tokens, sizeof(int2)), taken = layout.add(1, sizeof(int));
   memory_.emplace(layout.bytes, device_, stream_);
   const auto at = [&]<class T>(T*& pointer, std::size_t offset) { pointer = reinterpret_cast<T*>(memory_->data() + offset); };
@@ -123,7 +128,7 @@ Call::Call(const Problem& p)
   at(r.channels, channels);
   at(r.tiles, operands);
   at(r.residuals, residuals);
-  at(r.tile_scales, scales);
+  at(r.passes, passes);
   at(r.ranges, ranges);
   at(r.items_taken, taken);
 }
