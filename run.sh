@@ -17,7 +17,8 @@ EOF
 fi
 
 need_to_build
-build build -DCMAKE_BUILD_TYPE=Release -DCHITU_TESTS=OFF
+configure build -DCMAKE_BUILD_TYPE=Release -DCHITU_TESTS=OFF
+cmake --build build
 say "build/chitu is ready; build/chitu --help tells what it does"
 
 if (($#)); then

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times this library against PyTorch's scaled_dot_product_attention on the CPU.
 
-Both run in one process on the same tensors, in turn, so that a drift of the machine hits them alike. Quantisation is part of the
-time of `chitu`. Run on a quiet machine:
+Both run in one process on the same tensors, in turn, so that a drift of the machine hits them alike; the time of `chitu` has its
+quantisation in it. Run it on a quiet machine:
 
     pip install torch==2.13.0 numpy
     cmake -S . -B build-shared -G Ninja -DBUILD_SHARED_LIBS=ON -DCHITU_CLI=OFF -DCHITU_TESTS=OFF && cmake --build build-shared
@@ -15,7 +15,156 @@ Prints a Markdown table; the CSV has every run.
 import argparse
 import csv
 import ctypes
+import math
 import os
 import statistics
 import time
 
+import torch
+
+ABI_VERSION = 1  # of include/chitu/c.h, which the structs below repeat
+F32, BF16, CPU = 0, 2, 0
+
+
+class Tensor(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dtype", ctypes.c_int32),
+        ("device", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("shape", ctypes.c_int64 * 4),
+        ("stride", ctypes.c_int64 * 4),
+    ]
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("method", ctypes.c_char_p),
+        ("kernel", ctypes.c_char_p),
+        ("has_scale", ctypes.c_int32),
+        ("scale", ctypes.c_float),
+        ("window_left", ctypes.c_int64),
+        ("window_right", ctypes.c_int64),
+        ("has_query_positions", ctypes.c_int32),
+        ("has_key_positions", ctypes.c_int32),
+        ("query_positions", ctypes.c_int64 * 2),
+        ("key_positions", ctypes.c_int64 * 2),
+        ("query_starts", ctypes.c_void_p),
+        ("key_starts", ctypes.c_void_p),
+        ("query_starts_count", ctypes.c_size_t),
+        ("key_starts_count", ctypes.c_size_t),
+        ("threads", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("stream", ctypes.c_void_p),
+    ]
+
+
+class Library:
+    """chitu_attention() of a shared library, on torch tensors."""
+
+    def __init__(self, path):
+        self.library = ctypes.CDLL(path)
+        self.library.chitu_last_error.restype = ctypes.c_char_p
+        self.library.chitu_version.restype = ctypes.c_char_p
+        if self.library.chitu_abi_version() != ABI_VERSION:
+            raise SystemExit(f"{path} has ABI version {self.library.chitu_abi_version()}, this script {ABI_VERSION}")
+
+    def version(self):
+        return self.library.chitu_version().decode()
+
+    def check(self, status):
+        if status != 0:
+            raise SystemExit(f"chitu: {self.library.chitu_last_error().decode()}")
+
+    @staticmethod
+    def view(tensor):
+        dtype = {torch.float32: F32, torch.bfloat16: BF16}[tensor.dtype]
+        sizes = ctypes.c_int64 * 4
+        return Tensor(tensor.data_ptr(), dtype, CPU, 0, sizes(*tensor.shape), sizes(*tensor.stride()))
+
+    def attention(self, query, key, value, method, threads):
+        options = Options()
+        self.check(self.library.chitu_options_init(ctypes.byref(options), ctypes.c_size_t(ctypes.sizeof(options))))
+        options.method = method.encode()
+        options.threads = threads
+        out = torch.empty_like(query)
+        views = [ctypes.byref(self.view(t)) for t in (query, key, value, out)]
+        self.check(self.library.chitu_attention(*views, None, ctypes.byref(options)))
+        return out
+
+
+def relative_l1(out, query, key, value, rows):
+    """To float64, on some query rows of each head."""
+    exact = torch.nn.functional.scaled_dot_product_attention(query[:, :, rows].double(), key.double(), value.double())
+    return ((out[:, :, rows].double() - exact).abs().sum() / exact.abs().sum()).item()
+
+
+def measure(contenders, runs):
+    """Seconds of each run: every contender once a round, each round beginning with another."""
+    names = list(contenders)
+    for name in names:
+        contenders[name]()  # warm-up
+    times = {name: [] for name in names}
+    for run in range(runs):
+        start = run % len(names)
+        for name in names[start:] + names[:start]:
+            time.sleep(0.05)  # until the other library's threads no longer spin
+            begin = time.perf_counter()
+            contenders[name]()
+            times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--library", default="build-shared/libchitu.so")
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--csv", help="write every run here")
+    flags = parser.parse_args()
+    library = Library(os.path.abspath(flags.library))
+    torch.set_num_threads(flags.threads)
+
+    torch.manual_seed(1)
+    tensors = {"f32": [torch.randn(1, flags.heads, flags.tokens, flags.dim) for _ in range(3)]}
+    tensors["bf16"] = [t.bfloat16() for t in tensors["f32"]]
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    contenders = {}
+    for dtype, qkv in tensors.items():
+        contenders["PyTorch", dtype] = lambda qkv=qkv: sdpa(*qkv)
+        for method in ("exact", "chitu"):
+            contenders[method, dtype] = lambda qkv=qkv, method=method: library.attention(*qkv, method, flags.threads)
+
+    times = measure(contenders, flags.runs)
+    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    fastest_torch = min(median["PyTorch", dtype] for dtype in tensors)
+    operations = 4 * flags.heads * flags.tokens**2 * flags.dim
+    rows = torch.linspace(0, flags.tokens - 1, min(flags.tokens, 64)).long()
+
+    print(f"PyTorch {torch.__version__}, chitu {library.version()}; {flags.tokens} tokens, {flags.heads} heads, dim {flags.dim}, "
+          f"{flags.threads} threads; medians of {flags.runs} runs in turn, quantisation included\n")
+    print("| | type | ms | min ... max | GFLOPS | of PyTorch's faster one | relative L1 |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name in sorted(median, key=median.get, reverse=True):
+        seconds = times[name]
+        error = relative_l1(contenders[name](), *tensors[name[1]], rows)
+        if not math.isfinite(error) or error > 0.05:
+            raise SystemExit(f"{name}: relative L1 is {error}; its time means nothing")
+        print(f"| {name[0]} | {name[1]} | {median[name] * 1e3:.1f} | {min(seconds) * 1e3:.1f} ... {max(seconds) * 1e3:.1f} | "
+              f"{operations / median[name] / 1e9:.0f} | {fastest_torch / median[name]:.2f}x | {error:.4f} |")
+
+    if flags.csv:
+        with open(flags.csv, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["library", "type", "tokens", "heads", "dim", "threads", "run", "seconds"])
+            for (what, dtype), seconds in times.items():
+                for run, value in enumerate(seconds):
+                    writer.writerow([what, dtype, flags.tokens, flags.heads, flags.dim, flags.threads, run, value])
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/chitu TYPE INCLUDE)
 install(EXPORT chitu NAMESPACE chitu:: FILE chituTargets.cmake DESTINATION ${package_dir})
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
-get_target_property(library_type chitu TYPE)  # a static library asks its user for OpenMP
+get_target_property(library_type chitu TYPE)  # a static library asks its user for what it links
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/chituConfig.cmake.in ${PROJECT_BINARY_DIR}/chituConfig.cmake
   INSTALL_DESTINATION ${package_dir})
 write_basic_package_version_file(${PROJECT_BINARY_DIR}/chituConfigVersion.cmake COMPATIBILITY SameMinorVersion)

@@ -40,16 +40,12 @@ need_to_build() {
   local version
   version=$(cmake --version | sed -n '1s/[^0-9]*\([0-9.]*\).*/\1/p')
   [[ $(printf '%s\n' 3.25 "$version" | sort -V | head -n 1) == 3.25 ]] || fail "CMake is $version, but 3.25 or newer is needed"
-  if command -v nvcc >/dev/null; then
-    say "nvcc is here, but this version has no CUDA kernels yet: building for the CPU alone"
-  fi
 }
 
-# build FOLDER CMAKE_ARGUMENT...: configures and builds there, with a preset or with Ninja and the given variables.
-build() {
+# configure FOLDER CMAKE_ARGUMENT...: for Ninja; what CMake has to say about the library is shown.
+configure() {
   local folder=$1
   shift
   say "building in $folder/"
-  cmake -S . -B "$folder" -G Ninja "$@" >/dev/null
-  cmake --build "$folder"
+  cmake -S . -B "$folder" -G Ninja "$@" | sed -n 's/^-- chitu: //p' # with GPU kernels or without
 }
