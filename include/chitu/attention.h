@@ -108,7 +108,8 @@ struct Output {
 // out = softmax(scale * query . key^T within the window) value.
 // query [batch, heads, queries, dim], key and value [batch, kv heads, keys, dim]; heads is a multiple of kv heads, query head h
 // reads kv head h / (heads / kv heads); dim 1 ... max_dim; any length >= 0; any strides with the last 1. Operands may differ in
-// type. Throws Error: bad_argument, unsupported (with explain()'s text), out_of_memory.
+// type. Tensors on a GPU must hold finite numbers; docs/kernels/sm90.md has what its kernel takes. Throws Error: bad_argument,
+// unsupported (with explain()'s text), out_of_memory.
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
 
 struct QuantizeOptions {
