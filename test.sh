@@ -99,8 +99,9 @@ else
   cmake --build build-fuzz # the library too: clang has to take it
   for target in npy safetensors words; do
     mkdir -p "build-fuzz/corpus/$target"
-    check "fuzz_$target for $fuzz_seconds s" build-fuzz/fuzz/fuzz_"$target" -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 \
-      -artifact_prefix=build-fuzz/ "build-fuzz/corpus/$target" "fuzz/seeds/$target"
+    options=(-max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 -artifact_prefix=build-fuzz/ -verbosity=0)
+    if [[ -f fuzz/$target.dict ]]; then options+=(-dict="fuzz/$target.dict"); fi
+    check "fuzz_$target for $fuzz_seconds s" "build-fuzz/fuzz/fuzz_$target" "${options[@]}" "build-fuzz/corpus/$target" "fuzz/seeds/$target"
   done
 fi
 
