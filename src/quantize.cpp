@@ -188,6 +188,9 @@ class Job {
     float buffer[max_dim];
     for (std::int64_t i = 0; i < count; ++i) {
       backend_.to_f32(row(x_, s.batch, head, s.begin + token(i)), x_.type, buffer, x_.shape[3]);
+      if (q_.role == Role::value)
+        std::replace_if(
+            buffer, buffer + x_.shape[3], [](float number) { return !is_finite(number); }, 0.f);
       result.add(buffer);
     }
     return result;
@@ -252,6 +255,7 @@ class Job {
     t.count = static_cast<int>(std::min<std::int64_t>(tile_tokens, s.count - first));
     t.dim = static_cast<int>(dim);
     t.quant = quant_;
+    t.by_number = q_.role == Role::value;
     if (quant_.centre != Centre::none) t.centre = at(q_.centre, sequence, head);
     if (quant_.scaling == Scaling::tile || quant_.scaling == Scaling::channel) t.channel_factors = factors_.data() + unit * dim;
     t.head_factor = head_factors_[static_cast<std::size_t>(unit)];

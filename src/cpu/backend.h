@@ -23,6 +23,7 @@ struct TokenChunk {
   const float* channel_factors = nullptr;  // [dim], multiplied: 1/λ (tile) or largest/maximum (channel)
   float head_factor = 1;                   // with Scaling::head
   const float* correction_centre = nullptr;
+  bool by_number = false;  // a number that is not finite becomes 0 alone (values); else with its token (queries, keys)
 
   // Results, each null where the recipe has none.
   std::byte* values = nullptr;      // [count][dim], dense

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// NaN and infinity in inputs. Quantisers and kernels leave such tokens out (a key weighs nothing, a value is zeros), which keeps them
+// NaN and infinity in inputs. Quantisers and kernels leave them out (a key weighs nothing, a value's number is 0), which keeps them
 // from every other row; here the outputs that exact attention would spoil are spoilt. Costs (tokens found) x (queries).
 #include <algorithm>
 #include <limits>

@@ -132,7 +132,11 @@ struct Quantizer {
       to_f32(from, t.type, x, t.dim);
       if (!finite(x, padded)) {
         t.nonfinite.set(static_cast<std::size_t>(i));
-        std::fill_n(x, padded, 0.f);
+        if (t.by_number)
+          std::replace_if(
+              x, x + padded, [](float number) { return !is_finite(number); }, 0.f);
+        else
+          std::fill_n(x, padded, 0.f);
       }
       if (t.corrections) {
         F sum = S::zero();

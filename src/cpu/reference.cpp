@@ -17,7 +17,7 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-// One head of one operand, as numbers: integers times scales. A token with a NaN or an infinity is zeros.
+// One head of one operand, as numbers: integers times scales. NaN and infinity are 0 (spoil_nonfinite() comes after).
 std::vector<double> stored(const Quantized& x, const Sequence& s, std::int64_t sequence, std::int64_t head, std::int64_t begin,
                            std::int64_t count) {
   const std::int64_t dim = x.values.shape[3];
@@ -46,8 +46,8 @@ std::vector<double> stored(const Quantized& x, const Sequence& s, std::int64_t s
       }
       numbers[static_cast<std::size_t>(t * dim + c)] = number;
     }
-  for (const NonFinite& n : x.nonfinite)
-    if (n.sequence == sequence && n.head == head) std::fill_n(numbers.begin() + n.token * dim, dim, 0.);
+  std::replace_if(
+      numbers.begin(), numbers.end(), [](double x) { return !std::isfinite(x); }, 0.);
   return numbers;
 }
 

@@ -92,6 +92,25 @@ TEST_P(NonFiniteInput, SpoilsWhatExactAttentionSpoils) {
 INSTANTIATE_TEST_SUITE_P(All, NonFiniteInput, testing::Combine(testing::ValuesIn(methods), testing::ValuesIn(scenes)),
                          [](const auto& info) { return test_name(std::get<0>(info.param).name) + "_" + std::get<1>(info.param).name; });
 
+// A value's other channels count as ever.
+TEST(NonFinite, ValueKeepsItsFiniteChannels) {
+  Array q(DType::f32, {1, 1, 4, 2}), k(DType::f32, {1, 1, 4, 2}), v(DType::f32, {1, 1, 4, 2});
+  for (std::int64_t t = 0; t < 4; ++t)
+    for (std::int64_t c = 0; c < 2; ++c) {
+      q.set(0, 0, t, c, 0);
+      k.set(0, 0, t, c, 0);
+      v.set(0, 0, t, c, t == 0 && c == 0 ? nan : t == 0 ? 100 : 1);
+    }
+  for (const Method& method : methods)
+    for (const std::string& kernel : available_kernels()) {
+      const auto out = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = method.recipe, .kernel = kernel}).out.numbers();
+      for (std::size_t row = 0; row < 4; ++row) {
+        EXPECT_TRUE(std::isnan(out[2 * row])) << method.name << ", " << kernel;
+        EXPECT_NEAR(out[2 * row + 1], 25.75, 0.4) << method.name << ", " << kernel;
+      }
+    }
+}
+
 class NonFinitePlaces : public testing::TestWithParam<Method> {};
 
 // Random places and masks, packed sequences and grouped heads among them.

@@ -59,7 +59,7 @@ struct Head {
 
   double number(std::int64_t token, std::int64_t channel, bool residual) const;  // with scales
 };
-Head quantize(const std::vector<float>& rows, std::int64_t dim, DType type, const Quant& quant);
+Head quantize(const std::vector<float>& rows, std::int64_t dim, DType type, const Quant& quant, Role role);
 
 // Attention over numbers as a method's recipe stores them, with its own rounding of the weights; two passes.
 struct HeadResult {

@@ -160,13 +160,16 @@ void by_factor(Head& head, const std::vector<Row>& rows, const Quant& quant) {
 
 }  // namespace
 
-Head quantize(const std::vector<float>& numbers, std::int64_t dim, DType type, const Quant& quant) {
+Head quantize(const std::vector<float>& numbers, std::int64_t dim, DType type, const Quant& quant, Role role) {
   Head head{};
   head.tokens = static_cast<std::int64_t>(numbers.size()) / dim;
   head.dim = dim;
   std::vector<Row> rows;
   for (std::int64_t t = 0; t < head.tokens; ++t) rows.emplace_back(numbers.begin() + t * dim, numbers.begin() + (t + 1) * dim);
   for (const Row& row : rows) head.nonfinite.push_back(!finite(row));
+  if (role == Role::value)  // only the numbers themselves are left out
+    for (Row& row : rows)
+      for (float& x : row) x = std::isfinite(x) ? x : 0;
   const auto sample = finite_of(sampled_tokens(head.tokens), rows);
   if (quant.centre != Centre::none) {
     const auto tokens = quant.centre == Centre::mean ? finite_of(all_tokens(head.tokens), rows) : sample;
@@ -180,7 +183,7 @@ Head quantize(const std::vector<float>& numbers, std::int64_t dim, DType type, c
   for (std::size_t t = 0; t < rows.size(); ++t) {
     for (std::size_t c = 0; c < rows[t].size(); ++c) {
       float& x = rows[t][c];
-      x = head.nonfinite[t] ? 0 : head.centre.empty() ? x : x - head.centre[c];
+      x = head.nonfinite[t] && role != Role::value ? 0 : head.centre.empty() ? x : x - head.centre[c];
     }
     if (quant.rotated) rotate(rows[t]);
   }
@@ -226,8 +229,8 @@ Rounding rounding_of(std::string_view method) {
 HeadResult attention(std::string_view method, const std::vector<float>& query, const std::vector<float>& key,
                      const std::vector<float>& value, std::int64_t dim, DType type, double scale, bool causal) {
   const Recipe& recipe = find_method(method).recipe;
-  const Head q = quantize(query, dim, type, recipe.query), k = quantize(key, dim, type, recipe.key),
-             v = quantize(value, dim, type, recipe.value);
+  const Head q = quantize(query, dim, type, recipe.query, Role::query), k = quantize(key, dim, type, recipe.key, Role::key),
+             v = quantize(value, dim, type, recipe.value, Role::value);
   const Rounding how = rounding_of(method);
   HeadResult result;
   for (std::int64_t i = 0; i < q.tokens; ++i) {

@@ -118,8 +118,8 @@ bool equal(const Quantized& quantised, const Array& x, const Case& c) {
   std::vector<std::array<std::int64_t, 3>> nonfinite;
   for (std::size_t s = 0; s < places.size(); ++s)
     for (std::int64_t h = 0; h < c.shape[1]; ++h) {
-      const Head expected =
-          oracle::quantize(rows_of(x, places[s].batch, h, places[s].token, places[s].token + counts[s]), c.shape[3], c.type, quant);
+      const Head expected = oracle::quantize(rows_of(x, places[s].batch, h, places[s].token, places[s].token + counts[s]), c.shape[3],
+                                             c.type, quant, quantised.role);
       if (!equal(quantised, places[s], h, expected)) return false;
       for (std::int64_t t = 0; t < counts[s]; ++t)
         if (expected.nonfinite[static_cast<std::size_t>(t)]) nonfinite.push_back({places[s].sequence, h, t});
@@ -241,7 +241,7 @@ class EveryMethod : public testing::TestWithParam<Method> {};
 
 // The numbers that a quantised tensor stands for.
 std::vector<float> restored(const Array& x, Role role, const Recipe& recipe) {
-  const Head head = oracle::quantize(x.numbers(), x.shape()[3], x.tensor().type, quant_of(recipe, role));
+  const Head head = oracle::quantize(x.numbers(), x.shape()[3], x.tensor().type, quant_of(recipe, role), role);
   const Quantized q = quantize(x, role, recipe);
   std::vector<float> numbers;
   for (std::int64_t t = 0; t < head.tokens; ++t)
