@@ -11,6 +11,8 @@
 
 namespace chitu {
 
+constexpr std::int64_t tiles_of(std::int64_t tokens) { return (tokens + tile_tokens - 1) / tile_tokens; }
+
 // One sequence of a batch: a batch entry, or a part of a packed one.
 struct Sequence {
   std::int64_t batch = 0;

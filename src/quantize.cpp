@@ -22,8 +22,6 @@ struct Span {
   std::int64_t batch, begin, count, first_group, first_tile;
 };
 
-constexpr std::int64_t tiles_of(std::int64_t tokens) { return (tokens + tile_tokens - 1) / tile_tokens; }
-
 std::vector<Span> spans_of(const Tensor& x, const Groups& groups, std::span<const std::int64_t> starts) {
   std::vector<Span> spans;
   if (starts.empty()) {

@@ -8,8 +8,6 @@ namespace chitu::cpu {
 
 std::span<const Kernel> kernels();  // best first
 
-constexpr std::int64_t tiles_of(std::int64_t tokens) { return (tokens + tile_tokens - 1) / tile_tokens; }
-
 // The scales and vectors of one head of one sequence of an operand.
 struct Locator {
   Locator(const Quantized& x, std::int64_t sequence, std::int64_t head);
