@@ -3,7 +3,8 @@
 // the layout.
 //
 //   - Each tile is read once, its loads under way before the CTA waits for the statistics, and written once.
-//   - Rows (queries, keys, 16-bit values): a row of Form::dim channels is 8, 16 or 32 lanes, so that what a token needs as a whole is a matter
+//   - Rows (queries, keys, 16-bit values): a row of Form::dim channels is 8, 16 or 32 lanes, so that what a token needs as a whole is a
+//   matter
 //     of shuffles. A thread has 8 channels of 8 rows, 16 apart.
 //   - Columns (8-bit values): a thread has 16 keys of 8 channels; the transposition is a choice of the registers that are packed together.
 //   - Each step is one rounding of fp32, in the order of the CPU's quantiser. So integers are the same to the bit.
@@ -27,11 +28,13 @@ __device__ Number number_of(const Quant& q) {
   return q.type == DType::f16 ? Number::f16 : q.type == DType::i8 ? Number::i8 : Number::e4m3;
 }
 
-struct Shared {
-  float top[tile_tokens], group[tile_tokens], factor[tile_tokens], dot[tile_tokens];  // of rows
-  float size[most_threads / 32][tile_tokens];                                          // of each warp's part of keys
-  float warp_top[most_threads / 32];
-  int warp_spoilt[most_threads / 32];
+struct RowsShared {  // of a tile's rows
+  float top[tile_tokens], group[tile_tokens], factor[tile_tokens], dot[tile_tokens];
+};
+struct ColumnsShared {                         // of each warp's part of a tile
+  float size[most_threads / 32][tile_tokens];  // of keys
+  float top[most_threads / 32];
+  int spoilt[most_threads / 32];
 };
 
 __device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, float d) {
@@ -81,7 +84,7 @@ __device__ __forceinline__ float over_row(float (&x)[rows], int lane, int lanes,
 }
 
 // The largest of row `threadIdx.x`'s group. By all threads of a CTA; for the first tile_tokens.
-__device__ float over_group(const Groups& groups, float top, Shared& shared) {
+__device__ float over_group(const Groups& groups, float top, RowsShared& shared) {
   const int alike = groups.block == 1 ? 1 : 8 / groups.lanes;  // neighbours in a group
 #pragma unroll
   for (int n = 1; n < 32; n *= 2)
@@ -120,11 +123,11 @@ __device__ __forceinline__ void rotate(float (&y)[8], int piece, int block) {
 }
 
 template <class T, bool rotated>
-__device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int unit, Shared& shared) {
+__device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int unit, RowsShared& shared) {
   const Params& p = call.params;
   const bool is_query = role == Role::query, is_value = role == Role::value;
-  const Quant& quant = is_query ? call.recipe.query : is_value ? call.recipe.value : call.recipe.key;
-  const View& in = is_query ? p.query : is_value ? p.value : p.key;
+  const Quant& quant = quant_of(call.recipe, role);
+  const View& in = input_of(p, role);
   const TilePlace at = is_query ? tile_place<true>(p, unit) : tile_place<false>(p, unit);
   const Place s = place(p, at.sequence);
   const int lanes = call.form.dim / 8, lane = threadIdx.x % 32, piece = threadIdx.x % lanes, row0 = threadIdx.x / lanes;
@@ -247,13 +250,17 @@ __device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int u
   }
   __syncthreads();
 
+  // The compiler must not keep what it made of the rows before: in fp32 they take twice the registers.
+  if constexpr (!rotated)
+#pragma unroll
+    for (uint4& piece : x) asm volatile("" : "+r"(piece.x), "+r"(piece.y), "+r"(piece.z), "+r"(piece.w));
   const Number number = number_of<T>(quant);
   const int bytes = number == Number::same || number == Number::f16 ? 2 : 1, row_bytes = call.form.dim * bytes,
             panel_bytes = min(row_bytes, 128), panel_rows = is_query ? tiles_of(s.queries) * tile_tokens : tile_tokens;
   const int in_row = piece * 8 * bytes, chunk = in_row % panel_bytes / 16, turn = panel_bytes == 128 ? row0 % 8 : row0 / 2 % 4;
-  std::uint8_t* out =
-      is_query ? p.queries + (at.index - at.tile) * tile_tokens * row_bytes + std::int64_t{at.tile} * tile_tokens * panel_bytes
-               : p.tiles + at.index * call.form.tile_bytes() + (is_value ? call.form.key_bytes() : 0);
+  std::uint8_t* out = is_query
+                          ? p.queries + (at.index - at.tile) * tile_tokens * row_bytes + std::int64_t{at.tile} * tile_tokens * panel_bytes
+                          : p.tiles + at.index * call.form.tile_bytes() + (is_value ? call.form.key_bytes() : 0);
   out += std::int64_t{in_row / panel_bytes} * panel_rows * panel_bytes + row0 * panel_bytes + (chunk ^ turn) * 16 + in_row % 16;
   const auto write = [&](auto store) {
 #pragma unroll
@@ -314,7 +321,7 @@ __device__ __forceinline__ float smallest_key(const float (*sizes)[tile_tokens],
 
 // Two tiles a CTA, Form::dim threads each. A warp has 128 keys of 32 channels.
 template <class T>
-__device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Shared& shared) {
+__device__ __forceinline__ void pack_columns(const PackCall& call, int unit, ColumnsShared& shared) {
   const Params& p = call.params;
   const Quant& quant = call.recipe.value;
   const bool by_tile = quant.scaling == Scaling::tile;
@@ -364,7 +371,7 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Sha
     for (int c = 0; c < 8; ++c) top = fmaxf(top, from_bits<T>(most[c / 2] >> c % 2 * 16 & 0xffff) * factor[c]);
 #pragma unroll
     for (int n = 16; n; n /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, n));
-    if (lane == 0) shared.warp_top[warp] = top;
+    if (lane == 0) shared.top[warp] = top;
     // Sizes of keys: each of the 4 lanes that share 16 keys ends with 4 of their sums.
     const auto size_of = [&](int i) {
       float sum = 0;
@@ -381,10 +388,9 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Sha
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      shared.size[warp][block * 16 + column * 4 + i] =
-          (odd ? size[i + 4] : size[i]) + __shfl_xor_sync(~0u, odd ? size[i] : size[i + 4], 1);
+      shared.size[warp][block * 16 + column * 4 + i] = (odd ? size[i + 4] : size[i]) + __shfl_xor_sync(~0u, odd ? size[i] : size[i + 4], 1);
   }
-  if (lane == 0) shared.warp_spoilt[warp] = spoilt;
+  if (lane == 0) shared.spoilt[warp] = spoilt;
   __syncthreads();
   if (!exists) return;
 
@@ -393,7 +399,7 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Sha
   bool flagged = false;
   if (by_tile) {
     float top = 0;
-    for (int w = 0; w < warps; ++w) top = fmaxf(top, shared.warp_top[warp0 + w]);
+    for (int w = 0; w < warps; ++w) top = fmaxf(top, shared.top[warp0 + w]);
     flagged = top > flag_ratio * smallest_key(shared.size + warp0, warps, p.dim);
     top = fmaxf(top, smallest_maximum);
     scale = top / 127;
@@ -401,14 +407,14 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Sha
   }
   if (threadIdx.x % call.form.dim == 0) {
     bool any = false;
-    for (int w = 0; w < warps; ++w) any |= shared.warp_spoilt[warp0 + w] != 0;
+    for (int w = 0; w < warps; ++w) any |= shared.spoilt[warp0 + w] != 0;
     mark(p, p.spoilt_values, at.index, any);
     write_passes(p, at.index, scale, flagged);
   }
 
   // Keys stand in the order in which the attention kernel's registers hold its weights: of 16, word i has 2 i, 2 i + 1, 2 i + 8, 2 i + 9.
   const auto write = [&]<Number number>(void* tile, const auto& stored) {
-    // The compiler must not keep what it made of them before: there are twice as many numbers in fp32 as it has registers for.
+  // The compiler must not keep what it made of them before: there are twice as many numbers in fp32 as it has registers for.
 #pragma unroll
     for (uint4& key : x) asm volatile("" : "+r"(key.x), "+r"(key.y), "+r"(key.z), "+r"(key.w));
 #pragma unroll
@@ -433,41 +439,39 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Sha
     });
 }
 
-// ---- the kernel
+// ---- the kernels: rows and columns apart, for these want more registers
 
-// Its CTAs: values', which have most to do, then keys', then queries'.
-struct Units {
-  int values, keys, queries;
-  __host__ __device__ Units(const Params& p, const Form& form)
-      : values(form.value_bytes == 1 ? ceiling(p.key_tiles * p.kv_heads, 2) : p.key_tiles * p.kv_heads),
-        keys(p.key_tiles * p.kv_heads),
-        queries(p.query_tiles * p.heads) {}
-};
-
+// CTAs of keys, then of queries, then of values that are rows.
 template <class T, bool rotated>
-__global__ void __launch_bounds__(most_threads, 1) pack_kernel(const __grid_constant__ PackCall call) {
-  __shared__ Shared shared;
+__global__ void __maxnreg__(rotated ? 128 : 80) rows_kernel(const __grid_constant__ PackCall call) {
+  __shared__ RowsShared shared;
   ptx::let_next_start();
-  const Units units(call.params, call.form);
-  const int unit = static_cast<int>(blockIdx.x);
-  if (unit < units.values && call.form.value_bytes == 1)
-    pack_columns<T>(call, unit, shared);
-  else if (unit < units.values)
-    pack_rows<T, false>(call, Role::value, unit, shared);
-  else if (unit < units.values + units.keys)
-    pack_rows<T, rotated>(call, Role::key, unit - units.values, shared);
+  const Params& p = call.params;
+  const int unit = static_cast<int>(blockIdx.x), keys = p.key_tiles * p.kv_heads, queries = p.query_tiles * p.heads;
+  if (unit < keys)
+    pack_rows<T, rotated>(call, Role::key, unit, shared);
+  else if (unit - keys < queries)
+    pack_rows<T, rotated>(call, Role::query, unit - keys, shared);
   else
-    pack_rows<T, rotated>(call, Role::query, unit - units.values - units.keys, shared);
+    pack_rows<T, false>(call, Role::value, unit - keys - queries, shared);
+}
+
+template <class T>
+__global__ void __launch_bounds__(most_threads, 1) columns_kernel(const __grid_constant__ PackCall call) {
+  __shared__ ColumnsShared shared;
+  ptx::let_next_start();
+  pack_columns<T>(call, static_cast<int>(blockIdx.x), shared);
 }
 
 template <class T>
 void start(const PackCall& call, cudaStream_t stream) {
-  const Units units(call.params, call.form);
-  launch(call.recipe.key.rotated ? pack_kernel<T, true> : pack_kernel<T, false>,
-         {.blocks = static_cast<unsigned>(units.values) + static_cast<unsigned>(units.keys) + static_cast<unsigned>(units.queries),
-          .threads = static_cast<unsigned>(2 * call.form.dim),
-          .overlaps = true},
-         stream, call);
+  const Params& p = call.params;
+  const unsigned threads = static_cast<unsigned>(2 * call.form.dim), keys = static_cast<unsigned>(p.key_tiles * p.kv_heads),
+                 queries = static_cast<unsigned>(p.query_tiles * p.heads);
+  const bool columns = call.form.value_bytes == 1;
+  if (columns) launch(columns_kernel<T>, {.blocks = (keys + 1) / 2, .threads = threads, .overlaps = true}, stream, call);
+  launch(call.recipe.key.rotated ? rows_kernel<T, true> : rows_kernel<T, false>,
+         {.blocks = keys + queries + (columns ? 0 : keys), .threads = threads, .overlaps = true}, stream, call);
 }
 
 }  // namespace

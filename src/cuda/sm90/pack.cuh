@@ -21,7 +21,13 @@ struct PackCall {
   Form form;
 };
 
-// The two kernels that come first: what pack_kernel must know of whole heads, prepare(), Params::centre and Params::channels.
+constexpr const Quant& quant_of(const Recipe& r, Role role) { return role == Role::query ? r.query : role == Role::key ? r.key : r.value; }
+__host__ __device__ inline const View& input_of(const Params& p, Role role) {
+  return role == Role::query ? p.query : role == Role::key ? p.key : p.value;
+}
+constexpr int heads_of(const Params& p, Role role) { return role == Role::query ? p.heads : p.kv_heads; }
+
+// The two kernels that come first: what must be known of whole heads, prepare(), Params::centre and Params::channels.
 void collect(const PackCall& call, bool bf16, cudaStream_t stream);
 
 // ---- statistics
@@ -37,9 +43,9 @@ struct Chunks {
   int tiles;  // in one
   int count;  // places for those of a head, in all sequences
 
-  __host__ __device__ Chunks(const Params& p, bool of_queries, bool sampled) : of_queries(of_queries) {
-    const int all = of_queries ? p.query_tiles : p.key_tiles, heads = of_queries ? p.heads : p.kv_heads;
-    tiles = sampled ? 1 << 30 : std::max({1, ceiling(all * heads, 1024), ceiling(all, 256)});
+  __host__ __device__ Chunks(const Params& p, Role role, bool of_sample) : of_queries(role == Role::query) {
+    const int all = of_queries ? p.query_tiles : p.key_tiles;
+    tiles = of_sample ? 1 << 30 : std::max({1, ceiling(all * heads_of(p, role), 1024), ceiling(all, 256)});
     count = all / tiles + p.sequences;
   }
   __device__ int tokens(const Place& s) const { return of_queries ? s.queries : s.keys; }
@@ -52,10 +58,10 @@ struct Chunks {
 
 // Offsets into Params::statistics.
 struct Statistics {
-  int record;                            // doubles in one: count of tokens, sums [dim], maxima [dim] in fp32
-  std::int64_t queries, keys, values;    // records: [heads][Chunks::count]
-  std::int64_t query_heads, key_heads;   // float2 [sequences, heads], with Scaling::head: scale, what numbers are multiplied by
-  std::int64_t value_factors;            // float [sequences, kv_heads, dim]: what numbers are multiplied by
+  int record;                           // doubles in one: count of tokens, sums [dim], maxima [dim] in fp32
+  std::int64_t queries, keys, values;   // records: [heads][Chunks::count]
+  std::int64_t query_heads, key_heads;  // float2 [sequences, heads], with Scaling::head: scale, what numbers are multiplied by
+  std::int64_t value_factors;           // float [sequences, kv_heads, dim]: what numbers are multiplied by
   std::int64_t count = 0;
 
   __host__ __device__ explicit Statistics(const Params& p) : record(1 + p.dim + p.dim / 2) {
@@ -64,14 +70,15 @@ struct Statistics {
       count += doubles;
       return at;
     };
-    const std::int64_t key_records = std::int64_t{Chunks(p, false, false).count} * p.kv_heads;
-    queries = take(std::int64_t{Chunks(p, true, false).count} * p.heads * record);
-    keys = take(key_records * record);
-    values = take(key_records * record);
+    const auto records = [&](Role role) { return take(std::int64_t{Chunks(p, role, false).count} * heads_of(p, role) * record); };
+    queries = records(Role::query);
+    keys = records(Role::key);
+    values = records(Role::value);
     query_heads = take(std::int64_t{p.sequences} * p.heads);
     key_heads = take(std::int64_t{p.sequences} * p.kv_heads);
     value_factors = take(std::int64_t{p.sequences} * p.kv_heads * p.dim / 2);
   }
+  __device__ std::int64_t records(Role role) const { return role == Role::query ? queries : role == Role::key ? keys : values; }
 };
 
 // ---- numbers of 16 bits, f16 or bf16, 8 of them in a piece of 16 bytes

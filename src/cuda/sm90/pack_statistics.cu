@@ -17,15 +17,22 @@ namespace {
 constexpr int collect_threads = 256, conclude_threads = 512;
 
 // Which operands have records. An f16 number is never too large for f16.
-struct Collected {
-  bool query, key, value;
-  constexpr Collected(const Recipe& r, bool bf16)
-      : query(r.query.scaling == Scaling::head),
-        key(r.key.centre != Centre::none || r.key.scaling == Scaling::head),
-        value(r.value.scaling == Scaling::channel || r.value.scaling == Scaling::tile ||
-              (r.value.scaling == Scaling::head && (bf16 || r.value.type != DType::f16))) {}
-  constexpr bool any() const { return query || key || value; }
-};
+constexpr bool collected(const Recipe& r, Role role, bool bf16) {
+  const Quant& q = quant_of(r, role);
+  return q.centre != Centre::none || q.scaling == Scaling::channel || q.scaling == Scaling::tile ||
+         (q.scaling == Scaling::head && (bf16 || q.type != DType::f16));
+}
+constexpr bool any_collected(const Recipe& r, bool bf16) {
+  return collected(r, Role::query, bf16) || collected(r, Role::key, bf16) || collected(r, Role::value, bf16);
+}
+
+__host__ __device__ Chunks chunks_of(const PackCall& call, Role role) {
+  return Chunks(call.params, role, sampled(quant_of(call.recipe, role)));
+}
+// CTAs of an operand in collect_kernel.
+__host__ __device__ int units_of(const PackCall& call, Role role, bool bf16) {
+  return collected(call.recipe, role, bf16) ? chunks_of(call, role).count * heads_of(call.params, role) : 0;
+}
 
 // Whether a record has sums: of keys, or of sizes of values.
 constexpr bool sums_of(Role role, const Quant& q) { return role == Role::key ? q.centre != Centre::none : q.scaling == Scaling::tile; }
@@ -134,33 +141,28 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
 }
 
 template <class T>
-__global__ void __launch_bounds__(collect_threads) collect_kernel(const __grid_constant__ PackCall call) {
+__global__ void __launch_bounds__(collect_threads, 3) collect_kernel(const __grid_constant__ PackCall call) {
   __shared__ CollectShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
   prepare(p, static_cast<int>(blockIdx.x * collect_threads + threadIdx.x), static_cast<int>(gridDim.x * collect_threads));
 
-  const Statistics statistics(p);
-  const Collected collected(call.recipe, is_bf16<T>);
-  // The CTA's operand: queries', keys' and values' CTAs follow each other.
-  const Chunks query_chunks(p, true, false), key_chunks(p, false, sampled(call.recipe.key)), value_chunks(p, false, sampled(call.recipe.value));
+  // The CTAs of queries, of keys and of values follow each other.
   int unit = static_cast<int>(blockIdx.x);
   Role role = Role::query;
-  if (const int count = collected.query ? query_chunks.count * p.heads : 0; unit >= count) {
-    unit -= count;
+  if (const int queries = units_of(call, Role::query, is_bf16<T>); unit >= queries) {
+    unit -= queries;
     role = Role::key;
-    if (const int keys = collected.key ? key_chunks.count * p.kv_heads : 0; unit >= keys) {
+    if (const int keys = units_of(call, Role::key, is_bf16<T>); unit >= keys) {
       unit -= keys;
       role = Role::value;
-      if (!collected.value || unit >= value_chunks.count * p.kv_heads) return;  // here for prepare()
+      if (unit >= units_of(call, Role::value, is_bf16<T>)) return;  // here for prepare()
     }
   }
-  const Chunks& chunks = role == Role::query ? query_chunks : role == Role::key ? key_chunks : value_chunks;
-  const View& in = role == Role::query ? p.query : role == Role::key ? p.key : p.value;
-  const std::int64_t records = role == Role::query ? statistics.queries : role == Role::key ? statistics.keys : statistics.values;
-  const Quant& quant = role == Role::query ? call.recipe.query : role == Role::key ? call.recipe.key : call.recipe.value;
+  const Chunks chunks = chunks_of(call, role);
+  const View& in = input_of(p, role);
+  const Quant& quant = quant_of(call.recipe, role);
   const bool is_sample = sampled(quant);
-
   const int head = unit / chunks.count, at = unit % chunks.count;
   const int sequence = p.places ? sequence_of(p, at, [&](const Place& s) { return chunks.first(p, s, static_cast<int>(&s - p.places)); })
                                 : at / max(chunks.in(p.same), 1);
@@ -174,7 +176,8 @@ __global__ void __launch_bounds__(collect_threads) collect_kernel(const __grid_c
                              (std::int64_t{role == Role::query ? s.query_begin : s.key_begin} + first) * in.token,
                          in.token, is_sample ? static_cast<int>(sample.count) : min(all - first, chunks.tiles * tile_tokens), is_sample,
                          sample};
-  double* record = p.statistics + records + (std::int64_t{head} * chunks.count + at) * statistics.record;
+  const Statistics statistics(p);
+  double* record = p.statistics + statistics.records(role) + (std::int64_t{head} * chunks.count + at) * statistics.record;
   if (sums_of(role, quant))
     collect_chunk<T, true>(tokens, p.dim, role == Role::value, record, shared);
   else
@@ -254,25 +257,26 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
   __shared__ ConcludeShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
-  const Collected collected(call.recipe, is_bf16<T>);
-  if (!collected.any())  // the call's first kernel
+  if (!any_collected(call.recipe, is_bf16<T>))  // the call's first kernel
     prepare(p, static_cast<int>(blockIdx.x * conclude_threads + threadIdx.x), static_cast<int>(gridDim.x * conclude_threads));
   ptx::wait_for_previous();
 
   const Statistics statistics(p);
   const int kv_heads = p.sequences * p.kv_heads, c = threadIdx.x;
   int unit = static_cast<int>(blockIdx.x);
-  // The head's records; none where nothing was collected.
-  const auto total = [&](Role role, const Quant& quant, bool any, std::int64_t records, int heads) {
-    const Chunks chunks(p, role == Role::query, sampled(quant));
-    const int sequence = unit / heads, head = unit % heads;
+  // The head's; nothing where nothing was collected.
+  const auto total = [&](Role role) {
+    const Chunks chunks = chunks_of(call, role);
+    const int heads = heads_of(p, role), sequence = unit / heads, head = unit % heads;
     const Place s = place(p, sequence);
-    return total_of(p.statistics + records + (std::int64_t{head} * chunks.count + chunks.first(p, s, sequence)) * statistics.record,
-                    any ? chunks.in(s) : 0, statistics.record, p.dim, sums_of(role, quant), shared);
+    return total_of(
+        p.statistics + statistics.records(role) + (std::int64_t{head} * chunks.count + chunks.first(p, s, sequence)) * statistics.record,
+        collected(call.recipe, role, is_bf16<T>) ? chunks.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
+        shared);
   };
   if (unit < kv_heads) {
     const Quant& quant = call.recipe.value;
-    const Total all = total(Role::value, quant, collected.value, statistics.values, p.kv_heads);
+    const Total all = total(Role::value);
     float2 scaling = make_float2(1, 1);
     if (quant.scaling == Scaling::head) scaling = head_scaling(all.maximum, quant.type, shared);
     if (quant.scaling == Scaling::channel) scaling = scaling_of(all.maximum, quant.type);
@@ -287,10 +291,9 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
   unit -= kv_heads;
   if (unit < kv_heads) {
     const Quant& quant = call.recipe.key;
-    if (!collected.key) return;
-    const Total all = total(Role::key, quant, true, statistics.keys, p.kv_heads);
-    if (quant.centre != Centre::none && c < p.dim)
-      static_cast<T*>(p.centre)[std::int64_t{unit} * p.dim + c] = static_cast<T>(all.mean());
+    if (!collected(call.recipe, Role::key, is_bf16<T>)) return;
+    const Total all = total(Role::key);
+    if (quant.centre != Centre::none && c < p.dim) static_cast<T*>(p.centre)[std::int64_t{unit} * p.dim + c] = static_cast<T>(all.mean());
     if (quant.scaling == Scaling::head) {
       const float2 scaling = head_scaling(all.maximum, quant.type, shared);
       if (c == 0) reinterpret_cast<float2*>(p.statistics + statistics.key_heads)[unit] = scaling;
@@ -298,8 +301,8 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
     return;
   }
   unit -= kv_heads;
-  if (!collected.query || unit >= p.sequences * p.heads) return;  // here for prepare()
-  const Total all = total(Role::query, call.recipe.query, true, statistics.queries, p.heads);
+  if (!collected(call.recipe, Role::query, is_bf16<T>) || unit >= p.sequences * p.heads) return;  // here for prepare()
+  const Total all = total(Role::query);
   const float2 scaling = head_scaling(all.maximum, call.recipe.query.type, shared);
   if (c == 0) reinterpret_cast<float2*>(p.statistics + statistics.query_heads)[unit] = scaling;
 }
@@ -307,22 +310,18 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
 template <class T>
 void start(const PackCall& call, cudaStream_t stream) {
   const Params& p = call.params;
-  const Collected collected(call.recipe, is_bf16<T>);
   // Enough CTAs for prepare() too, in the kernel that calls it.
   const int rows = tile_tokens * (p.places ? p.query_tiles : tiles_of(p.same.queries)), enough = std::min(ceiling(rows, 512), 1024);
-  if (collected.any()) {
-    int chunks = 0;
-    if (collected.query) chunks += Chunks(p, true, false).count * p.heads;
-    if (collected.key) chunks += Chunks(p, false, sampled(call.recipe.key)).count * p.kv_heads;
-    if (collected.value) chunks += Chunks(p, false, sampled(call.recipe.value)).count * p.kv_heads;
-    launch(collect_kernel<T>, {.blocks = static_cast<unsigned>(std::max(chunks, enough)), .threads = collect_threads}, stream, call);
+  const bool any = any_collected(call.recipe, is_bf16<T>);
+  if (any) {
+    int units = 0;
+    for (const Role role : {Role::query, Role::key, Role::value}) units += units_of(call, role, is_bf16<T>);
+    launch(collect_kernel<T>, {.blocks = static_cast<unsigned>(std::max(units, enough)), .threads = collect_threads}, stream, call);
   }
-  const int heads = p.sequences * (2 * p.kv_heads + (collected.query ? p.heads : 0));
+  const int heads = p.sequences * (2 * p.kv_heads + (collected(call.recipe, Role::query, is_bf16<T>) ? p.heads : 0));
   launch(conclude_kernel<T>,
-         {.blocks = static_cast<unsigned>(collected.any() ? heads : std::max(heads, enough)),
-          .threads = conclude_threads,
-          .overlaps = collected.any()},
-         stream, call);
+         {.blocks = static_cast<unsigned>(any ? heads : std::max(heads, enough)), .threads = conclude_threads, .overlaps = any}, stream,
+         call);
 }
 
 }  // namespace
