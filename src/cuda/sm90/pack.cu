@@ -18,7 +18,7 @@
 namespace chitu::cuda::sm90 {
 namespace {
 
-constexpr int most_threads = 512, rows = 8, row_step = 16;  // a thread's rows
+constexpr int most_columns = 256, rows = 8, row_step = 16;  // a thread's rows
 
 // How numbers are stored.
 enum class Number { same, f16, i8, e4m3 };
@@ -32,9 +32,8 @@ struct RowsShared {  // of a tile's rows
   float top[tile_tokens], group[tile_tokens], factor[tile_tokens], dot[tile_tokens];
 };
 struct ColumnsShared {                         // of each warp's part of a tile
-  float size[most_threads / 32][tile_tokens];  // of keys
-  float top[most_threads / 32];
-  int spoilt[most_threads / 32];
+  float size[most_columns / 32][tile_tokens];  // of keys
+  float top[most_columns / 32];
 };
 
 __device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, float d) {
@@ -319,16 +318,16 @@ __device__ __forceinline__ float smallest_key(const float (*sizes)[tile_tokens],
   return least / static_cast<float>(dim);
 }
 
-// Two tiles a CTA, Form::dim threads each. A warp has 128 keys of 32 channels.
+// A warp has 128 keys of 32 channels.
 template <class T>
 __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, ColumnsShared& shared) {
   const Params& p = call.params;
   const Quant& quant = call.recipe.value;
   const bool by_tile = quant.scaling == Scaling::tile;
   const int warps = call.form.dim / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = lane / 4, column = lane % 4,
-            half = warp / warps, channel0 = warp % warps * 32 + column * 8, index = unit * 2 + half;
-  const bool exists = index < p.key_tiles * p.kv_heads, real = exists && channel0 < p.dim;
-  const TilePlace at = tile_place<false>(p, exists ? index : unit * 2);
+            channel0 = warp * 32 + column * 8;
+  const bool real = channel0 < p.dim;  // else padding
+  const TilePlace at = tile_place<false>(p, unit);
   const Place s = place(p, at.sequence);
   const int first = at.tile * tile_tokens + block * 16, keys = s.keys - first;  // the thread's keys
   const T* from = static_cast<const T*>(p.value.data) + s.batch * p.value.batch + at.head * p.value.head +
@@ -343,7 +342,7 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
   for (int i = 0; i < 16; ++i)
 #pragma unroll
     for (int w = 0; w < 4; ++w) most[w] = larger(most[w], word(x[i], w));
-  const bool spoilt = __any_sync(~0u, nonfinite<T>(larger(larger(larger(most[0], most[1]), most[2]), most[3])));
+  bool spoilt = nonfinite<T>(larger(larger(larger(most[0], most[1]), most[2]), most[3]));
   if (spoilt) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) most[w] = 0;
@@ -390,25 +389,20 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
     for (int i = 0; i < 4; ++i)
       shared.size[warp][block * 16 + column * 4 + i] = (odd ? size[i + 4] : size[i]) + __shfl_xor_sync(~0u, odd ? size[i] : size[i + 4], 1);
   }
-  if (lane == 0) shared.spoilt[warp] = spoilt;
-  __syncthreads();
-  if (!exists) return;
+  spoilt = __syncthreads_or(spoilt);
 
-  const int warp0 = half * warps;  // the tile's first
   float scale = 1, inverse = 1;
   bool flagged = false;
   if (by_tile) {
     float top = 0;
-    for (int w = 0; w < warps; ++w) top = fmaxf(top, shared.top[warp0 + w]);
-    flagged = top > flag_ratio * smallest_key(shared.size + warp0, warps, p.dim);
+    for (int w = 0; w < warps; ++w) top = fmaxf(top, shared.top[w]);
+    flagged = top > flag_ratio * smallest_key(shared.size, warps, p.dim);
     top = fmaxf(top, smallest_maximum);
     scale = top / 127;
     inverse = 127 / top;
   }
-  if (threadIdx.x % call.form.dim == 0) {
-    bool any = false;
-    for (int w = 0; w < warps; ++w) any |= shared.spoilt[warp0 + w] != 0;
-    mark(p, p.spoilt_values, at.index, any);
+  if (threadIdx.x == 0) {
+    mark(p, p.spoilt_values, at.index, spoilt);
     write_passes(p, at.index, scale, flagged);
   }
 
@@ -457,7 +451,7 @@ __global__ void __maxnreg__(rotated ? 128 : 80) rows_kernel(const __grid_constan
 }
 
 template <class T>
-__global__ void __launch_bounds__(most_threads, 1) columns_kernel(const __grid_constant__ PackCall call) {
+__global__ void __launch_bounds__(most_columns, 2) columns_kernel(const __grid_constant__ PackCall call) {
   __shared__ ColumnsShared shared;
   ptx::let_next_start();
   pack_columns<T>(call, static_cast<int>(blockIdx.x), shared);
@@ -466,12 +460,12 @@ __global__ void __launch_bounds__(most_threads, 1) columns_kernel(const __grid_c
 template <class T>
 void start(const PackCall& call, cudaStream_t stream) {
   const Params& p = call.params;
-  const unsigned threads = static_cast<unsigned>(2 * call.form.dim), keys = static_cast<unsigned>(p.key_tiles * p.kv_heads),
+  const unsigned dim = static_cast<unsigned>(call.form.dim), keys = static_cast<unsigned>(p.key_tiles * p.kv_heads),
                  queries = static_cast<unsigned>(p.query_tiles * p.heads);
   const bool columns = call.form.value_bytes == 1;
-  if (columns) launch(columns_kernel<T>, {.blocks = (keys + 1) / 2, .threads = threads, .overlaps = true}, stream, call);
+  if (columns) launch(columns_kernel<T>, {.blocks = keys, .threads = dim, .overlaps = true}, stream, call);
   launch(call.recipe.key.rotated ? rows_kernel<T, true> : rows_kernel<T, false>,
-         {.blocks = keys + queries + (columns ? 0 : keys), .threads = threads, .overlaps = true}, stream, call);
+         {.blocks = keys + queries + (columns ? 0 : keys), .threads = 2 * dim, .overlaps = true}, stream, call);
 }
 
 }  // namespace

@@ -67,7 +67,7 @@ struct Statistics {
   __host__ __device__ explicit Statistics(const Params& p) : record(1 + p.dim + p.dim / 2) {
     const auto take = [&](std::int64_t doubles) {
       const std::int64_t at = count;
-      count += doubles;
+      count += (doubles + 1) / 2 * 2;  // parts start at multiples of 16 bytes: they are read so
       return at;
     };
     const auto records = [&](Role role) { return take(std::int64_t{Chunks(p, role, false).count} * heads_of(p, role) * record); };

@@ -141,7 +141,7 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
 }
 
 template <class T>
-__global__ void __launch_bounds__(collect_threads, 3) collect_kernel(const __grid_constant__ PackCall call) {
+__global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __grid_constant__ PackCall call) {
   __shared__ CollectShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
