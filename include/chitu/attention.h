@@ -114,8 +114,8 @@ struct Output {
 // out = softmax(scale * query . key^T within the window) value.
 // query [batch, heads, queries, dim], key and value [batch, kv heads, keys, dim]; heads is a multiple of kv heads, query head h
 // reads kv head h / (heads / kv heads); dim 1 ... max_dim; any length >= 0; any strides with the last 1. Operands may differ in
-// type. Tensors on a GPU must hold finite numbers; docs/kernels/sm90.md has what its kernel takes. Throws Error: bad_argument,
-// unsupported (with explain()'s text), out_of_memory.
+// type. docs/kernels/sm90.md has what the GPU's kernels take. Throws Error: bad_argument, unsupported (with explain()'s text),
+// out_of_memory.
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
 
 // The bytes that Options::workspace must have for this call; 0 on the CPU. Looks at no data. Throws like attention().

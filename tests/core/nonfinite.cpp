@@ -49,6 +49,17 @@ const std::vector<Scene>& scenes() {
       {"infinite_keys_alone",
        {{Role::key, 0, 0, 100, 0, infinity}, {Role::key, 0, 0, 101, 0, -infinity}, {Role::key, 1, 1, 127, 0, -infinity}},
        {0, 0}},
+      // Likewise by the query's fault: 0 without weight, or NaN.
+      {"infinite_queries_alone",
+       {{Role::query, 0, 0, 0, 0, infinity},
+        {Role::query, 0, 1, 1, 1, -infinity},
+        {Role::query, 0, 2, 2, 2, infinity},
+        {Role::query, 0, 3, 3, 3, infinity},
+        {Role::query, 1, 0, 56, 4, -infinity},
+        {Role::query, 1, 1, 57, 5, infinity},
+        {Role::query, 1, 2, 58, 6, -infinity},
+        {Role::query, 1, 3, 59, 7, infinity}},
+       {0, 0}},
   };
   return all;
 }
