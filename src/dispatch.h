@@ -35,6 +35,8 @@ struct Problem {
   std::vector<std::int64_t> query_starts, key_starts;  // as given, for quantize()
   int threads = 1;
   void* stream = nullptr;
+  void* workspace = nullptr;
+  std::size_t workspace_bytes = 0;
   std::string_view kernel;
 
   Device device() const { return query.tensor().device; }
@@ -58,7 +60,8 @@ struct Kernel {
   Arithmetic scores;    // query . key
   Arithmetic weights;   // weights . values
   void (*run)(const Problem&);
-  std::string (*refuses)(const Problem&) = nullptr;  // what else it does not take, and why; empty: takes it
+  std::string (*refuses)(const Problem&) = nullptr;    // what else it does not take, and why; empty: takes it
+  std::size_t (*workspace)(const Problem&) = nullptr;  // bytes; null: none
 };
 
 Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options);

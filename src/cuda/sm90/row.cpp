@@ -159,12 +159,13 @@ std::string refusal(const Problem& p) {
   if (std::string why = beyond_it(p); !why.empty()) return why;
   const int device = p.query.tensor().device_id;
   if (std::string why = trouble(device, 9, 0); !why.empty()) return why;
-  for (const auto& [t, what] : {std::pair{&p.query.tensor(), "query"},
-                                {&p.key.tensor(), "key"},
-                                {&p.value.tensor(), "value"},
-                                {&p.output.out, "out"},
-                                {&p.output.lse, "lse"}})
-    if (t->data && !on_device(t->data, device))
+  for (const auto& [data, what] : {std::pair{p.query.tensor().data, "query"},
+                                   {p.key.tensor().data, "key"},
+                                   {p.value.tensor().data, "value"},
+                                   {p.output.out.data, "out"},
+                                   {p.output.lse.data, "lse"},
+                                   {p.workspace, "workspace"}})
+    if (data && !on_device(data, device))
       return std::string(what) + "'s memory is not on GPU " + std::to_string(device) + ", as its tensor says";
   return {};
 }
@@ -188,6 +189,7 @@ Call::Call(const Problem& p)
   std::vector<Place> places = places_of(p, form);
   params_ = params_of(p, form, places);
   std::byte* memory = static_cast<std::byte*>(p.workspace);
+  require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
   if (!memory) memory = memory_.emplace(lay_out(params_, form, packed, places_on_gpu_, nullptr), device_, stream_).data();
   lay_out(params_, form, packed, places_on_gpu_, memory);
   if (packed) {
