@@ -62,12 +62,16 @@ struct Loop {
   static_assert(!rounded_sums || integer_values, "sums of rounded weights are for integers");
 
   static constexpr int warpgroups = form.block_queries / 64, warps = 4 * warpgroups, consumers = 32 * warps, threads = consumers + 128;
-  static constexpr int registers = warpgroups == 3 ? 160 : 232, producer_registers = warpgroups == 3 ? 32 : 40;
+  static constexpr int registers = warpgroups == 4 ? 112 : warpgroups == 3 ? 160 : 232, producer_registers = warpgroups == 2 ? 40 : 32;
 
   static constexpr int row_bytes = dim * form.score_bytes, panel = row_bytes < 128 ? row_bytes : 128, panels = row_bytes / panel;
   static constexpr int query_bytes = form.block_queries * row_bytes, key_bytes = form.key_bytes();
   static constexpr int value_bytes = form.tile_bytes() - key_bytes;
   static constexpr int halves = dim == 256 ? 2 : 1, width = dim / halves;  // channels of a product with values
+  // Products with the values of the first keys start while the weights of the others are computed. Only here do registers allow it.
+  static constexpr bool early = dim == 64;
+  // The exponential of a group of 8 that the next group waits for, of weigh(); by measurement.
+  static constexpr int chained = dim != 128 || sums_in_place ? 0 : integer_values ? 3 : 7;
 
   struct Item {
     float query_scale[query_scales ? form.block_queries / form.query_scale_rows : 4];

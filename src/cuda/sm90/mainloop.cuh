@@ -60,12 +60,13 @@ struct Consumer {
     ptx::wgmma_commit();
   }
 
-  // t (+)= p v, for the channels of one half.
-  template <bool add, class Number>
-  __device__ __forceinline__ void weighted(Number (&t)[L::width / 2], const std::uint32_t (&w)[form.value_bytes * 16], Values v) {
-    constexpr int steps = 4 * form.value_bytes, step = form.value_bytes == 2 ? 16 * 128 : 32;
+  // t (+)= p v over blocks of 32 keys, for the channels of a half.
+  template <bool add, class Number, int count>
+  __device__ __forceinline__ void weighted(Number (&t)[count], const std::uint32_t (&w)[form.value_bytes * 16], Values v, int first = 0,
+                                           int blocks = 4) {
+    constexpr int step = form.value_bytes == 2 ? 16 * 128 : 32;
 #pragma unroll
-    for (int k = 0; k < steps; ++k) {
+    for (int k = first * form.value_bytes; k < (first + blocks) * form.value_bytes; ++k) {
       const auto b = v.plus(k * step).descriptor();
       add || k ? ptx::weighted<L::value_type, true>(t, w + 4 * k, b) : ptx::weighted<L::value_type, false>(t, w + 4 * k, b);
     }
@@ -157,14 +158,18 @@ struct Consumer {
       const int2 share = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16);
       hand_back(share.x - what.y);
       const auto query = Queries::at(at.query(items.place()) + warpgroup * 64 * L::panel);
-      // The softmax is in powers of 2.
-      float query_scale[2] = {fabsf(p.scale) * log2_e, fabsf(p.scale) * log2_e};
-      if constexpr (L::query_scales) {
-        const int t = ptx::thread_again();
-        const std::uint32_t from = item + offsetof(Item, query_scale) + (t >> 5) * (64 / form.query_scale_rows) + (t >> 2 & 7) * 4;
-        query_scale[0] *= ptx::load_float(from);
-        query_scale[1] = form.query_scale_rows == 2 ? query_scale[0] : query_scale[1] * ptx::load_float(from + 32);
-      }
+      // The softmax is in powers of 2. Read for each tile where there is no register for it.
+      const auto query_scales = [&](float(&scale)[2]) {
+        scale[0] = scale[1] = fabsf(p.scale) * log2_e;
+        if constexpr (L::query_scales) {
+          const int t = ptx::thread_again();
+          const std::uint32_t from = item + offsetof(Item, query_scale) + (t >> 5) * (64 / form.query_scale_rows) + (t >> 2 & 7) * 4;
+          scale[0] *= ptx::load_float(from);
+          scale[1] = form.query_scale_rows == 2 ? scale[0] : scale[1] * ptx::load_float(from + 32);
+        }
+      };
+      float query_scale[2];
+      query_scales(query_scale);
       Rows rows;
 #pragma unroll
       for (auto& half : rows.o)
@@ -180,6 +185,7 @@ struct Consumer {
         const int used = ring.place(), used_value = L::split ? values.place() : used;
         // Not zero, so that c times an unseen score is minus infinity.
         float c[2] = {query_scale[0], query_scale[1]};
+        if constexpr (L::warpgroups == 4) query_scales(c);
         if constexpr (L::key_scales) {
           const float key_scale = ptx::load_float(at.scales(used) + (threadIdx.x & 3) * 4);
           c[0] *= key_scale;
@@ -193,6 +199,8 @@ struct Consumer {
         std::uint32_t weights[form.value_bytes * 16];
         float unrounded[2] = {0, 0};
         float x[2], moved[2];
+        Product t[L::width / 2];  // of one half of the channels
+        const auto value = first_value.plus(used_value * L::value_bytes);
         const auto soften = [&](auto& scores) {
           if (masked) [[unlikely]] {
             mask<Item>(scores, item, tile);
@@ -212,7 +220,16 @@ struct Consumer {
             }
           }
           const float(&reference)[2] = L::by_tile ? x : rows.m;
-          weigh<L>(scores, c, {L::log2_top - reference[0], L::log2_top - reference[1]}, zero, weights, unrounded);
+          weigh<L>(scores, c, {L::log2_top - reference[0], L::log2_top - reference[1]}, zero, weights, unrounded, [&](int block) {
+            if constexpr (L::early) {
+              ptx::wgmma_fence();
+              if constexpr (L::sums_in_place)
+                weighted<true>(rows.o[0], weights, value, block, 1);
+              else
+                weighted<false>(t, weights, value, block, 1);
+              ptx::wgmma_commit();
+            }
+          });
         };
         if constexpr (form.scale_each_key) {
           float scaled[64];
@@ -223,7 +240,6 @@ struct Consumer {
           if constexpr (L::split) ptx::barrier_arrive(at.empty(used));
           soften(s);
         }
-        const auto value = first_value.plus(used_value * L::value_bytes);
         if constexpr (L::split) ptx::barrier_wait(at.value_full(used_value), values.parity());
 
         const auto next = [&] {  // behind the product
@@ -232,11 +248,13 @@ struct Consumer {
           ready = ptx::barrier_try(at.full(ring.place()), ring.parity());
         };
         if constexpr (L::sums_in_place) {
-          ptx::wgmma_fence();
+          if constexpr (!L::early) {
+            ptx::wgmma_fence();
 #pragma unroll
-          for (int half = 0; half < L::halves; ++half)
-            weighted<true>(rows.o[half], weights, value.plus(half * L::width / 64 * value_panel));
-          ptx::wgmma_commit();
+            for (int half = 0; half < L::halves; ++half)
+              weighted<true>(rows.o[half], weights, value.plus(half * L::width / 64 * value_panel));
+            ptx::wgmma_commit();
+          }
           next();
 #pragma unroll
           for (int r = 0; r < 2; ++r) rows.unrounded[r] += unrounded[r];
@@ -246,10 +264,11 @@ struct Consumer {
         } else {
 #pragma unroll
           for (int half = 0; half < L::halves; ++half) {
-            Product t[L::width / 2];
-            ptx::wgmma_fence();
-            weighted<false>(t, weights, value.plus(half * L::width * tile_tokens));
-            ptx::wgmma_commit();
+            if constexpr (!L::early) {
+              ptx::wgmma_fence();
+              weighted<false>(t, weights, value.plus(half * L::width * tile_tokens));
+              ptx::wgmma_commit();
+            }
             float w[2] = {integer_unit, integer_unit};
             if (half == 0) {
               next();
@@ -286,14 +305,14 @@ struct Consumer {
             w[1] = x[1];
             ptx::wgmma_wait();
             if (half == L::halves - 1) ptx::barrier_arrive(L::split ? at.value_empty(used_value) : at.empty(used));
-            float(&o)[L::width / 2] = rows.o[half];
 #pragma unroll
             for (int i = 0; i < L::width / 2; ++i) {
               const int r = i >> 1 & 1;
+              float& o = rows.o[half][i];
               if constexpr (L::integer_values)
-                o[i] = fmaf(__uint_as_float(t[i]), w[r], o[i]);
+                o = fmaf(__uint_as_float(t[i]), w[r], o);
               else
-                o[i] = fmaf(o[i], moved[r], t[i]);
+                o = fmaf(o, moved[r], t[i]);
             }
           }
           if constexpr (L::integer_values)

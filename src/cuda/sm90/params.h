@@ -47,7 +47,7 @@ struct Form {
   int query_scale_rows;  // 2: rows r and r + 8 of 16 share a scale, else 1
   bool scale_each_key;   // a scale for each key of a tile instead of PassScales::key
   bool residuals;        // flagged tiles
-  int block_queries;     // of a CTA of the attention kernel: three warpgroups of 64 rows, or two with 256 channels
+  int block_queries;     // of a CTA of the attention kernel: 64 for each of its warpgroups, as many as their registers allow
 
   friend constexpr bool operator==(const Form&, const Form&) = default;
   constexpr int key_bytes() const { return tile_tokens * dim * score_bytes; }  // of a tile
@@ -57,20 +57,24 @@ struct Form {
 constexpr Form form_of(const Recipe& r, int dim) {
   const auto bytes_of = [](const Quant& q) { return q.scaling == Scaling::none ? 2 : bytes(q.type); };
   const int padded = dim <= 64 ? 64 : dim <= 128 ? 128 : 256;
+  const int query_scale_rows = r.query.scaling == Scaling::tokens && r.query.groups == Groups{16, 8} ? 2 : 1;
   return {.dim = padded,
           .score_bytes = bytes_of(r.key),
           .value_bytes = bytes_of(r.value),
-          .query_scale_rows = r.query.scaling == Scaling::tokens && r.query.groups == Groups{16, 8} ? 2 : 1,
+          .query_scale_rows = query_scale_rows,
           .scale_each_key = r.key.scaling == Scaling::tokens && !(r.key.groups == Groups{128, 4}),
           .residuals = r.value.scaling == Scaling::tile,
-          .block_queries = padded == 256 ? 128 : 192};
+          .block_queries = padded == 256                                                     ? 128
+                           : padded == 64 && bytes_of(r.value) == 1 && query_scale_rows == 2 ? 256
+                                                                                             : 192};
 }
 
 // Operands are stored as wgmma looks for them in shared memory, so that plain copies of bytes do. A row of queries or keys, and a 16-bit
 // row of values, is cut into *panels* of 128 bytes (one of 64 where it has no more); a panel's rows follow each other, and their 16-byte
 // chunks are swizzled: chunk c of row r stands at c ^ r % 8 (rows of 64 bytes: c ^ r / 2 % 4). 8-bit values are transposed: a row of 128
 // keys for each channel, swizzled likewise, keys in the order 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15 within 16. Tokens are padded with
-// zeros to whole tiles, channels to Form::dim. Integers of values, and of their residual plane, are stored + 128 (value_offset). Tiles of a head follow each other, heads of a sequence, sequences.
+// zeros to whole tiles, channels to Form::dim. Integers of values, and of their residual plane, are stored + 128 (value_offset). Tiles of a
+// head follow each other, heads of a sequence, sequences.
 constexpr std::uint32_t value_offset = 128, value_offsets = 0x80808080u;  // the latter is added by exclusive or
 struct Params {
   View query, key, value, out, lse;  // lse.data may be null

@@ -63,6 +63,8 @@ template <class L>
 __device__ void produce_items(const Params& p, const typename L::At shared, float zero) {
   using Item = typename L::Item;
   constexpr Form form = L::form;
+  // With one place it is empty only when the warpgroups are idle; with two an item that is taken so early waits while others might do it.
+  constexpr bool ahead = L::query_places == 1;
   Ring<L::query_places, 1> ring;
   ptx::wait_for_previous();
   for (int item = blockIdx.x;; ring.advance()) {
@@ -70,6 +72,7 @@ __device__ void produce_items(const Params& p, const typename L::At shared, floa
     const typename L::At at{shared.base + nothing};
     const std::uint32_t to = at.item(ring.place());
     ptx::barrier_wait(at.query_empty(ring.place()), ring.parity());
+    if (!ahead && ring.at > 0) item = static_cast<int>(gridDim.x) + atomicAdd(p.items_taken, 1);
     if (item >= p.blocks * (p.heads + nothing)) {
       ptx::store_int4(to + offsetof(Item, what), 0, 0, 0, 0);
       ptx::barrier_arrive(at.described(ring.place()));
@@ -92,7 +95,7 @@ __device__ void produce_items(const Params& p, const typename L::At shared, floa
                     range_row);
     describe<L>(p.ranges + range_row - block.row, queries, block.row, to);
     ptx::barrier_arrive(at.described(ring.place()));
-    item = static_cast<int>(gridDim.x) + nothing + atomicAdd(p.items_taken, 1);
+    if (ahead) item = static_cast<int>(gridDim.x) + atomicAdd(p.items_taken, 1);
   }
 }
 

@@ -121,9 +121,10 @@ __device__ __forceinline__ void pack(const float (&e)[8], int block, int r, std:
 // float by an integer addition of the magic constant, whose offset disappears in f: the compiler spreads these additions over two pipes,
 // where I2FP would all go to the one that suffers most beside wgmma. Each group of 8 gets f through a false dependency on the group before,
 // by a zero the compiler cannot see: without it come all FFMA, then all MUFU, then all conversions.
-template <class L, class Number>
+// after(block) is called when those of 32 keys are there.
+template <class L, class Number, class After>
 __device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2], const float (&offset)[2], float zero,
-                                      std::uint32_t (&p)[L::form.value_bytes * 16], float (&sums)[2]) {
+                                      std::uint32_t (&p)[L::form.value_bytes * 16], float (&sums)[2], After after) {
   constexpr bool integers = !std::is_same_v<Number, float>;
   const float f[2] = {integers ? fmaf(-magic, c[0], offset[0]) : offset[0], integers ? fmaf(-magic, c[1], offset[1]) : offset[1]};
   float before = 0;
@@ -134,9 +135,10 @@ __device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2]
     float e[8];
 #pragma unroll
     for (int u = 0; u < 8; ++u) e[u] = ptx::exp2_approx(fmaf(number(s[16 * block + 4 * (u >> 1) + (u & 1) + 2 * r]), c[r], g));
-    before = e[0];
+    before = e[L::chained];
     pack<L>(e, block, r, p);
     if constexpr (L::unrounded_sums) sums[r] += ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
+    if (r == 1) after(block);
   }
 }
 
