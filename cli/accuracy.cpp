@@ -109,9 +109,7 @@ void print_section(const Workload& w, const Truth& truth, const std::vector<Meas
   const char* which = rows == q[2] ? "all" : truth.runs.size() == 1 ? "the last" : "spread";
   fmt::print("\n## {}: {}, {}, batch {}, {} ({} of keys), dim {}, {}, {}\n\n", w.data, count(q[2], "query row"),
              count(w.key.shape[2], "key"), q[0], count(q[1], "head"), w.key.shape[1], q[3], name(w.query.type), window_text(w.window));
-  fmt::print("{}", table_of(w, measurements).markdown());
-  for (const Measurement& m : measurements) fmt::print("{}", refused_text(m));
-  fmt::print("\nCompared: {} rows of each head ({}).\n", rows, which);
+  fmt::print("{}{}\nCompared: {} rows of each head ({}).\n", table_of(w, measurements).markdown(), refused_text(measurements), rows, which);
   std::fflush(stdout);
 }
 

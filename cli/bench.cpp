@@ -224,16 +224,16 @@ void print_heading(const BenchFlags& flags, const WorkloadSource& source, const 
   fmt::print("Differences: to double precision, on the output in the type of the data.\n");
 }
 
-void print_section(const Workload& w, const Truth& truth, const std::vector<Row>& rows) {
+void print_section(const Workload& w, const Truth& truth, const std::vector<Measurement>& measurements, const std::vector<Row>& rows) {
   const Shape& q = w.query.shape;
   fmt::print("\n## {}: {}, batch {}, {} ({} of keys), dim {}, {}, {}\n\n", w.data, count(q[2], "token"), q[0], count(q[1], "head"),
              w.key.shape[1], q[3], name(w.query.type), window_text(w.window));
-  fmt::print("{}", table_of(w, rows).markdown());
-  for (const Row& r : rows) fmt::print("{}", refused_text(r.measurement));
+  fmt::print("{}{}", table_of(w, rows).markdown(), refused_text(measurements));
   if (total(truth.runs) < q[2])
-    fmt::print("\nDifferences on {} of {} query rows of each head, in {} spread over the sequence.\n", total(truth.runs), q[2],
-               count(static_cast<std::int64_t>(truth.runs.size()), "run"));
-  const bool sampled = std::any_of(rows.begin(), rows.end(), [](const Row& r) { return r.measurement.sampled_rows.has_value(); });
+    fmt::print("\nDifferences on {} of {} query rows of each head, {}.\n", total(truth.runs), q[2],
+               truth.runs.size() == 1 ? "the last" : fmt::format("in {} runs spread over the sequence", truth.runs.size()));
+  const bool sampled =
+      std::any_of(measurements.begin(), measurements.end(), [](const Measurement& m) { return m.sampled_rows.has_value(); });
   if (sampled)
     fmt::print(
         "\nSampled: where timed rows are not all, attention was timed on so many query rows of each head, with all keys, and "
@@ -272,7 +272,7 @@ void bench(const BenchFlags& flags) {
       const auto measurements = measure(w, methods, truth, settings, progress, work_at(tokens));
       const auto rows = rows_of(w, measurements, peaks);
       progress.clear();
-      print_section(w, truth, rows);
+      print_section(w, truth, measurements, rows);
       for (const Row& row : rows) rows_json.push_back(json_of(w, truth, row));
     }
   if (csv_file.wanted()) csv_file.write(csv(rows_json));

@@ -125,11 +125,14 @@ std::string timed_rows(const Workload& w, const Measurement& m) {
 
 std::string runs_text(const MeasureSettings& settings, Device device) {
   if (device == Device::cpu || settings.runs) return count(settings.runs.value_or(settings.cpu_runs), "run");
-  return fmt::format("{} to {} runs, as many as take about a second,", least_gpu_runs, most_gpu_runs);
+  return fmt::format("{} to {} runs (as many as take about a second)", least_gpu_runs, most_gpu_runs);
 }
 
-std::string refused_text(const Measurement& m) {
-  return m.refused.empty() ? "" : fmt::format("\n{}: refused: {}\n", m.method->name, m.refused);
+std::string refused_text(std::span<const Measurement> measurements) {
+  std::string text;
+  for (const Measurement& m : measurements)
+    if (!m.refused.empty()) text += fmt::format("{}- {}: refused: {}\n", text.empty() ? "\n" : "", m.method->name, m.refused);
+  return text;
 }
 
 void add_runs(CLI::App& command, MeasureSettings& settings) {

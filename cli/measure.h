@@ -56,7 +56,7 @@ struct Measurement {
 };
 
 std::string timed_rows(const Workload& workload, const Measurement& measurement);  // "all", "768 of 4096"
-std::string refused_text(const Measurement& measurement);                          // a line of Markdown below the table, or nothing
+std::string refused_text(std::span<const Measurement> measurements);               // a list in Markdown for below the table, or nothing
 
 std::string runs_text(const MeasureSettings& settings, Device device);  // "5 runs"
 void add_runs(CLI::App& command, MeasureSettings& settings);            // the option --runs

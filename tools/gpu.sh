@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# All that needs a GPU: its tests, the small ones again under compute-sanitizer, the timing table.
+# All that needs a GPU: its tests, small ones of every method under compute-sanitizer, the timing table.
 #   tools/gpu.sh [FOLDER [RESULTS]]    FOLDER: a build folder, build-gpu unless given; built first where it has no programs. Programs
 #                                      that were built elsewhere need -DCHITU_STATIC=ON there.
-#                                      RESULTS: where gpu_bench.md and gpu_bench.csv go, FOLDER unless given
+#                                      RESULTS: where gpu_filled.md and gpu_filled.csv go, FOLDER unless given
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=${1:-build-gpu}
@@ -25,5 +25,5 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "compute-sanitizer is not installed: not run"
 fi
-tools/gpu_table.sh "$CHITU_PROGRAM" "$results" || failures=1
+tools/gpu_tables.sh "$CHITU_PROGRAM" "$results" filled || failures=1
 exit "$failures"
