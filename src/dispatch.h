@@ -47,9 +47,9 @@ struct Problem {
 };
 
 // What a kernel computes a product in.
-enum class Arithmetic : std::uint8_t { any, f32, bf16, int8 };
+enum class Arithmetic : std::uint8_t { any, f32, f16, bf16, fp8, int8 };
 constexpr const char* name(Arithmetic a) {
-  constexpr const char* names[] = {"any", "f32", "bf16", "int8"};
+  constexpr const char* names[] = {"any", "f32", "f16", "bf16", "fp8", "int8"};
   return names[static_cast<int>(a)];
 }
 

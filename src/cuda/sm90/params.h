@@ -49,6 +49,7 @@ struct Form {
   bool residuals;        // flagged tiles
   int block_queries;     // of a CTA of the attention kernel: three warpgroups of 64 rows, or two with 256 channels
 
+  friend constexpr bool operator==(const Form&, const Form&) = default;
   constexpr int key_bytes() const { return tile_tokens * dim * score_bytes; }  // of a tile
   constexpr int tile_bytes() const { return key_bytes() + tile_tokens * dim * value_bytes; }
 };
