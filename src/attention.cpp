@@ -12,10 +12,27 @@
 #include "dispatch.h"
 
 namespace chitu {
+namespace {
+
+void check_workspace(const Kernel& kernel, const Problem& p) {
+  if (!p.workspace) return;
+  const std::size_t needed = kernel.workspace ? kernel.workspace(p) : 0;
+  require(p.workspace_bytes >= needed, "workspace has ", p.workspace_bytes, " bytes; this call needs ", needed, " (workspace_size())");
+}
+
+}  // namespace
 
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
   const Problem problem = describe(query, key, value, output, options);
-  select(problem).run(problem);
+  const Kernel& kernel = select(problem);
+  check_workspace(kernel, problem);
+  kernel.run(problem);
+}
+
+std::size_t workspace_size(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
+  const Problem problem = describe(query, key, value, output, options);
+  const Kernel& kernel = select(problem);
+  return kernel.workspace ? kernel.workspace(problem) : 0;
 }
 
 const Method& find_method(std::string_view name) {
@@ -169,6 +186,9 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
     require(p->first > -unbounded / 4 && p->first < unbounded / 4 && p->step < (std::int64_t{1} << 31), "positions are out of range");
   }
   check_threads(o.threads);
+  require(!o.workspace || q.device == Device::cuda, "workspace is for tensors on a GPU; kernels for the CPU need none");
+  require(o.workspace || o.workspace_bytes == 0, "workspace is null, but workspace_bytes is ", o.workspace_bytes);
+  require(reinterpret_cast<std::uintptr_t>(o.workspace) % 256 == 0, "workspace starts at no multiple of 256 bytes");
   check_correction(query, key, o.recipe, lse);
 
   return {.query = query,
@@ -183,6 +203,8 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
           .key_starts = {o.key_starts.begin(), o.key_starts.end()},
           .threads = thread_count(o.threads),
           .stream = o.stream,
+          .workspace = o.workspace,
+          .workspace_bytes = o.workspace_bytes,
           .kernel = o.kernel};
 }
 

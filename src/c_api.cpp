@@ -122,6 +122,8 @@ chitu::Options options(const chitu_options* given) {
   result.key_starts = starts(o.key_starts, o.key_starts_count, "key_starts");
   result.threads = o.threads;
   result.stream = o.stream;
+  result.workspace = o.workspace;
+  result.workspace_bytes = o.workspace_bytes;
   if (o.kernel) result.kernel = o.kernel;
   return result;
 }
@@ -151,6 +153,15 @@ chitu_status chitu_attention(const chitu_tensor* query, const chitu_tensor* key,
   return guarded([&] {
     chitu::attention(tensor(query, "query"), tensor(key, "key"), tensor(value, "value"), {tensor(out, "out"), tensor_or_none(lse, "lse")},
                      options(o));
+  });
+}
+
+chitu_status chitu_workspace_size(const chitu_tensor* query, const chitu_tensor* key, const chitu_tensor* value, const chitu_tensor* out,
+                                  const chitu_tensor* lse, const chitu_options* o, size_t* bytes) {
+  return guarded([&] {
+    require(bytes, "bytes is NULL");
+    *bytes = chitu::workspace_size(tensor(query, "query"), tensor(key, "key"), tensor(value, "value"),
+                                   {tensor(out, "out"), tensor_or_none(lse, "lse")}, options(o));
   });
 }
 

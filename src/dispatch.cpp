@@ -2,21 +2,36 @@
 // Which kernel runs a problem, and why the others do not.
 #include "dispatch.h"
 
+#include <algorithm>
+#include <initializer_list>
+
 #include "cpu/rows.h"
 #include "cuda/rows.h"
 
 namespace chitu {
 namespace {
 
-bool as_bf16(const Operand& operand) { return operand.tensor().type == DType::bf16; }
-
 // Empty, or why a product whose operands the recipe stores as `quant` cannot be computed in `arithmetic`.
-std::string mismatch(Arithmetic arithmetic, const Quant& quant, bool bf16, const char* product) {
-  const bool int8 = quant.type == DType::i8;
-  if (arithmetic == Arithmetic::int8 && !int8) return std::string("computes ") + product + " in int8, the recipe does not";
-  if (arithmetic == Arithmetic::f32 && int8) return std::string("computes ") + product + " in f32, the recipe in int8";
-  if (arithmetic == Arithmetic::bf16 && (quant.scaling != Scaling::none || !bf16))
-    return std::string("computes ") + product + " in bf16, the operands are not bf16";
+std::string mismatch(Arithmetic arithmetic, const Quant& quant, std::initializer_list<const Operand*> operands, const char* product) {
+  const auto stored_as = [&](DType type) {
+    if (quant.scaling != Scaling::none) return quant.type == type;
+    return std::all_of(operands.begin(), operands.end(), [&](const Operand* o) { return o->tensor().type == type; });
+  };
+  const std::string computes = std::string("computes ") + product + " in " + name(arithmetic) + ", ";
+  switch (arithmetic) {
+    case Arithmetic::any:
+      return {};
+    case Arithmetic::f32:
+      return stored_as(DType::i8) ? computes + "the recipe in int8" : "";
+    case Arithmetic::f16:
+      return stored_as(DType::f16) ? "" : computes + "the operands are not f16";
+    case Arithmetic::bf16:
+      return stored_as(DType::bf16) ? "" : computes + "the operands are not bf16";
+    case Arithmetic::fp8:
+      return stored_as(DType::e4m3) ? "" : computes + "the recipe does not";
+    case Arithmetic::int8:
+      return stored_as(DType::i8) ? "" : computes + "the recipe does not";
+  }
   return {};
 }
 
@@ -48,8 +63,8 @@ std::string refusal(const Kernel& k, const Problem& p) {
   if (k.refuses)
     if (std::string why = k.refuses(p); !why.empty()) return why;
   if (!k.available()) return "this machine lacks its instructions";
-  if (std::string why = mismatch(k.scores, p.recipe.key, as_bf16(p.query) && as_bf16(p.key), "scores"); !why.empty()) return why;
-  return mismatch(k.weights, p.recipe.value, as_bf16(p.value), "weights . values");
+  if (std::string why = mismatch(k.scores, p.recipe.key, {&p.query, &p.key}, "scores"); !why.empty()) return why;
+  return mismatch(k.weights, p.recipe.value, {&p.value}, "weights . values");
 }
 
 const Kernel& select(const Problem& p) {

@@ -35,6 +35,8 @@ struct Problem {
   std::vector<std::int64_t> query_starts, key_starts;  // as given, for quantize()
   int threads = 1;
   void* stream = nullptr;
+  void* workspace = nullptr;
+  std::size_t workspace_bytes = 0;
   std::string_view kernel;
 
   Device device() const { return query.tensor().device; }
@@ -45,9 +47,9 @@ struct Problem {
 };
 
 // What a kernel computes a product in.
-enum class Arithmetic : std::uint8_t { any, f32, bf16, int8 };
+enum class Arithmetic : std::uint8_t { any, f32, f16, bf16, fp8, int8 };
 constexpr const char* name(Arithmetic a) {
-  constexpr const char* names[] = {"any", "f32", "bf16", "int8"};
+  constexpr const char* names[] = {"any", "f32", "f16", "bf16", "fp8", "int8"};
   return names[static_cast<int>(a)];
 }
 
@@ -58,7 +60,8 @@ struct Kernel {
   Arithmetic scores;    // query . key
   Arithmetic weights;   // weights . values
   void (*run)(const Problem&);
-  std::string (*refuses)(const Problem&) = nullptr;  // what else it does not take, and why; empty: takes it
+  std::string (*refuses)(const Problem&) = nullptr;    // what else it does not take, and why; empty: takes it
+  std::size_t (*workspace)(const Problem&) = nullptr;  // bytes; null: none
 };
 
 Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options);

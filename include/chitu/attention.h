@@ -2,6 +2,7 @@
 // Attention with quantised operands: attention(), quantize(), merge(), explain().
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <memory>
@@ -49,8 +50,13 @@ struct Options {
   std::span<const std::int64_t> query_starts{};
   std::span<const std::int64_t> key_starts{};
 
-  int threads = 0;            // CPU threads; 0: OpenMP's default
-  void* stream = nullptr;     // a cudaStream_t, for tensors on a GPU
+  int threads = 0;         // CPU threads; 0: OpenMP's default
+  void* stream = nullptr;  // a cudaStream_t, for tensors on a GPU
+  // For tensors on a GPU: memory there for what the kernels keep between them, from a multiple of 256 bytes on, at least
+  // workspace_size() bytes; free again when the stream has done the call. Without it the library allocates in the stream's order, which
+  // a stream that is being captured into a graph refuses.
+  void* workspace = nullptr;
+  std::size_t workspace_bytes = 0;
   std::string_view kernel{};  // run this row of the kernel table or refuse; empty: the first that takes the call
 };
 
@@ -108,9 +114,13 @@ struct Output {
 // out = softmax(scale * query . key^T within the window) value.
 // query [batch, heads, queries, dim], key and value [batch, kv heads, keys, dim]; heads is a multiple of kv heads, query head h
 // reads kv head h / (heads / kv heads); dim 1 ... max_dim; any length >= 0; any strides with the last 1. Operands may differ in
-// type. Tensors on a GPU must hold finite numbers; docs/kernels/sm90.md has what its kernel takes. Throws Error: bad_argument,
-// unsupported (with explain()'s text), out_of_memory.
+// type. docs/kernels/sm90.md has what the GPU's kernels take. Throws Error: bad_argument, unsupported (with explain()'s text),
+// out_of_memory.
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
+
+// The bytes that Options::workspace must have for this call; 0 on the CPU. Looks at no data. Throws like attention().
+std::size_t workspace_size(const Operand& query, const Operand& key, const Operand& value, const Output& output,
+                           const Options& options = {});
 
 struct QuantizeOptions {
   std::span<const std::int64_t> starts{};  // packed sequences, as in Options

@@ -66,6 +66,8 @@ typedef struct chitu_options {
   int32_t threads;  /* 0: OpenMP's default */
   int32_t reserved; /* 0 */
   void* stream;     /* cudaStream_t, for tensors on a GPU */
+  void* workspace;  /* for tensors on a GPU: memory there, from a multiple of 256 bytes on, of chitu_workspace_size() bytes or more, */
+  size_t workspace_bytes; /* which the call uses until the stream has done it; NULL and 0: allocated, but not while a graph is captured */
 } chitu_options;
 
 /* The defaults. struct_size: sizeof(chitu_options) as the caller was compiled. */
@@ -75,6 +77,10 @@ chitu_status chitu_options_init(chitu_options* options, size_t struct_size);
  * heads, keys, dim]; lse: NULL, or f32 [batch, heads, queries, 1], natural log. options: NULL for the defaults. */
 chitu_status chitu_attention(const chitu_tensor* query, const chitu_tensor* key, const chitu_tensor* value, const chitu_tensor* out,
                              const chitu_tensor* lse, const chitu_options* options);
+
+/* The bytes that chitu_options.workspace must have for a call with these arguments; 0 on the CPU. */
+chitu_status chitu_workspace_size(const chitu_tensor* query, const chitu_tensor* key, const chitu_tensor* value, const chitu_tensor* out,
+                                  const chitu_tensor* lse, const chitu_options* options, size_t* bytes);
 
 /* An operand quantised once for many calls: a KV cache, a ring. Made by chitu_quantize(), released by chitu_quantized_free(). */
 typedef struct chitu_quantized chitu_quantized;

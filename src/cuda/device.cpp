@@ -66,6 +66,12 @@ bool on_device(const void* data, int device) {
   return attributes.type == cudaMemoryTypeManaged || (attributes.type == cudaMemoryTypeDevice && attributes.device == device);
 }
 
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status{};
+  check(cudaStreamIsCapturing(stream, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
 int multiprocessors(int device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
 
 DeviceGuard::DeviceGuard(int device) {

@@ -20,6 +20,8 @@ bool on_device(const void* data, int device);
 
 int multiprocessors(int device);
 
+bool is_capturing(cudaStream_t stream);
+
 // Makes a device current; the one before is current again afterwards.
 class DeviceGuard {
  public:

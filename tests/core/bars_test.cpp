@@ -5,22 +5,12 @@
 
 #include <cmath>
 #include <map>
-#include <ostream>
 
+#include "data.h"
 #include "oracle.h"
-#include "support.h"
 
 namespace chitu::test {
 namespace {
-
-struct Data {
-  Array query, key, value;
-};
-
-// One head, few queries, all keys.
-Data normal_data(Random& random, std::int64_t queries, std::int64_t keys, std::int64_t dim, DType type = DType::f32) {
-  return {normal(random, type, {1, 1, queries, dim}), normal(random, type, {1, 1, keys, dim}), normal(random, type, {1, 1, keys, dim})};
-}
 
 Result run(const Data& d, const Recipe& recipe, Options options = {}) {
   options.recipe = recipe;
@@ -28,13 +18,6 @@ Result run(const Data& d, const Recipe& recipe, Options options = {}) {
 }
 
 oracle::Exact truth(const Data& d, const Options& options = {}) { return oracle::attention({d.query, d.key, d.value, options}); }
-
-struct Bar {
-  double l1, lse_largest = 1e-2, lse_mean = 1.2e-3;
-};
-const std::map<std::string_view, Bar> bars{
-    {"exact", {1e-5, 1e-5, 1e-5}}, {"sage", {.014}}, {"sage2", {.040}}, {"int8-half", {.011}}, {"int8", {.045}},
-    {"fp8", {.060, 4e-2, 8e-3}},   {"chitu", {.019}}};
 
 TEST(Bars, NormalData) {
   for (const auto& [keys, queries] : {std::pair<std::int64_t, std::int64_t>{2048, 256}, {16384, 64}})
@@ -44,7 +27,7 @@ TEST(Bars, NormalData) {
       const oracle::Exact exact = truth(d);
       for (const Method& method : methods) {
         SCOPED_TRACE(testing::Message() << method.name << ", " << keys << " keys, dim " << dim);
-        const Bar& bar = bars.at(method.name);
+        const Bar& bar = bar_of(method.name);
         const Result r = run(d, method.recipe);
         EXPECT_LE(relative_l1(r.out.numbers(), exact.out), bar.l1);
         const Difference lse = difference(r.lse.numbers(), exact.lse);
@@ -67,7 +50,7 @@ TEST(Bars, ErrorDoesNotGrowWithLength) {
   }
   for (const Method& method : methods) {
     const Difference lse = difference(run(d, method.recipe).lse.numbers(), exact.lse);
-    EXPECT_LE(lse.largest, bars.at(method.name).lse_largest) << method.name;
+    EXPECT_LE(lse.largest, bar_of(method.name).lse_largest) << method.name;
   }
 }
 
@@ -81,7 +64,7 @@ TEST(Bars, MethodsDifferFromExact) {
     const double error = relative_l1(run(d, method.recipe).out.numbers(), exact.out);
     EXPECT_EQ(errors.count(error), 0u) << method.name << " gave what " << errors[error] << " gives";
     errors[error] = method.name;
-    const double least = method.name == "exact" ? 0 : bars.at(method.name).l1 / 4;
+    const double least = method.name == "exact" ? 0 : bar_of(method.name).l1 / 4;
     EXPECT_GE(error, least) << method.name;
   }
 }
@@ -99,7 +82,7 @@ TEST(Bars, LogSumExpWhenKeysHaveALargeMean) {
           if (method.name != "exact" && method.recipe.key.centre == Centre::none) continue;
           SCOPED_TRACE(testing::Message() << method.name << ", " << keys << " keys, dim " << dim << ", scale " << relative_scale
                                           << " x dim^-1/2");
-          const Bar& bar = bars.at(method.name);
+          const Bar& bar = bar_of(method.name);
           const Result r = run(d, method.recipe, {.scale = scale});
           const Difference lse = difference(r.lse.numbers(), exact.lse);
           EXPECT_LE(lse.largest, method.name == "exact" ? 1e-5 : 1e-2);
@@ -109,109 +92,13 @@ TEST(Bars, LogSumExpWhenKeysHaveALargeMean) {
       }
 }
 
-// ---- hard data, 4096 keys of dim 128 ----
-
-constexpr std::int64_t tokens = 4096, dim = 128;
-
-// Key 0 takes most of the weight and its value is 1/50 of the others'.
-Data sink(Random& random, std::int64_t queries) {
-  Data d = normal_data(random, queries, tokens, dim);
-  std::vector<float> u;
-  double length = 0;
-  for (std::int64_t c = 0; c < dim; ++c) {
-    u.push_back(random.normal());
-    length += u.back() * u.back();
-  }
-  for (float& x : u) x /= static_cast<float>(std::sqrt(length));
-  d.query.fill([&](auto, auto, auto, std::int64_t c) { return random.normal() + 6 * u[static_cast<std::size_t>(c)]; });
-  d.key.fill([&](auto, auto, std::int64_t t, std::int64_t c) { return t == 0 ? 25 * u[static_cast<std::size_t>(c)] : random.normal(); });
-  d.value.fill([&](auto, auto, std::int64_t t, auto) { return random.normal() * (t == 0 ? 0.02f : 1); });
-  return d;
-}
-
-// Keys and queries with large rotating pairs of channels, as RoPE makes of a bias: their mean is about 0, so centring does not help.
-Data rope_outliers(Random& random, std::int64_t queries, float key_size, int pairs, float query_size) {
-  Data d = normal_data(random, queries, tokens, dim);
-  for (int pair = 0; pair < pairs; ++pair) {
-    const double speed = std::pow(10000., -pair * 3 / (dim / 2.)), phase = static_cast<double>(random.below(600)) / 100;
-    const auto add = [&](Array& x, double size, double lag, std::int64_t first) {
-      for (std::int64_t t = 0; t < x.shape()[2]; ++t) {
-        const double angle = static_cast<double>(first + t) * speed + phase + lag;
-        x.set(0, 0, t, pair, x.get(0, 0, t, pair) + static_cast<float>(size * std::cos(angle)));
-        x.set(0, 0, t, pair + dim / 2, x.get(0, 0, t, pair + dim / 2) + static_cast<float>(size * std::sin(angle)));
-      }
-    };
-    add(d.key, key_size, 0, 0);
-    add(d.query, query_size, 0.3, tokens - queries);
-  }
-  return d;
-}
-
-struct Hard {
-  const char* name;
-  double chitu;  // its bound, beside being no worse than sage2
-  Data (*make)(Random&, std::int64_t queries);
-};
-
-void PrintTo(const Hard& data, std::ostream* out) { *out << data.name; }
-
-Data plain(Random& random, std::int64_t queries) { return normal_data(random, queries, tokens, dim); }
-
-const Hard hard[] = {
-    {"sink", .016, sink},
-    {"rope_outliers_5x2", .028, [](Random& r, std::int64_t n) { return rope_outliers(r, n, 5, 2, 1); }},
-    {"rope_outliers_10x2", .028, [](Random& r, std::int64_t n) { return rope_outliers(r, n, 10, 2, 1); }},
-    {"rope_outliers_20x1", .028, [](Random& r, std::int64_t n) { return rope_outliers(r, n, 20, 1, .5f); }},
-    {"rope_outliers_10x4", .028, [](Random& r, std::int64_t n) { return rope_outliers(r, n, 10, 4, .5f); }},
-    {"value_sizes", .018,
-     [](Random& r, std::int64_t n) {
-       Data d = plain(r, n);
-       std::vector<float> sizes;
-       for (std::int64_t t = 0; t < tokens; ++t) sizes.push_back(std::exp(r.normal()));
-       d.value.fill([&](auto, auto, std::int64_t t, auto) { return r.normal() * sizes[static_cast<std::size_t>(t)]; });
-       return d;
-     }},
-    {"value_spikes", .018,
-     [](Random& r, std::int64_t n) {
-       Data d = plain(r, n);
-       for (int i = 0; i < 16; ++i) d.value.set(0, 0, r.below(tokens), r.below(dim), 200);
-       return d;
-     }},
-    {"value_outlier_channels", 1,
-     [](Random& r, std::int64_t n) {
-       Data d = plain(r, n);
-       d.value.fill([&](auto, auto, auto, std::int64_t c) { return r.normal() * (c < 4 ? 20 : 1); });
-       return d;
-     }},
-    {"channel_sizes", 1,
-     [](Random& r, std::int64_t n) {
-       Data d = plain(r, n);
-       std::vector<float> sizes;
-       for (std::int64_t c = 0; c < dim; ++c) sizes.push_back(std::exp(2 * r.normal()));
-       d.value.fill([&](auto, auto, auto, std::int64_t c) { return r.normal() * sizes[static_cast<std::size_t>(c)]; });
-       return d;
-     }},
-    {"query_offset", 1,
-     [](Random& r, std::int64_t n) {
-       Data d = plain(r, n);
-       d.query.fill([&](auto...) { return r.normal() + 3; });
-       return d;
-     }},
-    {"key_sizes", 1,
-     [](Random& r, std::int64_t n) {
-       Data d = plain(r, n);
-       std::vector<float> sizes;
-       for (std::int64_t t = 0; t < tokens; ++t) sizes.push_back(std::exp(.5f * r.normal()));
-       d.key.fill([&](auto, auto, std::int64_t t, auto) { return r.normal() * sizes[static_cast<std::size_t>(t)]; });
-       return d;
-     }},
-};
+// ---- hard data
 
 class HardData : public testing::TestWithParam<Hard> {};
 
 TEST_P(HardData, ChituStaysWithinItsBoundAndBelowSage2) {
   Random random(23);
-  const Data d = GetParam().make(random, 96);
+  const Data d = GetParam().make(random, 96, DType::f32);
   const oracle::Exact exact = truth(d);
   const double chitu = relative_l1(run(d, recipes::chitu).out.numbers(), exact.out),
                sage2 = relative_l1(run(d, recipes::sage2).out.numbers(), exact.out);
@@ -222,7 +109,7 @@ TEST_P(HardData, ChituStaysWithinItsBoundAndBelowSage2) {
   EXPECT_LE(relative_l1(run(d, recipes::exact).out.numbers(), exact.out), 1e-5);
 }
 
-INSTANTIATE_TEST_SUITE_P(All, HardData, testing::ValuesIn(hard), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(All, HardData, testing::ValuesIn(hard_data()), [](const auto& info) { return std::string(info.param.name); });
 
 // ---- shards ----
 

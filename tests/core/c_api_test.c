@@ -127,6 +127,7 @@ static void test_errors(void) {
   chitu_tensor wrong = k;
   chitu_operand none = {NULL, NULL}, both = {&q, NULL};
   chitu_quantized* handle = NULL;
+  size_t bytes = 1;
   chitu_options_init(&o, sizeof o);
   expect_error(chitu_attention(NULL, &k, &v, &out, &lse, NULL), CHITU_BAD_ARGUMENT, "query is NULL");
   expect_error(chitu_attention(&q, &k, &v, NULL, &lse, NULL), CHITU_BAD_ARGUMENT, "out is NULL");
@@ -154,6 +155,11 @@ static void test_errors(void) {
   chitu_options_init(&o, sizeof o);
   o.reserved = 1;
   expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "reserved");
+  chitu_options_init(&o, sizeof o);
+  o.workspace_bytes = 64;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "workspace is null");
+  expect_error(chitu_workspace_size(&q, &k, &v, &out, &lse, NULL, NULL), CHITU_BAD_ARGUMENT, "bytes is NULL");
+  expect(chitu_workspace_size(&q, &k, &v, &out, &lse, NULL, &bytes) == CHITU_OK && bytes == 0, "the CPU needs no workspace");
   expect_error(chitu_options_init(NULL, sizeof o), CHITU_BAD_ARGUMENT, "NULL");
   expect_error(chitu_attention_quantized(&none, &both, &both, &out, &lse, NULL), CHITU_BAD_ARGUMENT,
                "query must have a tensor or a quantized");

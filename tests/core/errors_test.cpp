@@ -121,6 +121,8 @@ TEST(Errors, Options) {
       {{"threads", "-1"}, [](Call& c) { c.options.threads = -1; }},
       {{"threads", "1000000"}, [](Call& c) { c.options.threads = 1000000; }},
       {{"kernel", "cpu.magic", "cpu.portable"}, [](Call& c) { c.options.kernel = "cpu.magic"; }},
+      {{"workspace is for tensors on a GPU"}, [](Call& c) { c.options.workspace = reinterpret_cast<void*>(std::uintptr_t{256}); }},
+      {{"workspace is null", "workspace_bytes is 64"}, [](Call& c) { c.options.workspace_bytes = 64; }},
   });
 }
 

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the GPU's rows refuse, and that they say why. Nothing here needs a GPU: the memory is never looked at.
-#include <gtest/gtest.h>
-
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -26,22 +24,23 @@ Call call() {
 std::string why(const Call& c) { return explain(c.query, c.key, c.value, {c.out, c.lse}, c.options); }
 
 TEST(GpuRefusals, AreByName) {
-  const std::int64_t starts[] = {0, 100, 300};
   const std::vector<std::pair<std::string, std::function<void(Call&)>>> cases{
-      {"does the method chitu only", [](Call& c) { c.options.recipe = recipes::sage2; }},
-      {"takes no packed sequences",
-       [&](Call& c) {
-         for (Tensor* t : {&c.query, &c.key, &c.value, &c.out}) t->shape[0] = 1;
-         c.options.query_starts = c.options.key_starts = starts;
-       }},
-      {"is for dim 64 and 128, not 96",
+      {"is for dims that are multiples of 8, not 100: pad with zeros and give the scale",
        [](Call& c) {
-         for (Tensor* t : {&c.query, &c.key, &c.value, &c.out}) t->shape[3] = 96;
+         for (Tensor* t : {&c.query, &c.key, &c.value, &c.out}) t->shape[3] = 100;
        }},
       {"takes query, key and value in one type, f16 or bf16, but they are bf16, f16, bf16", [](Call& c) { c.key.type = DType::f16; }},
+      {"takes query, key and value in one type, f16 or bf16, but they are f32, f32, f32",
+       [](Call& c) { c.query.type = c.key.type = c.value.type = DType::f32; }},
       {"writes f16 or bf16, but out is f32", [](Call& c) { c.out.type = DType::f32; }},
       {"key has stride 129 between tokens; rows must start at multiples of 16 bytes", [](Call& c) { c.key.stride[2] = 129; }},
+      {"value has stride 153604 between batch entries", [](Call& c) { c.value.stride[0] += 4; }},
       {"out's memory starts at no multiple of 16 bytes", [](Call& c) { c.out.data = static_cast<std::byte*>(c.out.data) + 2; }},
+      {"does the library's methods only, and this recipe is none of them", [](Call& c) { c.options.recipe.weights.top = 200; }},
+      {"is for up to 2^30 tokens and tiles of all heads: give fewer heads a call",
+       [](Call& c) {
+         for (Tensor* t : {&c.key, &c.value}) t->shape[2] = (std::int64_t{1} << 30) + 1;
+       }},
   };
   for (const auto& [text, change] : cases) {
     Call c = call();
@@ -49,6 +48,37 @@ TEST(GpuRefusals, AreByName) {
     EXPECT_NE(why(c).find(text), std::string::npos) << text << "\n" << why(c);
     EXPECT_THROW(attention(c.query, c.key, c.value, {c.out, c.lse}, c.options), Error) << text;
   }
+}
+
+// Nothing else is refused: every method, at any dim that is a multiple of 8, packed or not, gets as far as the question for a GPU.
+TEST(GpuRefusals, AreNoMore) {
+  const std::int64_t starts[] = {0, 100, 300};
+  for (const Method& method : methods)
+    for (const std::int64_t dim : {8, 64, 72, 128, 256})
+      for (const bool packed : {false, true}) {
+        Call c = call();
+        c.options.recipe = method.recipe;
+        for (Tensor* t : {&c.query, &c.key, &c.value, &c.out}) {
+          t->shape = {packed ? 1 : 2, 4, 300, dim};
+          t->stride = contiguous_strides(t->shape);
+        }
+        if (packed) c.options.query_starts = c.options.key_starts = starts;
+        const std::string text = why(c), first = text.substr(0, text.find('\n'));
+        EXPECT_TRUE(first.find("there is no GPU") != std::string::npos ||
+                    first.find("is for compute capability 9.0") != std::string::npos ||
+                    first.find("memory is not on GPU") != std::string::npos)
+            << method.name << ", dim " << dim << ": " << text;
+      }
+}
+
+TEST(GpuRefusals, OperandsThatCameQuantised) {
+  const Array k(DType::f32, {1, 1, 1, 128});
+  Call c = call();
+  Quantized quantized = quantize(k, Role::key, recipes::chitu);
+  quantized.values = c.key;
+  quantized.values.type = DType::i8;
+  EXPECT_NE(explain(c.query, quantized, c.value, {c.out, {}}, c.options).find("quantises itself, but an operand came quantised"),
+            std::string::npos);
 }
 
 TEST(GpuRefusals, SayWhatIsWrongWithTheDevice) {

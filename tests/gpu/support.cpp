@@ -50,12 +50,15 @@ GpuArray::GpuArray(DType type, const Shape& shape, GpuLayout layout)
   tensor_.data = memory;
 }
 
-GpuArray::GpuArray(const Array& dense, GpuLayout layout) : GpuArray(dense.tensor().type, dense.shape(), layout) {
+GpuArray::GpuArray(const Array& array, GpuLayout layout) : GpuArray(array.tensor().type, array.shape(), layout) { assign(array); }
+
+void GpuArray::assign(const Array& array) {
+  if (array.shape() != tensor_.shape || array.tensor().type != tensor_.type) throw std::runtime_error("assign: another shape or type");
   std::vector<std::byte> host(bytes_, std::byte{0xff});
   Tensor view = tensor_;
   view.data = host.data();
-  const auto row_bytes = static_cast<std::size_t>(dense.shape()[3] * bytes(tensor_.type));
-  for_rows(dense.shape(), [&](auto... at) { std::memcpy(row(view, at...), row(dense.tensor(), at...), row_bytes); });
+  const auto row_bytes = static_cast<std::size_t>(array.shape()[3] * bytes(tensor_.type));
+  for_rows(array.shape(), [&](auto... at) { std::memcpy(row(view, at...), row(array.tensor(), at...), row_bytes); });
   check(cudaMemcpy(tensor_.data, host.data(), bytes_, cudaMemcpyHostToDevice));
 }
 
@@ -80,12 +83,24 @@ std::vector<float> GpuArray::numbers() const {
   return all;
 }
 
-GpuResult attend_on_gpu(const Operand& query, const Operand& key, const Operand& value, Options options, DType type, GpuLayout layout) {
-  const Shape& s = query.tensor().shape;
+GpuResult attend_on_gpu(const Tensor& query, const Tensor& key, const Tensor& value, Options options, DType type, GpuLayout layout) {
+  const Shape& s = query.shape;
   const GpuArray out(type, s, layout), lse(DType::f32, {s[0], s[1], s[2], 1}, layout);
   options.kernel = "cuda.sm90";
   attention(query, key, value, {out, lse}, options);
   return {out.numbers(), lse.numbers()};
 }
+
+GpuResult attend_on_gpu(const Array& query, const Array& key, const Array& value, const Options& options, DType type, GpuLayout in,
+                        GpuLayout layout) {
+  return attend_on_gpu(GpuArray(query, in).tensor(), GpuArray(key, in).tensor(), GpuArray(value, in).tensor(), options, type, layout);
+}
+
+double gpu_rounding(const Recipe& recipe, DType in, DType type) {
+  const bool exact = recipe.weights.type == DType::f32;
+  return rounding_of(type) + (!exact ? 0 : in == DType::bf16 ? 1.4e-3 : 2e-4);
+}
+
+std::vector<double> to_double(const std::vector<float>& x) { return {x.begin(), x.end()}; }
 
 }  // namespace chitu::test

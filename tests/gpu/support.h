@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
 
 #include <memory>
 
@@ -13,6 +14,15 @@ namespace chitu::test {
 // Whether there is a GPU that the rows of this build can use.
 bool has_gpu();
 
+// Base of tests that need it: skipped, and counted so, where there is none.
+template <class Base>
+class NeedsGpu : public Base {
+ protected:
+  void SetUp() override {
+    if (!has_gpu()) GTEST_SKIP() << "there is no GPU that this build has kernels for";
+  }
+};
+
 // gaps: the memory has gaps after every token, head and batch entry, which keep rows at multiples of 16 bytes.
 enum class GpuLayout { bhsd, bshd, gaps };
 
@@ -20,7 +30,8 @@ enum class GpuLayout { bhsd, bshd, gaps };
 class GpuArray {
  public:
   GpuArray(DType type, const Shape& shape, GpuLayout layout);
-  GpuArray(const Array& dense, GpuLayout layout);  // a copy; `dense` has no gaps
+  explicit GpuArray(const Array& array, GpuLayout layout = GpuLayout::bhsd);  // a copy
+  void assign(const Array& array);                                            // new numbers, of the same shape and type
   const Tensor& tensor() const { return tensor_; }
   operator const Tensor&() const { return tensor_; }
   // The elements, after all work of the GPU is done; expects the gaps to be untouched.
@@ -36,7 +47,16 @@ struct GpuResult {
   std::vector<float> out, lse;
 };
 // attention() by cuda.sm90 into poisoned memory.
-GpuResult attend_on_gpu(const Operand& query, const Operand& key, const Operand& value, Options options, DType type,
+GpuResult attend_on_gpu(const Tensor& query, const Tensor& key, const Tensor& value, Options options, DType type,
                         GpuLayout layout = GpuLayout::bhsd);
+// The same of copies on the GPU, in the layout `in`.
+GpuResult attend_on_gpu(const Array& query, const Array& key, const Array& value, const Options& options, DType type,
+                        GpuLayout in = GpuLayout::bhsd, GpuLayout layout = GpuLayout::bhsd);
+
+// What the GPU may add to relative_l1(): the rounding of the output to `type`, and, of `exact`, that of the weights to the inputs' type
+// (docs/numerics.md, "Arithmetic of the GPU kernels").
+double gpu_rounding(const Recipe& recipe, DType in, DType type);
+
+std::vector<double> to_double(const std::vector<float>& x);
 
 }  // namespace chitu::test

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of a call share: the caller's tensors, the mask, and the quantised operands between them.
+// What the kernels of a call share: the caller's tensors, where its sequences lie, the mask, and the quantised operands between them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,7 +11,7 @@
 
 namespace chitu::cuda::sm90 {
 
-inline constexpr int block_queries = 192;  // of a CTA of the attention kernel: three warpgroups of 64 rows
+constexpr int tiles_of(int tokens) { return (tokens + tile_tokens - 1) / tile_tokens; }
 
 // A tensor: its memory and the strides of batch, head and token, in elements.
 struct View {
@@ -19,42 +19,105 @@ struct View {
   std::int64_t batch, head, token;
 };
 
-// What the main loop needs of a pass over a tile of keys beside the integers. A flagged tile has two passes: the first has the residual
+// Where a sequence lies: in the tensors, and among the tiles of the operands.
+struct Place {
+  int batch;                 // entry of the tensors
+  int query_begin, queries;  // its tokens there
+  int key_begin, keys;       //
+  int query_tile, key_tile;  // tiles that a head has in the sequences before it
+  int block;                 // the same of the blocks of Form::block_queries queries; in a packed call
+  Positions query_positions, key_positions;
+};
+
+// What the main loop needs of a pass over a tile of keys beside the numbers. A flagged tile has two passes: the first has the residual
 // plane for values and does not count in the row sums.
 struct alignas(32) PassScales {
-  float key[4];  // of the keys with key % 8 / 2 = 0 ... 3
-  float value;
-  int last;     // 1, or 0: of the residual plane
-  int flagged;  // the tile
+  float key[4];  // of the keys with key % 8 / 2 = 0 ... 3; unused where each key has its own (Form::scale_each_key)
+  float value;   // of the tile's values, 1 where they have none of their own
+  int last;      // 1, or 0: of the residual plane
+  int flagged;   // the tile
   int unused;
 };
 
-// Tokens are padded with zeros to whole tiles. "Swizzled": 16-byte chunks stand where wgmma looks for them once the rows are copied to
-// shared memory as they are.
-struct Params {
-  View query, key, value, out, lse;  // lse.data may be null
-  int batch, heads, kv_heads, queries, keys;
-  int query_tiles, key_tiles;  // of a head
-  bool out_bf16;               // else f16
-  float scale;
-  Sample sample{0};  // of the keys and values
-  Window window;
-  Positions query_positions, key_positions;
+// What the attention kernels want the operands of a recipe as. "Bytes" are of a number.
+struct Form {
+  int dim;               // channels, padded with zeros: 64, 128 or 256
+  int score_bytes;       // of queries and keys
+  int value_bytes;       // 1: values are transposed, keys permuted within 16; 2: as they came
+  int query_scale_rows;  // 2: rows r and r + 8 of 16 share a scale, else 1
+  bool scale_each_key;   // a scale for each key of a tile instead of PassScales::key
+  bool residuals;        // flagged tiles
+  int block_queries;     // of a CTA of the attention kernel: three warpgroups of 64 rows, or two with 256 channels
 
-  std::int8_t* query8;     // [batch, heads, 128 query_tiles, dim], rotated, swizzled; negated if scale is negative
-  float* query_scale;      // [batch, heads, 128 query_tiles / 16, 8]
-  float* correction;       // [batch, heads, 128 query_tiles]: q . centre
-  void* centre;            // [batch, kv_heads, dim], in the type of the keys
-  float* channels;         // [batch, kv_heads, dim]: λ
-  std::int8_t* tiles;      // [batch, kv_heads, key_tiles]: keys [128, dim], then values [dim, 128], both swizzled
-  std::int8_t* residuals;  // [batch, kv_heads, key_tiles, dim, 128], written where flagged
-  PassScales* passes;      // [batch, kv_heads, key_tiles, 2]: the last pass, the residual's
-  int2* ranges;            // [128 query_tiles]: the keys that a query sees
-  int* items_taken;        // of the attention kernel's items, beyond the first of each CTA
+  friend constexpr bool operator==(const Form&, const Form&) = default;
+  constexpr int key_bytes() const { return tile_tokens * dim * score_bytes; }  // of a tile
+  constexpr int tile_bytes() const { return key_bytes() + tile_tokens * dim * value_bytes; }
 };
 
-// Launched in this order on one stream. query, key and value are bf16, or f16.
-void quantise(const Params& params, int dim, bool bf16, cudaStream_t stream);
-void attend(const Params& params, int dim, int processors, cudaStream_t stream);
+constexpr Form form_of(const Recipe& r, int dim) {
+  const auto bytes_of = [](const Quant& q) { return q.scaling == Scaling::none ? 2 : bytes(q.type); };
+  const int padded = dim <= 64 ? 64 : dim <= 128 ? 128 : 256;
+  return {.dim = padded,
+          .score_bytes = bytes_of(r.key),
+          .value_bytes = bytes_of(r.value),
+          .query_scale_rows = r.query.scaling == Scaling::tokens && r.query.groups == Groups{16, 8} ? 2 : 1,
+          .scale_each_key = r.key.scaling == Scaling::tokens && !(r.key.groups == Groups{128, 4}),
+          .residuals = r.value.scaling == Scaling::tile,
+          .block_queries = padded == 256 ? 128 : 192};
+}
+
+// Operands are stored as wgmma looks for them in shared memory, so that plain copies of bytes do. A row of queries or keys, and a 16-bit
+// row of values, is cut into *panels* of 128 bytes (one of 64 where it has no more); a panel's rows follow each other, and their 16-byte
+// chunks are swizzled: chunk c of row r stands at c ^ r % 8 (rows of 64 bytes: c ^ r / 2 % 4). 8-bit values are transposed: a row of 128
+// keys for each channel, swizzled likewise, keys in the order 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15 within 16. Tokens are padded with
+// zeros to whole tiles, channels to Form::dim. Tiles of a head follow each other, heads of a sequence, sequences.
+struct Params {
+  View query, key, value, out, lse;  // lse.data may be null
+  int dim;                           // of the tensors, a multiple of 8
+  int heads, kv_heads, sequences;
+  const Place* places;         // [sequences] of a packed call; null: all sequences are like `same`, one for each batch entry
+  Place same;                  // batch 0 of such a call
+  int query_tiles, key_tiles;  // of a head, in all sequences
+  int blocks;                  // of Form::block_queries queries, of a head, in all sequences
+  bool out_bf16;               // else f16
+  float scale;
+  Window window;
+
+  std::uint8_t* queries;   // [query tiles x heads], a head: [panels][128 tiles][panel]; negated if scale is negative
+  float* query_scale;      // [queries / Form::query_scale_rows]: with rows = 2, [each 16 queries][8]
+  float* correction;       // [queries]: q . centre; 0 where keys are not centred
+  void* centre;            // [sequences, kv_heads, dim], in the type of the keys
+  float* channels;         // [sequences, kv_heads, Form::dim]: what an output channel is multiplied by at the end: λ, a value's scale; 1
+  std::uint8_t* tiles;     // [key tiles x kv_heads]: Form::tile_bytes: keys [panels][128][panel], then values
+  std::int8_t* residuals;  // [key tiles x kv_heads]: values' second plane, written where flagged
+  PassScales* passes;      // [key tiles x kv_heads, 2]: the last pass, the residual's
+  float* key_scale;        // [key tiles x kv_heads, 128], with Form::scale_each_key
+  int2* ranges;            // the keys that a query sees: [128 query_tiles], or [128 tiles of a sequence] where all are alike
+  int* items_taken;        // of the attention kernel's items, beyond the first of each CTA; 0 before it starts
+  // What is not finite was left out of all of the above: of queries and keys the token, of values the number.
+  std::uint8_t* spoilt_queries;  // [query tiles x heads]: 1 if the tile has such a token, else 0
+  std::uint8_t* spoilt_keys;     // [key tiles x kv_heads]
+  std::uint8_t* spoilt_values;   // [key tiles x kv_heads]
+  int* spoilt;                   // not 0 if any is
+  double* statistics;            // [statistics_count()], pack()'s own
+};
+
+// Sequence i.
+__host__ __device__ inline Place place(const Params& p, int i) {
+  if (p.places) return p.places[i];
+  Place s = p.same;
+  s.batch = i;
+  s.query_tile = i * tiles_of(s.queries);
+  s.key_tile = i * tiles_of(s.keys);
+  return s;
+}
+
+// Launched in this order on one stream. The tensors are bf16, or f16.
+void describe(const Place* places, int count, Place* to, cudaStream_t stream);          // fills Params::places
+void quantise(const Params& params, bool bf16, cudaStream_t stream);                    // chitu, dim 64 or 128
+void pack(const Params& params, const Recipe& recipe, bool bf16, cudaStream_t stream);  // any recipe and dim
+std::int64_t statistics_count(const Params& params);                                    // what pack() needs of Params::statistics
+void attend(const Params& params, const Recipe& recipe, bool bf16, int processors, cudaStream_t stream);
+void mend(const Params& params, bool bf16, cudaStream_t stream);  // what was not finite
 
 }  // namespace chitu::cuda::sm90

@@ -13,19 +13,22 @@
 #include <cuda_fp16.h>
 
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 
 #include "common/limits.h"
 #include "common/sample.h"
-#include "common/visible.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/params.h"
+#include "cuda/sm90/places.cuh"
 #include "cuda/sm90/ptx.h"
 
 namespace chitu::cuda::sm90 {
 namespace {
 
-constexpr int quantise_threads = 256, most_sample_threads = 512;
+constexpr int quantise_threads = 256;
+constexpr int sample_loads = 8, most_sample_threads = 512;  // loads of a thread: enough for 256 tokens
+constexpr float infinity = std::numeric_limits<float>::infinity();
 
 template <class T>
 constexpr std::uint32_t one = std::is_same_v<T, __half> ? 0x3c00u : 0x3f80u;
@@ -94,14 +97,29 @@ __device__ __forceinline__ int swizzled(int chunk, int row) {
   return row_bytes == 128 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3);
 }
 
-// A tile of a head.
-struct Place {
-  int batch, head, tile;
-  std::int64_t index;  // of all tiles of the operand
-};
-__device__ __forceinline__ Place place_of(int index, int tiles, int heads) {
-  const int row = index / tiles, batch = row / heads;
-  return {batch, row - batch * heads, index - row * tiles, index};
+// ---- what is not finite
+
+template <class T>
+constexpr std::uint32_t infinity_bits = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
+
+// Is one of the eight numbers of four words not finite?
+template <class T>
+__device__ __forceinline__ bool has_nonfinite(const std::uint32_t (&w)[4]) {
+  std::uint32_t largest = 0;
+#pragma unroll
+  for (std::uint32_t x : w) largest = __vmaxu2(largest, x & 0x7fff7fffu);
+  return max(largest & 0xffffu, largest >> 16) >= infinity_bits<T>;
+}
+
+// The word with 0 for numbers that are not finite.
+template <class T>
+__device__ __forceinline__ std::uint32_t finite_part(std::uint32_t w) {
+  const std::uint32_t both = infinity_bits<T> | infinity_bits<T> << 16;
+  return w & ~__vcmpeq2(w & both, both);
+}
+template <class T>
+__device__ __forceinline__ uint4 finite_part(const uint4& x) {
+  return make_uint4(finite_part<T>(x.x), finite_part<T>(x.y), finite_part<T>(x.z), finite_part<T>(x.w));
 }
 
 // ---- queries and keys
@@ -164,13 +182,14 @@ __device__ __forceinline__ void rotate(const Params& p, int unit, float* shared)
   constexpr int pieces = dim / 32, chunks = 128 / dim, tile_warps = 8 / chunks;
   constexpr float rotation_scale = dim == 128 ? 0.08838834764831845f : 0.125f;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, quad = lane % 4, group = warp / tile_warps;
-  const int heads = is_key ? p.kv_heads : p.heads, tiles = is_key ? p.key_tiles : p.query_tiles, tokens = is_key ? p.keys : p.queries;
   const int index = unit * chunks + group;
-  if (index >= tiles * heads * p.batch) return;
-  const Place at = place_of(index, tiles, heads);
+  if (index >= (is_key ? p.key_tiles * p.kv_heads : p.query_tiles * p.heads)) return;
+  const TilePlace at = tile_place<!is_key>(p, index);
+  const Place sequence = place(p, at.sequence);
+  const int begin = is_key ? sequence.key_begin : sequence.query_begin, tokens = is_key ? sequence.keys : sequence.queries;
   const View& in = is_key ? p.key : p.query;
   const int tile_row = warp % tile_warps * 16 * chunks, row0 = at.tile * tile_tokens + tile_row, row_g = (g & 3) + 8 * (g >> 2);
-  const T* base = static_cast<const T*>(in.data) + at.batch * in.batch + at.head * in.head + quad * 16;
+  const T* base = static_cast<const T*>(in.data) + sequence.batch * in.batch + at.head * in.head + begin * in.token + quad * 16;
   uint4 x[2][chunks][pieces];  // piece m has channels 8 (m & 1) + 64 (m >> 1) + 16 quad ...
 #pragma unroll
   for (int h = 0; h < 2; ++h)
@@ -184,9 +203,10 @@ __device__ __forceinline__ void rotate(const Params& p, int unit, float* shared)
   hadamard<T>(g, quad, b);
 #pragma unroll
   for (int i = 0; i < 4; ++i) minus_b[i / 2][i % 2] = b[i / 2][i % 2] ^ 0x80008000u;
-  std::int8_t* out = is_key ? p.tiles + at.index * 2 * tile_tokens * dim : p.query8 + at.index * tile_tokens * dim;
+  std::uint8_t* out = is_key ? p.tiles + at.index * 2 * tile_tokens * dim : p.queries + at.index * tile_tokens * dim;
   const int kv_head = is_key ? at.head : at.head / (p.heads / p.kv_heads);
-  const T* centre_row = static_cast<const T*>(p.centre) + (static_cast<std::int64_t>(at.batch) * p.kv_heads + kv_head) * dim + quad * 16;
+  const T* centre_row = static_cast<const T*>(p.centre) + (static_cast<std::int64_t>(at.sequence) * p.kv_heads + kv_head) * dim + quad * 16;
+  std::uint8_t* spoilt = (is_key ? p.spoilt_keys : p.spoilt_queries) + at.index;
   ptx::wait_for_previous();  // for the sample
 
 #pragma unroll
@@ -210,7 +230,11 @@ __device__ __forceinline__ void rotate(const Params& p, int unit, float* shared)
 #pragma unroll
     for (int c = 0; c < chunks; ++c) {
       butterflies(y[c]);
-      if (row0 + row_g + c * 16 + h * 4 >= tokens) {  // past the end: zero, not minus the centre
+      // Every sum has every channel of the row, so that any tells if one is not finite.
+      const bool inside = row0 + row_g + c * 16 + h * 4 < tokens, finite = fabsf(y[c][0][0][0]) < infinity;
+      if (inside && !finite) *spoilt = 1, *p.spoilt = 1;
+      if (!inside || !finite) {  // zero; past the end, where the last row was read, too
+        dot[c][0] = dot[c][3] = 0;
 #pragma unroll
         for (int m = 0; m < pieces; ++m)
 #pragma unroll
@@ -245,7 +269,7 @@ __device__ __forceinline__ void rotate(const Params& p, int unit, float* shared)
         if (g < 4)
           p.query_scale[(at.index * tile_tokens + tile_row + c * 16) / 2 + h * 4 + g] =
               divide(fmaxf(top[c] * rotation_scale, smallest_maximum), 127);
-        p.correction[token] = row0 - tile_row + row < tokens ? dot[c][0] + dot[c][3] : 0.f;
+        p.correction[token] = dot[c][0] + dot[c][3];
       }
       const float inverse = divide(127, fmaxf(top[c], smallest_maximum)), factor = !is_key && p.scale < 0 ? -inverse : inverse;
 #pragma unroll
@@ -279,7 +303,6 @@ __device__ __forceinline__ float smallest_key(const float* sizes, int lane) {
     const float4 x = *reinterpret_cast<const float4*>(sizes + i * tile_tokens + lane * 4);
     size = make_float4(size.x + x.x, size.y + x.y, size.z + x.z, size.w + x.w);
   }
-  const float infinity = __int_as_float(0x7f800000);
   const auto real = [&](float x) { return x > 0 ? x : infinity; };
   float least = fminf(fminf(real(size.x), real(size.y)), fminf(real(size.z), real(size.w)));
 #pragma unroll
@@ -293,7 +316,7 @@ struct ValuePart {
   static constexpr int warps = dim / 32, groups = 8 / warps;  // of a tile; tiles of a CTA
   int lane, block, column, group, warp, channel0;
   bool exists;
-  Place at;
+  TilePlace at;
   int valid;              // keys of the thread's 16
   const T* from;          // its first key's first channel
   const float* channels;  // λ of its first channel
@@ -306,12 +329,14 @@ struct ValuePart {
     warp = threadIdx.x / 32 % warps;
     channel0 = warp * 32 + column * 8;
     const int index = unit * groups + group;
-    exists = index < p.key_tiles * p.kv_heads * p.batch;
-    at = place_of(index, p.key_tiles, p.kv_heads);
-    valid = min(tile_tokens, p.keys - at.tile * tile_tokens) - block * 16;
-    from = static_cast<const T*>(p.value.data) + at.batch * p.value.batch + at.head * p.value.head +
-           (at.tile * tile_tokens + block * 16) * p.value.token + channel0;
-    channels = p.channels + (static_cast<std::int64_t>(at.batch) * p.kv_heads + at.head) * dim + channel0;
+    exists = index < p.key_tiles * p.kv_heads;
+    if (!exists) return;
+    at = tile_place<false>(p, index);
+    const Place sequence = place(p, at.sequence);
+    valid = min(tile_tokens, sequence.keys - at.tile * tile_tokens) - block * 16;
+    from = static_cast<const T*>(p.value.data) + sequence.batch * p.value.batch + at.head * p.value.head +
+           (sequence.key_begin + at.tile * tile_tokens + block * 16) * p.value.token + channel0;
+    channels = p.channels + (static_cast<std::int64_t>(at.sequence) * p.kv_heads + at.head) * dim + channel0;
   }
   // Where its keys' integers of a channel stand in a tile.
   __device__ __forceinline__ int to(int c) const { return (channel0 + c) * tile_tokens + swizzled<128>(block, c) * 16; }
@@ -327,7 +352,8 @@ __device__ __forceinline__ void quantise_residuals(const Params& p, int unit, fl
   for (int c = 0; c < 8; ++c) {
     const float f = divide(1, __ldcg(part.channels + c));
     const auto rest = [&](int key) {
-      const float v = key < part.valid ? static_cast<float>(part.from[key * p.value.token + c]) : 0.f;
+      float v = key < part.valid ? static_cast<float>(part.from[key * p.value.token + c]) : 0.f;
+      if (!(fabsf(v) < infinity)) v = 0;
       return __fsub_rn(v * f, __fmul_rn(rintf(v * (f * inverse)), scale)) * (residual_parts * inverse);
     };
     std::uint32_t packed[4];
@@ -355,6 +381,21 @@ __device__ __forceinline__ void quantise_values(const Params& p, int unit, float
 
   // The largest |v / λ| of a channel is that of its largest |v|, which is found among the bits as integers, two at a time.
   std::uint32_t largest[4] = {};
+#pragma unroll
+  for (int i = 0; i < 16; ++i)
+#pragma unroll
+    for (int w = 0; w < 4; ++w) largest[w] = __vmaxu2(largest[w], word(x[i], w) & 0x7fff7fffu);
+  if (has_nonfinite<T>(largest)) {
+    p.spoilt_values[part.at.index] = 1, *p.spoilt = 1;
+#pragma unroll
+    for (std::uint32_t& l : largest) l = 0;
+#pragma unroll
+    for (uint4& key : x) {
+      key = finite_part<T>(key);
+#pragma unroll
+      for (int w = 0; w < 4; ++w) largest[w] = __vmaxu2(largest[w], word(key, w) & 0x7fff7fffu);
+    }
+  }
   float size[8];
   const auto size_of = [&](const uint4& key) {
     float sum = 0;
@@ -367,11 +408,7 @@ __device__ __forceinline__ void quantise_values(const Params& p, int unit, float
   };
   // Over the 4 lanes that share keys: lane `column` ends with those of keys 4 column ... 4 column + 3.
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    size[i] = scatter_sum(size_of(x[i]), size_of(x[i + 8]), part.column, 2);
-#pragma unroll
-    for (int w = 0; w < 4; ++w) largest[w] = __vmaxu2(largest[w], __vmaxu2(word(x[i], w) & 0x7fff7fffu, word(x[i + 8], w) & 0x7fff7fffu));
-  }
+  for (int i = 0; i < 8; ++i) size[i] = scatter_sum(size_of(x[i]), size_of(x[i + 8]), part.column, 2);
 #pragma unroll
   for (int i = 0; i < 4; ++i) size[i] = scatter_sum(size[i], size[i + 4], part.column, 1);
   float top = 0;
@@ -402,7 +439,7 @@ __device__ __forceinline__ void quantise_values(const Params& p, int unit, float
     // The compiler must not keep fp32 copies from the first time.
 #pragma unroll
   for (int i = 0; i < 16; ++i) asm volatile("" : "+r"(x[i].x), "+r"(x[i].y), "+r"(x[i].z), "+r"(x[i].w));
-  std::int8_t* out = p.tiles + (part.at.index * 2 + 1) * tile_tokens * dim;
+  std::uint8_t* out = p.tiles + (part.at.index * 2 + 1) * tile_tokens * dim;
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     std::uint32_t y0[4], y1[4];
@@ -427,7 +464,7 @@ struct Units {
   int values, keys, all;
   __host__ __device__ explicit Units(const Params& p) {
     const auto ceiling = [](int a, int b) { return (a + b - 1) / b; };
-    const int key_tiles = p.key_tiles * p.kv_heads * p.batch, query_tiles = p.query_tiles * p.heads * p.batch;
+    const int key_tiles = p.key_tiles * p.kv_heads, query_tiles = p.query_tiles * p.heads;
     values = ceiling(key_tiles, 256 / dim);
     keys = ceiling(key_tiles, 128 / dim);
     all = values + keys + ceiling(query_tiles, 128 / dim);
@@ -459,48 +496,87 @@ __device__ double total(double x, int count, double* shared) {
   return sum;
 }
 
-// One CTA for the centre of each head's keys and one for the λ of its values; and, shared among all, what every query sees.
+// Of a call whose sequences are alike; the others' is found where they are.
+struct SampleParams {
+  Params params;
+  Sample same;
+};
+
+// One CTA for the centre of each head's keys and one for the λ of its values; and, shared among all, what the call's other kernels need.
 template <class T, int dim>
-__global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __grid_constant__ SampleParams all) {
   ptx::let_next_start();
+  const Params& p = all.params;
   constexpr int lanes = dim / 8;
   const int rows = blockDim.x / lanes, warps = blockDim.x / 32;
   // No more shared memory than this CTA needs: the kernel that overlaps wants it as L1 cache.
   extern __shared__ double sums[];                               // [warps][dim]
   float* maxima = reinterpret_cast<float*>(sums + warps * dim);  // [warps][dim]
   __shared__ double parts[most_sample_threads / 32];
-  const int heads = p.batch * p.kv_heads, row = blockIdx.x % heads, b = row / p.kv_heads, h = row % p.kv_heads;
+  __shared__ int left_out;  // keys of the sample
+  const int heads = p.sequences * p.kv_heads, row = blockIdx.x % heads, head = row % p.kv_heads;
   const bool is_value = blockIdx.x >= heads;
   const View& in = is_value ? p.value : p.key;
-  const Sample sample = p.sample;
-  const int chunk = threadIdx.x % lanes;
-  const T* base = static_cast<const T*>(in.data) + b * in.batch + h * in.head + chunk * 8;
-  double sum[8] = {};
-  float maximum[8] = {};
-#pragma unroll 8
-  for (int i = threadIdx.x / lanes; i < sample.count; i += rows) {
-    const uint4 x = load_input(base + sample.token(i) * in.token);
+  const Place sequence = place(p, row / p.kv_heads);
+  const Sample sample = p.places ? Sample(sequence.keys) : all.same;
+  const int lane = threadIdx.x % 32, chunk = threadIdx.x % lanes;
+  const T* base = static_cast<const T*>(in.data) + sequence.batch * in.batch + head * in.head + sequence.key_begin * in.token + chunk * 8;
+  const auto load_row = [&](int i) {
+    const int token = threadIdx.x / lanes + i * rows;
+    return token < sample.count ? load_input(base + sample.token(token) * in.token) : make_uint4(0, 0, 0, 0);
+  };
+  uint4 x[sample_loads];
 #pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const float y = c % 2 ? high<T>(word(x, c / 2)) : low<T>(word(x, c / 2));
-      sum[c] += is_value ? fabsf(y) : y;
-      maximum[c] = fmaxf(maximum[c], fabsf(y));
+  for (int i = 0; i < sample_loads; ++i) x[i] = load_row(i);
+  if (threadIdx.x == 0) left_out = 0;
+  __syncthreads();
+
+  float sum[8] = {};
+  std::uint32_t largest[4] = {};  // |x|, as integers, two in a word
+  const auto add = [&](const uint4& y) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const std::uint32_t size = word(y, w) & 0x7fff7fffu, summand = is_value ? size : word(y, w);
+      largest[w] = __vmaxu2(largest[w], size);
+      sum[2 * w] += low<T>(summand);
+      sum[2 * w + 1] += high<T>(summand);
+    }
+  };
+#pragma unroll
+  for (const uint4& y : x) add(y);
+  if (__any_sync(~0u, has_nonfinite<T>(largest))) {
+#pragma unroll
+    for (int c = 0; c < 8; ++c) sum[c] = largest[c / 2] = 0;
+#pragma unroll 1
+    for (int i = 0; i < sample_loads; ++i) {  // again, of keys without the row, of values without the number
+      const uint4 y = load_row(i);
+      const std::uint32_t words[4] = {y.x, y.y, y.z, y.w};
+      const unsigned spoilt = __ballot_sync(~0u, has_nonfinite<T>(words)) >> lane / lanes * lanes & ((1u << lanes) - 1);
+      if (is_value)
+        add(finite_part<T>(y));
+      else if (!spoilt)
+        add(y);
+      else if (chunk == 0)
+        atomicAdd(&left_out, 1);
     }
   }
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
+    double whole = sum[c];  // of all tokens in double
+    float top = c % 2 ? high<T>(largest[c / 2]) : low<T>(largest[c / 2]);
 #pragma unroll
     for (int s = lanes; s < 32; s *= 2) {
-      sum[c] += __shfl_xor_sync(~0u, sum[c], s);
-      maximum[c] = fmaxf(maximum[c], __shfl_xor_sync(~0u, maximum[c], s));
+      whole += __shfl_xor_sync(~0u, whole, s);
+      top = fmaxf(top, __shfl_xor_sync(~0u, top, s));
     }
-    if (threadIdx.x % 32 < lanes) {
-      sums[threadIdx.x / 32 * dim + chunk * 8 + c] = sum[c];
-      maxima[threadIdx.x / 32 * dim + chunk * 8 + c] = maximum[c];
+    if (lane < lanes) {
+      sums[threadIdx.x / 32 * dim + chunk * 8 + c] = whole;
+      maxima[threadIdx.x / 32 * dim + chunk * 8 + c] = top;
     }
   }
   __syncthreads();
   const int c = threadIdx.x;
+  const auto count = static_cast<double>(sample.count - left_out);
   double whole = 0;
   float top = 0, lambda = 0;
   if (c < dim) {
@@ -508,7 +584,7 @@ __global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __gri
       whole += sums[w * dim + c];
       top = fmaxf(top, maxima[w * dim + c]);
     }
-    if (sample.count) whole /= static_cast<double>(sample.count);
+    if (count > 0) whole /= count;
     const float mean = static_cast<float>(whole);
     if (!is_value) static_cast<T*>(p.centre)[static_cast<std::int64_t>(row) * dim + c] = static_cast<T>(mean);
     lambda = fminf(top, channel_ceiling * mean);
@@ -517,30 +593,30 @@ __global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __gri
     const float mean = static_cast<float>(total(lambda, dim, parts) / dim);
     if (c < dim) p.channels[static_cast<std::int64_t>(row) * dim + c] = mean > smallest_maximum ? fmaxf(lambda, mean * channel_floor) : 1;
   }
-
-  if (blockIdx.x == 0 && threadIdx.x == 0) *p.items_taken = 0;
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < p.query_tiles * tile_tokens; i += gridDim.x * blockDim.x) {
-    const Range seen = visible(p.window, p.query_positions.first + i * p.query_positions.step, p.key_positions, p.keys);
-    p.ranges[i] = i < p.queries ? make_int2(static_cast<int>(seen.begin), static_cast<int>(seen.end)) : make_int2(0, 0);
-  }
+  const int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
+  prepare(p, thread, threads);
+  for (int i = thread; i < p.query_tiles * p.heads; i += threads) p.spoilt_queries[i] = 0;
+  for (int i = thread; i < p.key_tiles * p.kv_heads; i += threads) p.spoilt_keys[i] = p.spoilt_values[i] = 0;
 }
 
 template <class T, int dim>
 void start(const Params& p, cudaStream_t stream) {
-  // 8 loads a thread where there are so many.
-  const int threads = std::clamp(static_cast<int>(p.sample.count) * (dim / 8) / 8, 128, most_sample_threads) / 32 * 32;
+  const Sample largest(p.places ? std::int64_t{tile_tokens} * p.key_tiles : p.same.keys);
+  const int chunks = static_cast<int>(largest.count) * (dim / 8), warp_chunks = 32 * sample_loads;
+  const int threads = std::clamp((chunks + warp_chunks - 1) / warp_chunks * 32, 128, most_sample_threads);
   launch(sample_kernel<T, dim>,
-         {.blocks = static_cast<unsigned>(2 * p.batch * p.kv_heads),
+         {.blocks = static_cast<unsigned>(2 * p.sequences * p.kv_heads),
           .threads = static_cast<unsigned>(threads),
           .shared_bytes = static_cast<unsigned>(threads / 32 * dim * (sizeof(double) + sizeof(float)))},
-         stream, p);
+         stream, {p, Sample(p.same.keys)});
   launch(quantise_kernel<T, dim>, {.blocks = static_cast<unsigned>(Units<dim>(p).all), .threads = quantise_threads, .overlaps = true},
          stream, p);
 }
 
 }  // namespace
 
-void quantise(const Params& params, int dim, bool bf16, cudaStream_t stream) {
+void quantise(const Params& params, bool bf16, cudaStream_t stream) {
+  const int dim = params.dim;
   if (bf16)
     dim == 64 ? start<__nv_bfloat16, 64>(params, stream) : start<__nv_bfloat16, 128>(params, stream);
   else

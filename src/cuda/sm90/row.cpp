@@ -2,6 +2,7 @@
 // Hopper's row of the kernel table: what it refuses, its workspace, its launches.
 #include "cuda/sm90/row.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 
@@ -29,61 +30,127 @@ bool is_half(DType type) { return type == DType::f16 || type == DType::bf16; }
 // What can be said without a GPU.
 std::string beyond_it(const Problem& p) {
   const Tensor &q = p.query.tensor(), &k = p.key.tensor(), &v = p.value.tensor(), &out = p.output.out;
-  if (!(p.recipe == recipes::chitu)) return "does the method chitu only";
+  if (std::none_of(methods.begin(), methods.end(), [&](const Method& m) { return m.recipe == p.recipe; }))
+    return "does the library's methods only, and this recipe is none of them";
   if (p.query.quantized() || p.key.quantized() || p.value.quantized())
     return "quantises itself, but an operand came quantised: give it as it was";
-  if (!p.query_starts.empty()) return "takes no packed sequences: give each sequence its own call, or pad to one length";
-  if (p.dim() != 64 && p.dim() != 128)
-    return "is for dim 64 and 128, not " + std::to_string(p.dim()) + ": pad with zeros and give the scale";
+  if (p.dim() % 8) return "is for dims that are multiples of 8, not " + std::to_string(p.dim()) + ": pad with zeros and give the scale";
   if (!is_half(q.type) || k.type != q.type || v.type != q.type)
     return std::string("takes query, key and value in one type, f16 or bf16, but they are ") + name(q.type) + ", " + name(k.type) + ", " +
            name(v.type);
   if (!is_half(out.type)) return std::string("writes f16 or bf16, but out is ") + name(out.type);
   for (const auto& [t, what] : {std::pair{&q, "query"}, {&k, "key"}, {&v, "value"}, {&out, "out"}})
     if (std::string why = misaligned(*t, what); !why.empty()) return why;
-  const std::int64_t heads = q.shape[0] * q.shape[1], tiles = (std::max(q.shape[2], k.shape[2]) + tile_tokens - 1) / tile_tokens;
-  if (std::max(q.shape[2], k.shape[2]) > most_tokens || heads * tiles > most_tokens)
+  const std::int64_t tokens = std::max(q.shape[2], k.shape[2]),
+                     tiles = tokens / tile_tokens + static_cast<std::int64_t>(p.sequences.size());
+  if (tokens > most_tokens || q.shape[0] * q.shape[1] * tiles > most_tokens)
     return "is for up to 2^30 tokens and tiles of all heads: give fewer heads a call";
   return {};
 }
 
 View view(const Tensor& t) { return {t.data, t.stride[0], t.stride[1], t.stride[2]}; }
 
-// Places for arrays in one block of memory, each at a multiple of 256 bytes.
-struct Layout {
-  std::size_t bytes = 0;
-  std::size_t add(std::int64_t count, std::size_t size) {
-    const std::size_t at = bytes;
-    bytes += (static_cast<std::size_t>(count) * size + 255) / 256 * 256;
-    return at;
+// Places for arrays in one block of memory, each at a multiple of 256 bytes. Without memory it only adds up.
+class Arena {
+ public:
+  explicit Arena(std::byte* memory) : memory_(memory) {}
+  template <class T>
+  void take(T*& array, std::int64_t count) {
+    array = memory_ ? reinterpret_cast<T*>(memory_ + bytes_) : nullptr;
+    bytes_ += (static_cast<std::size_t>(count) * sizeof(T) + 255) / 256 * 256;
   }
+  std::size_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* memory_;
+  std::size_t bytes_ = 0;
 };
 
-Params params_of(const Problem& p) {
+int narrow(std::int64_t x) { return static_cast<int>(x); }
+
+// Where each sequence of a packed call lies.
+std::vector<Place> places_of(const Problem& p, const Form& form) {
+  std::vector<Place> all;
+  Place at{};
+  for (const Sequence& s : p.sequences) {
+    at.query_begin = narrow(s.query_begin);
+    at.queries = narrow(s.queries);
+    at.key_begin = narrow(s.key_begin);
+    at.keys = narrow(s.keys);
+    at.query_positions = s.query_positions;
+    at.key_positions = s.key_positions;
+    all.push_back(at);
+    at.query_tile += tiles_of(at.queries);
+    at.key_tile += tiles_of(at.keys);
+    at.block += (at.queries + form.block_queries - 1) / form.block_queries;
+  }
+  all.push_back(at);  // the end: its tiles and blocks are those of all
+  return all;
+}
+
+// All but the arrays.
+Params params_of(const Problem& p, const Form& form, const std::vector<Place>& places) {
   const Tensor &q = p.query.tensor(), &k = p.key.tensor();
-  const Sequence& s = p.sequences.front();  // all are alike: the call is not packed
-  const auto count = [](std::int64_t x) { return static_cast<int>(x); };
-  const auto tiles = [&](std::int64_t tokens) { return count((tokens + tile_tokens - 1) / tile_tokens); };
   Params r{};
   r.query = view(q);
   r.key = view(k);
   r.value = view(p.value.tensor());
   r.out = view(p.output.out);
   r.lse = view(p.output.lse);
-  r.batch = count(q.shape[0]);
-  r.heads = count(q.shape[1]);
-  r.kv_heads = count(k.shape[1]);
-  r.queries = count(q.shape[2]);
-  r.keys = count(k.shape[2]);
-  r.query_tiles = tiles(q.shape[2]);
-  r.key_tiles = tiles(k.shape[2]);
+  r.dim = p.dim();
+  r.heads = narrow(p.heads());
+  r.kv_heads = narrow(p.kv_heads());
+  r.sequences = narrow(static_cast<std::int64_t>(p.sequences.size()));
   r.out_bf16 = p.output.out.type == DType::bf16;
   r.scale = p.scale;
-  r.sample = Sample(k.shape[2]);
   r.window = p.window;
-  r.query_positions = s.query_positions;
-  r.key_positions = s.key_positions;
+  r.same = places.front();
+  if (p.query_starts.empty()) {
+    r.query_tiles = r.sequences * tiles_of(r.same.queries);
+    r.key_tiles = r.sequences * tiles_of(r.same.keys);
+    r.blocks = r.sequences * ((r.same.queries + form.block_queries - 1) / form.block_queries);
+  } else {
+    r.query_tiles = places.back().query_tile;
+    r.key_tiles = places.back().key_tile;
+    r.blocks = places.back().block;
+  }
   return r;
+}
+
+// Gives the arrays their places; returns the bytes of all.
+std::size_t lay_out(Params& r, const Form& form, bool packed, Place*& places, std::byte* memory) {
+  const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = query_tiles * tile_tokens,
+                     key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads;
+  Arena arena(memory);
+  std::uint16_t* centre;
+  arena.take(r.queries, queries * form.dim * form.score_bytes);
+  arena.take(r.query_scale, queries / form.query_scale_rows);
+  arena.take(r.correction, queries);
+  arena.take(centre, kv_heads * r.dim);
+  arena.take(r.channels, kv_heads * form.dim);
+  arena.take(r.tiles, key_tiles * form.tile_bytes());
+  arena.take(r.residuals, form.residuals ? key_tiles * tile_tokens * form.dim : 0);
+  arena.take(r.passes, 2 * key_tiles);
+  arena.take(r.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
+  arena.take(r.ranges, std::int64_t{tile_tokens} * (packed ? r.query_tiles : tiles_of(r.same.queries)));
+  arena.take(r.items_taken, 1);
+  arena.take(r.spoilt, 1);
+  arena.take(r.spoilt_queries, query_tiles);
+  arena.take(r.spoilt_keys, key_tiles);
+  arena.take(r.spoilt_values, key_tiles);
+  arena.take(r.statistics, statistics_count(r));
+  arena.take(places, packed ? r.sequences : 0);
+  r.centre = centre;
+  r.places = packed ? places : nullptr;
+  return arena.bytes();
+}
+
+// The quantiser that is tuned for chitu; pack() does everything.
+bool has_own_quantiser(const Recipe& recipe, int dim) { return recipe == recipes::chitu && (dim == 64 || dim == 128); }
+
+bool no_queries(const Problem& p) {
+  const Shape& s = p.query.tensor().shape;
+  return s[0] * s[1] * s[2] == 0;
 }
 
 }  // namespace
@@ -92,54 +159,60 @@ std::string refusal(const Problem& p) {
   if (std::string why = beyond_it(p); !why.empty()) return why;
   const int device = p.query.tensor().device_id;
   if (std::string why = trouble(device, 9, 0); !why.empty()) return why;
-  for (const auto& [t, what] : {std::pair{&p.query.tensor(), "query"},
-                                {&p.key.tensor(), "key"},
-                                {&p.value.tensor(), "value"},
-                                {&p.output.out, "out"},
-                                {&p.output.lse, "lse"}})
-    if (t->data && !on_device(t->data, device))
+  for (const auto& [data, what] : {std::pair{p.query.tensor().data, "query"},
+                                   {p.key.tensor().data, "key"},
+                                   {p.value.tensor().data, "value"},
+                                   {p.output.out.data, "out"},
+                                   {p.output.lse.data, "lse"},
+                                   {p.workspace, "workspace"}})
+    if (data && !on_device(data, device))
       return std::string(what) + "'s memory is not on GPU " + std::to_string(device) + ", as its tensor says";
   return {};
 }
 
+std::size_t workspace_bytes(const Problem& p) {
+  if (no_queries(p)) return 0;
+  const Form form = form_of(p.recipe, p.dim());
+  Params r = params_of(p, form, places_of(p, form));
+  Place* places = nullptr;
+  return lay_out(r, form, !p.query_starts.empty(), places, nullptr);
+}
+
 Call::Call(const Problem& p)
-    : params_(params_of(p)),
-      dim_(p.dim()),
+    : recipe_(p.recipe),
       device_(p.query.tensor().device_id),
       bf16_(p.query.tensor().type == DType::bf16),
       stream_(static_cast<cudaStream_t>(p.stream)),
       guard_(device_) {
-  Params& r = params_;
-  const std::int64_t heads = std::int64_t{r.batch} * r.heads, kv_heads = std::int64_t{r.batch} * r.kv_heads,
-                     tile = std::int64_t{tile_tokens} * dim_, tokens = std::int64_t{r.query_tiles} * tile_tokens,
-                     tiles = kv_heads * r.key_tiles;
-  Layout layout;
-  const std::size_t query8 = layout.add(heads * tokens * dim_, 1), query_scale = layout.add(heads * tokens / 2, 4),
-                    correction = layout.add(heads * tokens, 4), centre = layout.add(kv_heads * dim_, 2),
-                    channels = layout.add(kv_heads * dim_, 4), operands = layout.add(tiles * 2 * tile, 1),
-                    residuals = layout.add(tiles * tile, 1), passes = layout.add(2 * tiles, sizeof(PassScales)),
-                    ranges = layout.add(tokens, sizeof(int2)), taken = layout.add(1, sizeof(int));
-  memory_.emplace(layout.bytes, device_, stream_);
-  const auto at = [&]<class T>(T*& pointer, std::size_t offset) { pointer = reinterpret_cast<T*>(memory_->data() + offset); };
-  at(r.query8, query8);
-  at(r.query_scale, query_scale);
-  at(r.correction, correction);
-  r.centre = memory_->data() + centre;
-  at(r.channels, channels);
-  at(r.tiles, operands);
-  at(r.residuals, residuals);
-  at(r.passes, passes);
-  at(r.ranges, ranges);
-  at(r.items_taken, taken);
+  const Form form = form_of(recipe_, p.dim());
+  const bool packed = !p.query_starts.empty();
+  std::vector<Place> places = places_of(p, form);
+  params_ = params_of(p, form, places);
+  std::byte* memory = static_cast<std::byte*>(p.workspace);
+  require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
+  if (!memory) memory = memory_.emplace(lay_out(params_, form, packed, places_on_gpu_, nullptr), device_, stream_).data();
+  lay_out(params_, form, packed, places_on_gpu_, memory);
+  if (packed) {
+    places.pop_back();
+    places_ = std::move(places);
+  }
 }
 
-void Call::quantise() const { sm90::quantise(params_, dim_, bf16_, stream_); }
+void Call::quantise() const {
+  if (!places_.empty()) describe(places_.data(), params_.sequences, places_on_gpu_, stream_);
+  if (has_own_quantiser(recipe_, params_.dim))
+    sm90::quantise(params_, bf16_, stream_);
+  else
+    pack(params_, recipe_, bf16_, stream_);
+}
 
-void Call::attend() const { sm90::attend(params_, dim_, multiprocessors(device_), stream_); }
+void Call::attend() const {
+  sm90::attend(params_, recipe_, bf16_, multiprocessors(device_), stream_);
+  mend(params_, bf16_, stream_);
+}
 
 void run(const Problem& p) {
-  const Shape& s = p.query.tensor().shape;
-  if (s[0] * s[1] * s[2] == 0) return;
+  if (no_queries(p)) return;
   const Call call(p);
   call.quantise();
   call.attend();

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's row of the kernel table.
+// Hopper's rows of the kernel table: one function for all, since what differs between recipes is chosen by form_of().
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cuda/device.h"
 #include "cuda/sm90/params.h"
@@ -12,6 +14,7 @@
 namespace chitu::cuda::sm90 {
 
 std::string refusal(const Problem& problem);
+std::size_t workspace_bytes(const Problem& problem);
 void run(const Problem& problem);
 
 // A call with at least one query, in its two steps: its workspace lives as long as this does. Benchmarks time the steps apart.
@@ -22,12 +25,15 @@ class Call {
   void attend() const;
 
  private:
-  Params params_;
-  int dim_, device_;
+  Recipe recipe_;
+  int device_;
   bool bf16_;
   cudaStream_t stream_;
   DeviceGuard guard_;
+  std::vector<Place> places_;  // of a packed call
+  Place* places_on_gpu_ = nullptr;
   std::optional<StreamMemory> memory_;
+  Params params_;
 };
 
 }  // namespace chitu::cuda::sm90

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// The end of an item: normalised rows and their log-sum-exp go to memory.
+#pragma once
+
+#include "cuda/sm90/loop.cuh"
+
+namespace chitu::cuda::sm90 {
+
+// Each warp on its own: normalises its 16 rows and stores them, 64 channels at a time, through its 2 KB of shared memory. Whatever has to
+// be read is read before anything is stored. m: the reference; l: sums of weights for the output and the LSE, l_unit their unit of 1.
+template <class L>
+__device__ __forceinline__ void finish(const Params& p, const typename L::At at, int buffer, const float (&o)[L::halves][L::width / 2],
+                                       const float (&m)[2], const float (&output_sum)[2], const float (&lse_sum)[2], float o_unit) {
+  using Item = typename L::Item;
+  const int t = ptx::thread_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
+  const std::uint32_t item = at.item(buffer), staged = at.out(warp);
+  const int rows = ptx::load_int(item + offsetof(Item, what)) - warp * 16;
+  auto* const out = static_cast<std::uint16_t*>(p.out.data) + ptx::load_long(item + offsetof(Item, out)) + warp * 16 * p.out.token;
+  if (p.lse.data && quad == 0) {
+    float* const lse = static_cast<float*>(p.lse.data) + ptx::load_long(item + offsetof(Item, lse)) + warp * 16 * p.lse.token;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int i = (lane >> 2) + 8 * r;
+      float value = ln_2 * (m[r] + (__log2f(lse_sum[r]) - L::log2_top));
+      if constexpr (L::corrections) value += p.scale * ptx::load_float(item + offsetof(Item, correction) + (warp * 16 + i) * 4);
+      if (i < rows) lse[i * p.lse.token] = output_sum[r] > 0 ? value : __int_as_float(0xff800000);
+    }
+  }
+  const float inverse[2] = {output_sum[0] > 0 ? ptx::reciprocal(output_sum[0]) * o_unit : 0.f,
+                            output_sum[1] > 0 ? ptx::reciprocal(output_sum[1]) * o_unit : 0.f};
+  std::uint32_t packed[L::dim / 4];  // [2 i]: row r, channels 8 i + 2 quad and the next; [2 i + 1]: row r + 8
+#pragma unroll
+  for (int i = 0; i < L::dim / 8; ++i) {
+    float2 channel = make_float2(1, 1);
+    if constexpr (L::channel_scales) channel = ptx::load_float2(item + offsetof(Item, channels) + i * 32 + quad * 8);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const float* const pair = &o[i * 8 / L::width][4 * i % (L::width / 2) + 2 * r];
+      const float x = pair[0] * inverse[r] * channel.x, y = pair[1] * inverse[r] * channel.y;
+      packed[2 * i + r] = p.out_bf16 ? ptx::pack_bf16(x, y) : ptx::pack_f16(x, y);
+    }
+  }
+  ptx::barrier_arrive(at.query_empty(buffer));
+#pragma unroll
+  for (int part = 0; part < L::dim / 64; ++part) {
+    if (part * 64 >= p.dim) break;
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 8; i += 2) {
+      const std::uint32_t* x = packed + part * 16 + 2 * i;
+      ptx::store_matrix(staged + (lane & 15) * 128 + ((i + (lane >> 4)) ^ (lane & 7)) * 16, x[0], x[1], x[2], x[3]);
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = i * 4 + (lane >> 3), chunk = lane & 7, channel = part * 64 + chunk * 8;
+      const int4 x = ptx::load_int4(staged + r * 128 + (chunk ^ (r & 7)) * 16);
+      if (r < rows && channel < p.dim) *reinterpret_cast<int4*>(out + r * p.out.token + channel) = x;
+    }
+  }
+}
+
+}  // namespace chitu::cuda::sm90

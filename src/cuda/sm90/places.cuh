@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// Device code that all quantisers share: which sequence a unit of work belongs to, and what a call's first kernel leaves for the others.
+#pragma once
+
+#include "common/visible.h"
+#include "cuda/sm90/params.h"
+
+namespace chitu::cuda::sm90 {
+
+// The sequence to which unit `unit` of a head belongs, in a packed call: the last whose first unit, before(place), is not behind it.
+// Sequences without units are passed over, because the next one begins at the same unit.
+template <class Before>
+__device__ int sequence_of(const Params& p, int unit, Before before) {
+  int low = 0, high = p.sequences - 1;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (before(p.places[middle]) <= unit)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
+
+// A tile of a head of a sequence: queries' (heads: all), or keys' and values' (heads: kv_heads). index: among all tiles of the operand.
+struct TilePlace {
+  int sequence, head, tile;
+  std::int64_t index;
+};
+
+template <bool is_query>
+__device__ TilePlace tile_place(const Params& p, int index) {
+  const int heads = is_query ? p.heads : p.kv_heads;
+  const auto first = [](const Place& s) { return is_query ? s.query_tile : s.key_tile; };
+  int sequence, tiles, begin;
+  if (p.places) {
+    sequence = sequence_of(p, index / heads, first);
+    const Place& s = p.places[sequence];
+    tiles = tiles_of(is_query ? s.queries : s.keys);
+    begin = first(s) * heads;
+  } else {
+    tiles = tiles_of(is_query ? p.same.queries : p.same.keys);
+    sequence = index / (tiles * heads);
+    begin = sequence * tiles * heads;
+  }
+  const int head = (index - begin) / tiles;
+  return {sequence, head, index - begin - head * tiles, index};
+}
+
+// By thread `thread` of `threads` of a call's first kernel: what each query sees, and the counters at 0.
+__device__ inline void prepare(const Params& p, int thread, int threads) {
+  if (thread == 0) *p.items_taken = *p.spoilt = 0;
+  const int rows = tile_tokens * (p.places ? p.query_tiles : tiles_of(p.same.queries));
+  for (int i = thread; i < rows; i += threads) {
+    const Place s = p.places ? p.places[sequence_of(p, i / tile_tokens, [](const Place& x) { return x.query_tile; })] : p.same;
+    const int query = i - (p.places ? s.query_tile * tile_tokens : 0);
+    const Range seen = visible(p.window, s.query_positions.first + query * s.query_positions.step, s.key_positions, s.keys);
+    p.ranges[i] = query < s.queries ? make_int2(static_cast<int>(seen.begin), static_cast<int>(seen.end)) : make_int2(0, 0);
+  }
+}
+
+}  // namespace chitu::cuda::sm90

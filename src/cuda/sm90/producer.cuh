@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// The attention kernel's producer: it takes items and keeps shared memory full.
+#pragma once
+
+#include "cuda/sm90/loop.cuh"
+#include "cuda/sm90/places.cuh"
+
+namespace chitu::cuda::sm90 {
+
+// Queries `row` ... of a head of a sequence.
+struct Block {
+  int sequence, head, row;
+};
+
+// Heads one after another, so that CTAs at work share keys and values in the L2 cache; in each the last rows first, which see most keys
+// under a causal mask. Where all sequences are alike, a head's partial last block is an item that leaves warpgroups idle: with the longest
+// ones under a causal mask they come first, else last, where short items fill the end.
+template <int block_queries>
+__device__ Block block_of(const Params& p, int item, int nothing) {
+  const int all_heads = p.heads + nothing;
+  if (p.places) {
+    const int sequence = sequence_of(p, item / all_heads, [](const Place& s) { return s.block; });
+    const Place& s = p.places[sequence];
+    const int blocks = (s.queries + block_queries - 1) / block_queries, i = item - s.block * all_heads, head = i / blocks;
+    return {sequence, head, (blocks - 1 - (i - head * blocks)) * block_queries};
+  }
+  const int heads = p.sequences * all_heads, queries = p.same.queries + nothing, full_blocks = queries / block_queries,
+            full_items = full_blocks * heads;
+  const int partial = queries % block_queries ? heads : 0, first_full = p.window.right < p.same.keys ? partial : 0;
+  const int i = item - first_full;
+  int head = item, row = full_blocks * block_queries;
+  if (i >= full_items) {
+    head = i - full_items;
+  } else if (i >= 0) {
+    head = i / full_blocks;
+    row = (full_blocks - 1 - (i - head * full_blocks)) * block_queries;
+  }
+  return {head / all_heads, head % all_heads, row};
+}
+
+// Writes Item::share and Item::what. ranges: of the sequence's queries.
+template <class L>
+__device__ void describe(const int2* ranges, int queries, int row, std::uint32_t item) {
+  using Item = typename L::Item;
+  constexpr int block = L::form.block_queries;
+  const auto range = [&](int r) { return ranges[min(r, queries - 1)]; };
+  const auto ceiling = [](int keys) { return (keys + tile_tokens - 1) / tile_tokens; };
+  const int first = range(row).x / tile_tokens, end = max(first, ceiling(range(row + block - 1).y));
+#pragma unroll 1
+  for (int w = 0; w < L::warpgroups; ++w) {
+    const int2 top = range(row + w * 64), bottom = range(row + w * 64 + 63);
+    const bool none = top.x >= bottom.y;
+    ptx::store_int4(item + offsetof(Item, share) + w * 16, none ? end : top.x / tile_tokens, none ? end : ceiling(bottom.y),
+                    ceiling(bottom.x), top.y / tile_tokens);
+  }
+  ptx::store_int4(item + offsetof(Item, what), min(block, queries - row), first, end, 0);
+}
+
+// Three threads share the work, each in a warp of its own, for the registers that each has. One takes items and describes them ...
+// zero is not known to the compiler. What `nothing` is added to depends on the item, for it: else it would compute much before the loop,
+// and run out of registers.
+template <class L>
+__device__ void produce_items(const Params& p, const typename L::At shared, float zero) {
+  using Item = typename L::Item;
+  constexpr Form form = L::form;
+  Ring<L::query_places, 1> ring;
+  ptx::wait_for_previous();
+  for (int item = blockIdx.x;; ring.advance()) {
+    const int nothing = item & __float_as_int(zero);
+    const typename L::At at{shared.base + nothing};
+    const std::uint32_t to = at.item(ring.place());
+    ptx::barrier_wait(at.query_empty(ring.place()), ring.parity());
+    if (item >= p.blocks * (p.heads + nothing)) {
+      ptx::store_int4(to + offsetof(Item, what), 0, 0, 0, 0);
+      ptx::barrier_arrive(at.described(ring.place()));
+      return;
+    }
+    const Block block = block_of<form.block_queries>(p, item, nothing);
+    // Field by field: a copy of a Place would cost registers.
+    const auto field = [&](auto Place::*of) { return p.places ? p.places[block.sequence].*of : p.same.*of; };
+    const int queries = field(&Place::queries) + nothing,
+              query_tile = p.places ? field(&Place::query_tile) : block.sequence * tiles_of(queries);
+    const int range_row = (p.places ? query_tile * tile_tokens : 0) + block.row;
+    ptx::store_int4(to + offsetof(Item, rows), p.places ? field(&Place::batch) : block.sequence, block.head,
+                    field(&Place::query_begin) + block.row, 0);
+    {
+      const int kv_head = block.head / ((p.heads + nothing) / p.kv_heads), key_tiles = tiles_of(field(&Place::keys) + nothing),
+                key_tile = p.places ? field(&Place::key_tile) : block.sequence * key_tiles;
+      ptx::store_int4(to + offsetof(Item, keys), block.sequence * p.kv_heads + kv_head, key_tile * p.kv_heads + kv_head * key_tiles, 0, 0);
+    }
+    ptx::store_int4(to + offsetof(Item, queries), query_tile * p.heads + block.head * tiles_of(queries), tiles_of(queries), block.row,
+                    range_row);
+    describe<L>(p.ranges + range_row - block.row, queries, block.row, to);
+    ptx::barrier_arrive(at.described(ring.place()));
+    item = static_cast<int>(gridDim.x) + nothing + atomicAdd(p.items_taken, 1);
+  }
+}
+
+// ... one brings their queries ...
+template <class L>
+__device__ void produce_queries(const Params& p, const typename L::At at) {
+  using Item = typename L::Item;
+  constexpr Form form = L::form;
+  Ring<L::query_places, 0> ring;
+  ptx::wait_for_previous();
+  for (;; ring.advance()) {
+    const std::uint32_t to = at.item(ring.place()), barrier = at.query_full(ring.place());
+    ptx::barrier_wait(at.described(ring.place()), ring.parity());
+    if (ptx::load_int(to + offsetof(Item, what)) == 0) {
+      ptx::barrier_arrive(barrier);
+      return;
+    }
+    const int4 from = ptx::load_int4(to + offsetof(Item, queries));  // first tile of the head, tiles of the head, row, row of ranges
+    const int padded = from.y * tile_tokens, rows = min(form.block_queries, padded - from.z);
+    const std::int64_t head_row = static_cast<std::int64_t>(from.x) * tile_tokens;
+    {
+      const int4 to_rows = ptx::load_int4(to + offsetof(Item, rows));  // batch entry, head, row
+      ptx::store_long(to + offsetof(Item, out), to_rows.x * p.out.batch + to_rows.y * p.out.head + to_rows.z * p.out.token);
+      ptx::store_long(to + offsetof(Item, lse), to_rows.x * p.lse.batch + to_rows.y * p.lse.head + to_rows.z * p.lse.token);
+    }
+    ptx::barrier_expect(barrier, rows * (L::row_bytes + 8 + (L::query_scales ? 4 / form.query_scale_rows : 0) + (L::corrections ? 4 : 0)) +
+                                     (L::channel_scales ? L::dim * 4 : 0));
+#pragma unroll
+    for (int i = 0; i < L::panels; ++i)
+      ptx::bulk_copy(at.query(ring.place()) + i * form.block_queries * L::panel,
+                     p.queries + head_row * L::row_bytes + (static_cast<std::int64_t>(i) * padded + from.z) * L::panel, rows * L::panel,
+                     barrier);
+    if constexpr (L::query_scales)
+      ptx::bulk_copy(to + offsetof(Item, query_scale), p.query_scale + (head_row + from.z) / form.query_scale_rows,
+                     rows * 4 / form.query_scale_rows, barrier);
+    if constexpr (L::corrections) ptx::bulk_copy(to + offsetof(Item, correction), p.correction + head_row + from.z, rows * 4, barrier);
+    if constexpr (L::channel_scales)
+      ptx::bulk_copy(to + offsetof(Item, channels),
+                     p.channels + static_cast<std::int64_t>(ptx::load_int(to + offsetof(Item, keys))) * L::dim, L::dim * 4, barrier);
+    ptx::bulk_copy(to + offsetof(Item, range), p.ranges + from.w, rows * 8, barrier);
+    ptx::barrier_arrive(at.query_empty(ring.place()));
+  }
+}
+
+// ... and one brings their tiles.
+template <class L>
+__device__ void produce_tiles(const Params& p, const typename L::At at) {
+  using Item = typename L::Item;
+  constexpr Form form = L::form;
+  Ring<L::query_places, 0> items;
+  Ring<L::key_places, 1> ring;
+  Ring<L::value_places, 1> values;
+  ptx::wait_for_previous();
+  for (;; items.advance()) {
+    ptx::barrier_wait(at.described(items.place()), items.parity());
+    const int4 what = ptx::load_int4(at.item(items.place()) + offsetof(Item, what));
+    std::int64_t tile = ptx::load_int(at.item(items.place()) + offsetof(Item, keys) + 4) + what.y;
+    ptx::barrier_arrive(at.query_empty(items.place()));
+    if (what.x == 0) return;
+    for (const std::int64_t last = tile + what.z - what.y; tile < last; ++tile) {
+      int residual = 0;
+      if constexpr (form.residuals) residual = p.passes[2 * tile].flagged;  // on its way while the place is waited for
+#pragma unroll 1
+      do {
+        const std::uint32_t full = at.full(ring.place()), value_full = L::split ? at.value_full(values.place()) : full;
+        const std::uint8_t* const keys = p.tiles + tile * (L::key_bytes + L::value_bytes);
+        ptx::barrier_wait(at.empty(ring.place()), ring.parity());
+        ptx::barrier_expect(full, L::key_bytes + (L::split ? 0 : L::value_bytes) + (L::passes ? sizeof(PassScales) : 0) +
+                                      (form.scale_each_key ? tile_tokens * 4 : 0));
+        ptx::bulk_copy(at.key(ring.place()), keys, L::key_bytes, full);
+        if constexpr (L::passes) ptx::bulk_copy(at.scales(ring.place()), p.passes + 2 * tile + residual, sizeof(PassScales), full);
+        if constexpr (form.scale_each_key)
+          ptx::bulk_copy(at.key_scale(ring.place()), p.key_scale + tile * tile_tokens, tile_tokens * 4, full);
+        if constexpr (L::split) {
+          ptx::barrier_wait(at.value_empty(values.place()), values.parity());
+          ptx::barrier_expect(value_full, L::value_bytes);
+        }
+        const void* from = keys + L::key_bytes;
+        if constexpr (form.residuals)
+          if (residual) from = p.residuals + tile * L::value_bytes;
+        ptx::bulk_copy(at.value(L::split ? values.place() : ring.place()), from, L::value_bytes, value_full);
+        ring.advance();
+        if constexpr (L::split) values.advance();
+      } while (residual-- > 0);
+    }
+  }
+}
+
+}  // namespace chitu::cuda::sm90

@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operands that sm90::pack() makes, number by number against quantize(). They are read as src/cuda/sm90/params.h describes them, by
+// code of this file's own.
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "common/limits.h"
+#include "common/numbers.h"
+#include "common/visible.h"
+#include "cuda/sm90/params.h"
+#include "support.h"
+
+namespace chitu::test {
+namespace {
+
+using namespace cuda::sm90;
+
+void check(cudaError_t e) {
+  if (e != cudaSuccess) throw std::runtime_error(cudaGetErrorString(e));
+}
+
+// An array on the GPU, all bytes 0xff at first, and its copy here.
+template <class T>
+class OnGpu {
+ public:
+  explicit OnGpu(std::int64_t count) : numbers_(static_cast<std::size_t>(count)) {
+    void* memory = nullptr;
+    check(cudaMalloc(&memory, bytes() + 1));
+    memory_ = std::shared_ptr<void>(memory, cudaFree);
+    check(cudaMemset(memory, 0xff, bytes() + 1));
+  }
+  explicit OnGpu(const std::vector<T>& numbers) : OnGpu(static_cast<std::int64_t>(numbers.size())) {
+    check(cudaMemcpy(memory_.get(), numbers.data(), bytes(), cudaMemcpyHostToDevice));
+  }
+  T* data() const { return static_cast<T*>(memory_.get()); }
+  void fetch() { check(cudaMemcpy(numbers_.data(), memory_.get(), bytes(), cudaMemcpyDeviceToHost)); }
+  const T& operator[](std::int64_t i) const { return numbers_.at(static_cast<std::size_t>(i)); }
+  const std::vector<T>& numbers() const { return numbers_; }
+
+ private:
+  std::size_t bytes() const { return numbers_.size() * sizeof(T); }
+  std::vector<T> numbers_;
+  std::shared_ptr<void> memory_;
+};
+
+View view(const Tensor& t) { return {t.data, t.stride[0], t.stride[1], t.stride[2]}; }
+
+std::vector<Place> places_of(const Shape& q, const Shape& k, const std::vector<std::int64_t>& query_starts,
+                             const std::vector<std::int64_t>& key_starts) {
+  std::vector<Place> all;
+  Place at{};
+  const std::size_t count = query_starts.empty() ? static_cast<std::size_t>(q[0]) : query_starts.size() - 1;
+  for (std::size_t i = 0; i < count; ++i) {
+    const bool packed = !query_starts.empty();
+    at.batch = packed ? 0 : static_cast<int>(i);
+    at.query_begin = packed ? static_cast<int>(query_starts[i]) : 0;
+    at.queries = static_cast<int>(packed ? query_starts[i + 1] - query_starts[i] : q[2]);
+    at.key_begin = packed ? static_cast<int>(key_starts[i]) : 0;
+    at.keys = static_cast<int>(packed ? key_starts[i + 1] - key_starts[i] : k[2]);
+    at.query_positions = {at.keys - at.queries, 1};
+    at.key_positions = {0, 1};
+    all.push_back(at);
+    at.query_tile += cuda::sm90::tiles_of(at.queries);
+    at.key_tile += cuda::sm90::tiles_of(at.keys);
+  }
+  all.push_back(at);
+  return all;
+}
+
+// pack() of three tensors, and its results here.
+struct Packed {
+  Form form;
+  std::vector<Place> places;
+  Params p{};
+  OnGpu<std::uint8_t> queries{0}, tiles{0}, spoilt_queries{0}, spoilt_keys{0}, spoilt_values{0};
+  OnGpu<float> query_scale{0}, correction{0}, channels{0}, key_scale{0};
+  OnGpu<std::uint16_t> centre{0};
+  OnGpu<std::int8_t> residuals{0};
+  OnGpu<PassScales> passes{0};
+  OnGpu<int2> ranges{0};
+  OnGpu<int> counters{2};
+  OnGpu<double> statistics{0};
+  OnGpu<Place> places_on_gpu{0};
+
+  Packed(const Recipe& recipe, const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<std::int64_t>& query_starts,
+         const std::vector<std::int64_t>& key_starts, float scale)
+      : form(form_of(recipe, static_cast<int>(q.shape[3]))), places(places_of(q.shape, k.shape, query_starts, key_starts)) {
+    p.query = view(q);
+    p.key = view(k);
+    p.value = view(v);
+    p.dim = static_cast<int>(q.shape[3]);
+    p.heads = static_cast<int>(q.shape[1]);
+    p.kv_heads = static_cast<int>(k.shape[1]);
+    p.sequences = static_cast<int>(places.size()) - 1;
+    p.query_tiles = places.back().query_tile;
+    p.key_tiles = places.back().key_tile;
+    p.scale = scale;
+    p.window = causal;
+    p.same = places.front();
+    places.pop_back();
+    const bool packed = !query_starts.empty();
+    if (packed) {
+      places_on_gpu = OnGpu<Place>(places);
+      p.places = places_on_gpu.data();
+    }
+    const std::int64_t query_tiles = std::int64_t{p.query_tiles} * p.heads, key_tiles = std::int64_t{p.key_tiles} * p.kv_heads,
+                       heads = std::int64_t{p.sequences} * p.kv_heads;
+    const auto make = [](auto& array, auto& pointer, std::int64_t count) {
+      array = std::decay_t<decltype(array)>(count);
+      pointer = array.data();
+    };
+    make(queries, p.queries, query_tiles * tile_tokens * form.dim * form.score_bytes);
+    make(query_scale, p.query_scale, query_tiles * tile_tokens / form.query_scale_rows);
+    make(correction, p.correction, query_tiles * tile_tokens);
+    make(centre, p.centre, heads * p.dim);
+    make(channels, p.channels, heads * form.dim);
+    make(tiles, p.tiles, key_tiles * form.tile_bytes());
+    make(residuals, p.residuals, form.residuals ? key_tiles * tile_tokens * form.dim : 0);
+    make(passes, p.passes, 2 * key_tiles);
+    make(key_scale, p.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
+    make(ranges, p.ranges, std::int64_t{tile_tokens} * (packed ? p.query_tiles : cuda::sm90::tiles_of(p.same.queries)));
+    make(spoilt_queries, p.spoilt_queries, query_tiles);
+    make(spoilt_keys, p.spoilt_keys, key_tiles);
+    make(spoilt_values, p.spoilt_values, key_tiles);
+    make(statistics, p.statistics, statistics_count(p));
+    p.items_taken = counters.data();
+    p.spoilt = counters.data() + 1;
+    pack(p, recipe, q.type == DType::bf16, nullptr);
+    check(cudaDeviceSynchronize());
+    queries.fetch(), query_scale.fetch(), correction.fetch(), centre.fetch(), channels.fetch(), tiles.fetch(), residuals.fetch();
+    passes.fetch(), key_scale.fetch(), ranges.fetch(), spoilt_queries.fetch(), spoilt_keys.fetch(), spoilt_values.fetch();
+    counters.fetch();
+  }
+
+  // Byte of a number in an operand of 16- or 8-bit rows; the operand has `rows` rows.
+  std::int64_t in_panels(int bytes, std::int64_t rows, std::int64_t row, std::int64_t channel) const {
+    const std::int64_t row_bytes = std::int64_t{form.dim} * bytes, panel = std::min<std::int64_t>(row_bytes, 128), at = channel * bytes;
+    const std::int64_t chunk = at % panel / 16, stands = panel == 128 ? chunk ^ (row % 8) : chunk ^ (row / 2 % 4);
+    return at / panel * rows * panel + row * panel + stands * 16 + at % 16;
+  }
+  const std::uint8_t* query(std::int64_t first_tile, std::int64_t tokens, std::int64_t token, std::int64_t channel) const {
+    const std::int64_t rows = (tokens + 127) / 128 * 128;
+    return &queries[first_tile * tile_tokens * form.dim * form.score_bytes + in_panels(form.score_bytes, rows, token, channel)];
+  }
+  const std::uint8_t* key(std::int64_t tile, std::int64_t row, std::int64_t channel) const {
+    return &tiles[tile * form.tile_bytes() + in_panels(form.score_bytes, tile_tokens, row, channel)];
+  }
+  // Of a plane of 8-bit values: where a key stands in a channel's row.
+  static std::int64_t in_columns(std::int64_t row, std::int64_t channel) {
+    constexpr int order[] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
+    const std::int64_t at = std::find(std::begin(order), std::end(order), row % 16) - order;
+    return channel * 128 + ((row / 16) ^ (channel % 8)) * 16 + at;
+  }
+  const std::uint8_t* value(std::int64_t tile, std::int64_t row, std::int64_t channel) const {
+    const std::int64_t plane = tile * form.tile_bytes() + form.key_bytes();
+    if (form.value_bytes == 1) return &tiles[plane + in_columns(row, channel)];
+    return &tiles[plane + in_panels(2, tile_tokens, row, channel)];
+  }
+};
+
+// A place among the numbers of a type, so that neighbours differ by one.
+std::int64_t step_of(DType type, const std::uint8_t* number) {
+  if (type == DType::i8) return static_cast<std::int8_t>(*number);
+  std::uint16_t bits = *number;
+  const int magnitude_bits = bytes(type) * 8 - 1;
+  if (bytes(type) == 2) std::memcpy(&bits, number, 2);
+  const int magnitude = bits & ((1 << magnitude_bits) - 1);
+  return bits >> magnitude_bits ? -magnitude : magnitude;
+}
+
+struct Tally {
+  std::int64_t numbers = 0, different = 0, largest = 0;
+  void add(std::int64_t got, std::int64_t want) {
+    ++numbers;
+    different += got != want;
+    largest = std::max(largest, std::abs(got - want));
+  }
+};
+
+bool near(float got, float want, float tolerance = 1e-6f) { return std::fabs(got - want) <= tolerance * std::fabs(want); }
+
+bool spoils(const Quantized& x, std::int64_t sequence, std::int64_t head, std::int64_t token) {
+  return std::any_of(x.nonfinite.begin(), x.nonfinite.end(),
+                     [&](const NonFinite& n) { return n.sequence == sequence && n.head == head && n.token == token; });
+}
+
+// Compares everything that pack() wrote with what quantize() makes of the same tensors.
+void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const Tensor& k, const Tensor& v,
+                 const std::vector<std::int64_t>& query_starts, const std::vector<std::int64_t>& key_starts) {
+  const Quantized key = quantize(k, Role::key, recipe, {.starts = key_starts}),
+                  value = quantize(v, Role::value, recipe, {.starts = key_starts}),
+                  query = quantize(q, Role::query, recipe, {.starts = query_starts, .keys = &key});
+  const bool inexact = recipe.key.rotated || recipe.value.scaling == Scaling::tile;
+  const std::int64_t dim = got.p.dim, padded = got.form.dim;
+  const float sign = got.p.scale < 0 ? -1.f : 1.f;
+  std::int64_t query_group = 0, key_group = 0;
+  bool any_spoilt = false;
+
+  const auto scale_of = [](const Quantized& x, std::int64_t sequence, std::int64_t batch, std::int64_t head, std::int64_t first_group,
+                           std::int64_t token) {
+    if (x.quant.scaling == Scaling::tokens) return load(row(x.scales, batch, head, first_group + x.quant.groups.of(token)), DType::f32, 0);
+    if (x.quant.scaling == Scaling::head) return load(row(x.scales, sequence, head, 0), DType::f32, 0);
+    return 1.f;
+  };
+  // What is stored for a number; zeros where there is none.
+  const auto expect_number = [&](Tally& tally, const Quantized& x, const std::uint8_t* stored, float factor, std::int64_t sequence,
+                                 std::int64_t batch, std::int64_t head, std::int64_t begin, std::int64_t tokens, std::int64_t token,
+                                 std::int64_t channel) {
+    const DType type = x.quant.scaling == Scaling::none ? x.values.type : x.quant.type;
+    float want = 0;
+    if (token < tokens && channel < dim) {
+      want = factor * load(row(x.values, batch, head, begin + token), type, channel);
+      if (x.quant.scaling == Scaling::none && (x.role == Role::value ? !is_finite(want) : spoils(x, sequence, head, token))) want = 0;
+    }
+    alignas(float) std::uint8_t bytes_of_it[4];
+    store(bytes_of_it, type, 0, want);
+    tally.add(step_of(type, stored), step_of(type, bytes_of_it));
+  };
+  Tally queries, keys, values, residuals;
+
+  for (std::int64_t i = 0; i < got.p.sequences; ++i) {
+    const Place& s = got.places[static_cast<std::size_t>(i)];
+    const std::int64_t query_tiles = (s.queries + 127) / 128, key_tiles = (s.keys + 127) / 128;
+    const std::int64_t query_tile0 = std::int64_t{s.query_tile} * got.p.heads, key_tile0 = std::int64_t{s.key_tile} * got.p.kv_heads;
+
+    for (std::int64_t t = 0; t < query_tiles * 128; ++t) {  // what each sees
+      const Range seen = t < s.queries ? visible(got.p.window, s.query_positions.first + t, s.key_positions, s.keys) : Range{0, 0};
+      const int2& range = got.ranges[(got.p.places ? std::int64_t{s.query_tile} * 128 : 0) + t];
+      ASSERT_TRUE(range.x == seen.begin && range.y == seen.end) << "range of query " << t << " of sequence " << i;
+    }
+
+    for (std::int64_t h = 0; h < got.p.heads; ++h) {
+      const std::int64_t kv_head = h / (got.p.heads / got.p.kv_heads);
+      for (std::int64_t t = 0; t < query_tiles * 128; ++t) {
+        const std::int64_t first_tile = query_tile0 + h * query_tiles, token = first_tile * 128 + t;
+        for (std::int64_t c = 0; c < padded; ++c)
+          expect_number(queries, query, got.query(first_tile, s.queries, t, c), sign, i, s.batch, h, s.query_begin, s.queries, t, c);
+        const float scale = got.query_scale[got.form.query_scale_rows == 2 ? token / 16 * 8 + token % 8 : token];
+        double dot = 0, size = 0;
+        if (t < s.queries) {
+          const float want = scale_of(query, i, s.batch, h, query_group, t);
+          ASSERT_TRUE(near(scale, want)) << "query scale " << scale << ", not " << want << ", of token " << t << " of head " << h;
+          if (key.centre.data && !spoils(query, i, h, t))
+            for (std::int64_t c = 0; c < dim; ++c) {
+              const double product = load(row(q, s.batch, h, s.query_begin + t), q.type, c) *
+                                     static_cast<double>(load(row(key.centre, i, kv_head, 0), DType::f32, c));
+              dot += product;
+              size += std::fabs(product);
+            }
+        } else
+          ASSERT_TRUE(is_finite(scale));
+        ASSERT_LE(std::fabs(got.correction[token] - dot), 1e-5 * size) << "correction of token " << t << " of head " << h;
+      }
+      for (std::int64_t tile = 0; tile < query_tiles; ++tile) {
+        bool spoilt = false;
+        for (std::int64_t t = tile * 128; t < std::min<std::int64_t>(s.queries, tile * 128 + 128); ++t) spoilt |= spoils(query, i, h, t);
+        ASSERT_EQ(got.spoilt_queries[query_tile0 + h * query_tiles + tile], spoilt) << "query tile " << tile << " of head " << h;
+        any_spoilt |= spoilt;
+      }
+    }
+
+    for (std::int64_t h = 0; h < got.p.kv_heads; ++h) {
+      for (std::int64_t c = 0; c < padded; ++c) {
+        const float channel = got.channels[(i * got.p.kv_heads + h) * padded + c];
+        if (c >= dim) {
+          ASSERT_TRUE(is_finite(channel));
+          continue;
+        }
+        float want = 1;
+        if (value.quant.scaling == Scaling::head) want = load(row(value.scales, i, h, 0), DType::f32, 0);
+        if (value.quant.scaling == Scaling::channel) want = load(row(value.scales, i, h, 0), DType::f32, c);
+        if (value.quant.scaling == Scaling::tile) want = load(row(value.channels, i, h, 0), DType::f32, c);
+        ASSERT_TRUE(near(channel, want)) << "channel " << c << ": " << channel << ", not " << want;
+        if (key.centre.data) {
+          ASSERT_EQ(load(&got.centre[(i * got.p.kv_heads + h) * dim], k.type, c), load(row(key.centre, i, h, 0), DType::f32, c))
+              << "centre of channel " << c << " of head " << h << " of sequence " << i;
+        }
+      }
+      for (std::int64_t tile = 0; tile < key_tiles; ++tile) {
+        const std::int64_t at = key_tile0 + h * key_tiles + tile;
+        const PassScales &last = got.passes[2 * at], &residual = got.passes[2 * at + 1];
+        const std::int64_t tiles = value.scales.data ? value.scales.shape[2] : 0, tiles_before = got.p.places ? s.key_tile : 0;
+        const std::int32_t plane =
+            got.form.residuals ? value.residual_of[static_cast<std::size_t>((s.batch * got.p.kv_heads + h) * tiles + tiles_before + tile)]
+                               : -1;
+        const float value_scale = got.form.residuals ? load(row(value.scales, s.batch, h, tiles_before + tile), DType::f32, 0) : 1;
+        ASSERT_TRUE(near(last.value, value_scale)) << "tile " << tile << ": scale " << last.value << ", not " << value_scale;
+        ASSERT_TRUE(near(residual.value, value_scale / residual_parts));
+        ASSERT_TRUE(last.last == 1 && residual.last == 0);
+        ASSERT_TRUE(last.flagged == (plane >= 0) && residual.flagged == last.flagged) << "tile " << tile << " of head " << h;
+        bool spoilt_keys = false, spoilt_values = false;
+        for (std::int64_t r = 0; r < 128; ++r) {
+          const std::int64_t t = tile * 128 + r;
+          if (t < s.keys) {
+            spoilt_keys |= spoils(key, i, h, t);
+            spoilt_values |= spoils(value, i, h, t);
+            const float scale = got.form.scale_each_key ? got.key_scale[at * 128 + r] : last.key[r % 8 / 2],
+                        want = scale_of(key, i, s.batch, h, key_group, t);
+            ASSERT_TRUE(near(scale, want)) << "key scale " << scale << ", not " << want << ", of token " << t << " of head " << h;
+            ASSERT_TRUE(got.form.scale_each_key || last.key[r % 8 / 2] == residual.key[r % 8 / 2]);
+          }
+          for (std::int64_t c = 0; c < padded; ++c) {
+            expect_number(keys, key, got.key(at, r, c), 1, i, s.batch, h, s.key_begin, s.keys, t, c);
+            const std::int64_t before = values.different;
+            expect_number(values, value, got.value(at, r, c), 1, i, s.batch, h, s.key_begin, s.keys, t, c);
+            if (plane >= 0 && values.different == before) {
+              const auto stored = got.residuals[at * 128 * padded + Packed::in_columns(r, c)];
+              residuals.add(stored, c < dim ? static_cast<std::int64_t>(load(row(value.residuals, 0, plane, r), DType::i8, c)) : 0);
+            }
+          }
+        }
+        ASSERT_EQ(got.spoilt_keys[at], spoilt_keys);
+        ASSERT_EQ(got.spoilt_values[at], spoilt_values);
+        any_spoilt |= spoilt_keys || spoilt_values;
+      }
+    }
+    if (got.p.places) {
+      query_group += recipe.query.groups.count(s.queries);
+      key_group += recipe.key.groups.count(s.keys);
+    }
+  }
+  EXPECT_EQ(got.counters[0], 0);
+  EXPECT_EQ(got.counters[1] != 0, any_spoilt);
+  // Sums of a sample may be rounded otherwise, so that one channel's λ is another number.
+  const auto expect_tally = [&](const Tally& t, const char* what) {
+    if (t.different == 0) return;
+    std::printf("  %s: %lld of %lld numbers differ, by %lld at most\n", what, static_cast<long long>(t.different),
+                static_cast<long long>(t.numbers), static_cast<long long>(t.largest));
+    EXPECT_TRUE(inexact && t.largest <= 1 && static_cast<double>(t.different) <= 1e-4 * static_cast<double>(t.numbers)) << what;
+  };
+  expect_tally(queries, "queries");
+  expect_tally(keys, "keys");
+  expect_tally(values, "values");
+  expect_tally(residuals, "residuals");
+}
+
+struct Case {
+  const char* name;
+  DType type;
+  GpuLayout layout;
+  std::int64_t batch, heads, kv_heads, queries, keys;
+  std::vector<std::int64_t> query_starts, key_starts;
+  float scale;
+  bool spoilt;
+};
+
+const std::vector<Case>& cases() {
+  static const std::vector<Case> all{
+      {"grouped heads", DType::bf16, GpuLayout::bhsd, 2, 4, 2, 300, 385, {}, {}, 0.1f, false},
+      {"few queries, negative scale", DType::f16, GpuLayout::bshd, 1, 3, 3, 1, 129, {}, {}, -0.3f, false},
+      {"packed", DType::bf16, GpuLayout::gaps, 1, 2, 1, 336, 581, {0, 5, 205, 205, 335, 336}, {0, 200, 200, 264, 564, 581}, 0.1f, false},
+      {"not finite", DType::bf16, GpuLayout::gaps, 2, 2, 2, 260, 200, {}, {}, -0.1f, true},
+      {"packed, not finite",
+       DType::f16,
+       GpuLayout::bshd,
+       1,
+       2,
+       2,
+       336,
+       581,
+       {0, 5, 205, 205, 335, 336},
+       {0, 200, 200, 264, 564, 581},
+       0.1f,
+       true},
+  };
+  return all;
+}
+
+void run(const Method& method, std::int64_t dim, const Case& c) {
+  SCOPED_TRACE(std::string(method.name) + ", dim " + std::to_string(dim) + ", " + c.name);
+  Random random(static_cast<std::uint64_t>(dim) * 131 + static_cast<std::uint64_t>(c.keys));
+  Array q = normal(random, c.type, {c.batch, c.heads, c.queries, dim}), k = normal(random, c.type, {c.batch, c.kv_heads, c.keys, dim}),
+        v = normal(random, c.type, k.shape());
+  // Keys with a common part; values of which one is smaller than its tile's others, about as much as a flag needs, and one larger.
+  k.fill([&](auto, auto h, auto, std::int64_t channel) { return random.normal() + static_cast<float>(channel * (h + 1) % 7); });
+  v.fill([&](auto, auto h, std::int64_t t, auto) {
+    const float small = 0.12f + 0.02f * static_cast<float>((t / 131 + 3 * h + dim / 8) % 10);
+    return random.normal() * (t % 131 == 5 ? small : t == 200 ? 9.f : 1.f);
+  });
+  if (c.spoilt) {
+    constexpr float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+    q.set(0, 0, 17, dim / 2, nan);
+    q.set(0, c.heads - 1, c.queries - 1, 0, -infinity);
+    for (std::int64_t t = 0; t < 3; ++t) k.set(0, 0, t * 61, dim - 1, infinity);
+    for (std::int64_t t = 130; t < 150; ++t) k.set(c.batch - 1, c.kv_heads - 1, t, t % dim, nan);
+    for (std::int64_t t = 0; t < c.keys; t += 37) v.set(0, 0, t, t % dim, t % 2 ? nan : infinity);
+    if (c.type == DType::bf16) v.set(c.batch - 1, 0, 3, 1, 1e5f);  // more than f16 can hold
+  }
+  const GpuArray on_gpu[] = {GpuArray(q, c.layout), GpuArray(k, c.layout), GpuArray(v, c.layout)};
+  const Packed got(method.recipe, on_gpu[0], on_gpu[1], on_gpu[2], c.query_starts, c.key_starts, c.scale);
+  expect_same(method.recipe, got, q, k, v, c.query_starts, c.key_starts);
+}
+
+class Pack : public testing::TestWithParam<Method> {
+ protected:
+  void SetUp() override {
+    if (!has_gpu()) GTEST_SKIP() << "there is no GPU that this build has kernels for";
+  }
+};
+
+TEST_P(Pack, MakesWhatQuantizeMakes) {
+  for (const std::int64_t dim : {64, 128, 256, 8, 72, 80, 96, 160, 192, 248})
+    for (const Case& c : cases()) {
+      run(GetParam(), dim, c);
+      if (HasFailure()) return;
+    }
+}
+
+// So many tiles that a chunk of the statistics has several, and a head many chunks.
+TEST_P(Pack, LongSequences) {
+  for (const DType type : {DType::bf16, DType::f16}) {
+    run(GetParam(), 40, {"long", type, GpuLayout::bhsd, 1, 4, 4, 100, 40000, {}, {}, 0.1f, true});
+    if (HasFailure()) return;
+  }
+  run(GetParam(), 64,
+      {"long, packed", DType::bf16, GpuLayout::bshd, 1, 4, 4, 300, 40000, {0, 100, 200, 300}, {0, 30000, 30003, 40000}, 0.1f, false});
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, Pack, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
+
+}  // namespace
+}  // namespace chitu::test
