@@ -221,7 +221,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
       want = factor * load(row(x.values, batch, head, begin + token), type, channel);
       if (x.quant.scaling == Scaling::none && (x.role == Role::value ? !is_finite(want) : spoils(x, sequence, head, token))) want = 0;
     }
-    alignas(float) std::uint8_t bytes_of_it[4];
+    alignas(float) std::uint8_t bytes_of_it[4] = {};
     store(bytes_of_it, type, 0, want);
     tally.add(step_of(type, stored), step_of(type, bytes_of_it));
   };
