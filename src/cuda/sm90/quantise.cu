@@ -358,7 +358,7 @@ __device__ __forceinline__ void quantise_residuals(const Params& p, int unit, fl
     };
     std::uint32_t packed[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) packed[i] = ptx::pack_i8(rest(2 * i), rest(2 * i + 1), rest(2 * i + 8), rest(2 * i + 9));
+    for (int i = 0; i < 4; ++i) packed[i] = ptx::pack_i8(rest(2 * i), rest(2 * i + 1), rest(2 * i + 8), rest(2 * i + 9)) ^ value_offsets;
     *reinterpret_cast<uint4*>(out + part.to(c)) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
   }
 }
@@ -447,8 +447,8 @@ __device__ __forceinline__ void quantise_values(const Params& p, int unit, float
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t a = word(x[2 * i], w), b = word(x[2 * i + 1], w), c = word(x[2 * i + 8], w), d = word(x[2 * i + 9], w);
-      y0[i] = ptx::pack_i8(low<T>(a) * f0, low<T>(b) * f0, low<T>(c) * f0, low<T>(d) * f0);
-      y1[i] = ptx::pack_i8(high<T>(a) * f1, high<T>(b) * f1, high<T>(c) * f1, high<T>(d) * f1);
+      y0[i] = ptx::pack_i8(low<T>(a) * f0, low<T>(b) * f0, low<T>(c) * f0, low<T>(d) * f0) ^ value_offsets;
+      y1[i] = ptx::pack_i8(high<T>(a) * f1, high<T>(b) * f1, high<T>(c) * f1, high<T>(d) * f1) ^ value_offsets;
     }
     *reinterpret_cast<uint4*>(out + part.to(2 * w)) = make_uint4(y0[0], y0[1], y0[2], y0[3]);
     *reinterpret_cast<uint4*>(out + part.to(2 * w + 1)) = make_uint4(y1[0], y1[1], y1[2], y1[3]);
