@@ -14,6 +14,7 @@
 #include "cuda/sm90/ptx.h"
 
 namespace chitu::cuda::sm90 {
+namespace {  // part of quantise.cu
 
 constexpr int quantise_threads = 256;
 constexpr float infinity = std::numeric_limits<float>::infinity();
@@ -177,4 +178,5 @@ __device__ __forceinline__ int again(int unit) {
   return unit;
 }
 
+}  // namespace
 }  // namespace chitu::cuda::sm90

@@ -5,6 +5,7 @@
 #include "cuda/sm90/quantise_common.cuh"
 
 namespace chitu::cuda::sm90 {
+namespace {  // part of quantise.cu
 
 // B fragments of the signed 16 x 16 Hadamard matrix on channel bits 0, 2, 4, 5; the sign of common/rotation.h goes along for nothing. A
 // 16-byte piece is an A operand as it stands: its words are (bit 1, bit 2) = 00, 10, 01, 11, so bit 1 tells row g from row g + 8 of the
@@ -232,4 +233,5 @@ __device__ __forceinline__ void rotate(const Job& job, int unit, Shared& shared)
   if constexpr (!is_key) correct<T, dim>(job, unit, shared);
 }
 
+}  // namespace
 }  // namespace chitu::cuda::sm90

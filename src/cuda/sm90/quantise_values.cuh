@@ -6,10 +6,10 @@
 #include "cuda/sm90/quantise_common.cuh"
 
 namespace chitu::cuda::sm90 {
+namespace {  // part of quantise.cu
 
-// A warp has 64 keys x 32 channels of a tile. A thread has 8 keys x 8 channels: of 16 keys, chunk of the tile, 0 ... 3 and 8 ... 11, or
-// those
-// + 4, whose integers follow each other.
+// A warp has 64 keys x 32 channels of a tile. A thread has 8 keys x 8 channels: of 16 keys (`chunk`) numbers 0 ... 3 and 8 ... 11, or those
+// + 4, because their integers follow each other.
 template <class T, int dim>
 struct ValuePart {
   static constexpr int keys = 8, parts = dim / 32, warps = 2 * parts, groups = 8 / warps;  // warps: of a tile; groups: tiles of a CTA
@@ -185,4 +185,5 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
   if (flagged) quantise_residuals<T, dim>(job, unit, scale, inverse);
 }
 
+}  // namespace
 }  // namespace chitu::cuda::sm90
