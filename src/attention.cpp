@@ -169,6 +169,8 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
     require(p->first > -unbounded / 4 && p->first < unbounded / 4 && p->step < (std::int64_t{1} << 31), "positions are out of range");
   }
   check_threads(o.threads);
+  require(q.device == Device::cuda || !o.stream, "stream is given, but the tensors are on the CPU; it must be null");
+  require(q.device == Device::cpu || o.threads == 0, "threads is ", o.threads, ", but the tensors are on a GPU; it must be 0");
   check_correction(query, key, o.recipe, lse);
 
   return {.query = query,

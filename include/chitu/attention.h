@@ -49,8 +49,8 @@ struct Options {
   std::span<const std::int64_t> query_starts{};
   std::span<const std::int64_t> key_starts{};
 
-  int threads = 0;            // CPU threads; 0: OpenMP's default
-  void* stream = nullptr;     // a cudaStream_t, for tensors on a GPU
+  int threads = 0;            // for tensors on the CPU; 0: OpenMP's default. On a GPU it must be 0
+  void* stream = nullptr;     // a cudaStream_t, for tensors on a GPU. On the CPU it must be null
   std::string_view kernel{};  // run this row of the kernel table or refuse; empty: the first that takes the call
 };
 
