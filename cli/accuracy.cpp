@@ -2,6 +2,7 @@
 // chitu accuracy: how far each method is from double precision, on the user's tensors or on named distributions, and which is the
 // fastest within a bound.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <cstdio>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // chitu bench: speed and accuracy of the methods at several lengths.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 #include <cmath>

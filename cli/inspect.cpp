@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // chitu explain, methods and doctor: what would run, what there is, and whether it works on this machine.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <memory>
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // chitu run: attention of tensors in files, into files.
+#include <CLI/CLI.hpp>
 #include <memory>
 #include <optional>
 

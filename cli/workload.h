@@ -2,7 +2,6 @@
 // What bench and accuracy measure: the flags that say it, and the tensors that come of them.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -13,6 +12,10 @@
 #include "chitu/chitu.h"
 #include "cli/data.h"
 #include "cli/files.h"
+
+namespace CLI {
+class App;
+}
 
 namespace chitu::cli {
 

@@ -44,6 +44,7 @@ class OnGpu {
   T* data() const { return static_cast<T*>(memory_.get()); }
   void fetch() { check(cudaMemcpy(numbers_.data(), memory_.get(), bytes(), cudaMemcpyDeviceToHost)); }
   const T& operator[](std::int64_t i) const { return numbers_.at(static_cast<std::size_t>(i)); }
+  T& operator[](std::int64_t i) { return numbers_.at(static_cast<std::size_t>(i)); }
   const std::vector<T>& numbers() const { return numbers_; }
 
  private:
@@ -139,6 +140,12 @@ struct Packed {
     queries.fetch(), query_scale.fetch(), correction.fetch(), centre.fetch(), channels.fetch(), tiles.fetch(), residuals.fetch();
     passes.fetch(), key_scale.fetch(), ranges.fetch(), spoilt_queries.fetch(), spoilt_keys.fetch(), spoilt_values.fetch();
     counters.fetch();
+    if (recipe.value.type != DType::i8) return;
+    // As quantize() has them: without the offset.
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(tiles.numbers().size()); ++i)
+      if (i % form.tile_bytes() >= form.key_bytes()) tiles[i] ^= value_offset;
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(residuals.numbers().size()); ++i)
+      residuals[i] = static_cast<std::int8_t>(residuals[i] ^ value_offset);
   }
 
   // Byte of a number in an operand of 16- or 8-bit rows; the operand has `rows` rows.
@@ -221,7 +228,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
       want = factor * load(row(x.values, batch, head, begin + token), type, channel);
       if (x.quant.scaling == Scaling::none && (x.role == Role::value ? !is_finite(want) : spoils(x, sequence, head, token))) want = 0;
     }
-    alignas(float) std::uint8_t bytes_of_it[4];
+    alignas(float) std::uint8_t bytes_of_it[4] = {};
     store(bytes_of_it, type, 0, want);
     tally.add(step_of(type, stored), step_of(type, bytes_of_it));
   };

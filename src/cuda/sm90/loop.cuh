@@ -13,10 +13,9 @@
 namespace chitu::cuda::sm90 {
 
 constexpr float log2_e = 1.44269504f, ln_2 = 0.69314718f;
-constexpr float lowest = -1e30f;             // a maximum over no keys
-constexpr int most_shared_bytes = 232448;    // of a CTA
-constexpr int out_bytes = 16 * 64 * 2;       // 64 channels of a warp's rows, on their way to memory
-constexpr std::uint32_t value_offset = 128;  // what is added to 8-bit integers of values
+constexpr float lowest = -1e30f;           // a maximum over no keys
+constexpr int most_shared_bytes = 232448;  // of a CTA
+constexpr int out_bytes = 16 * 64 * 2;     // 64 channels of a warp's rows, on their way to memory
 
 // log2 of a weight's largest stored value, digit by digit.
 constexpr float log2_of(float top) {

@@ -416,7 +416,8 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
       std::uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        words[i] = pack_8bit<number>(stored(2 * i, c), stored(2 * i + 1, c), stored(2 * i + 8, c), stored(2 * i + 9, c));
+        words[i] = pack_8bit<number>(stored(2 * i, c), stored(2 * i + 1, c), stored(2 * i + 8, c), stored(2 * i + 9, c)) ^
+                   (number == Number::i8 ? value_offsets : 0);
       static_cast<uint4*>(tile)[(channel0 + c) * 8 + (block ^ c)] = make_uint4(words[0], words[1], words[2], words[3]);
     }
   };
