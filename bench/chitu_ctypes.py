@@ -6,6 +6,7 @@
 
 import ctypes
 import os
+import re
 
 import torch
 
@@ -19,8 +20,9 @@ class Unsupported(Exception):
     """No kernel takes such a call; the text has the reasons of those for the device of its tensors."""
 
     def __init__(self, text):
-        reasons = [line.strip() for line in text.splitlines()[1:] if not line.endswith("is for tensors in CPU memory")]
-        super().__init__("; ".join(reasons) or text)
+        lines = [line.strip() for line in text.splitlines()[1:] if not line.endswith("is for tensors in CPU memory")]
+        reasons = [re.sub(r" \([^)]*\):", ":", line, count=1) for line in lines]  # rows of one kernel may have one reason
+        super().__init__("; ".join(dict.fromkeys(reasons)) or text)
 
 
 class Tensor(ctypes.Structure):

@@ -186,17 +186,18 @@ class GpuMeter : public Meter {
     return describe(t.query.tensor, t.key.tensor, t.value.tensor, t.out.tensor, options_);
   }
 
-  // Why no GPU kernel takes the call, each kernel's reason; empty: one does.
+  // Why no GPU kernel takes the call, each reason once; empty: one does.
   std::string refusal() const {
     const Problem p = problem();
-    std::string reasons;
+    std::vector<std::string> reasons;
     for (const Kernel& k : kernel_table()) {
       if (k.device != Device::cuda) continue;
       const std::string why = chitu::refusal(k, p);
       if (why.empty()) return {};
-      reasons += fmt::format("{}{} ({}, {}): {}", reasons.empty() ? "" : "; ", k.name, name(k.scores), name(k.weights), why);
+      const std::string reason = fmt::format("{}: {}", k.name, why);
+      if (std::find(reasons.begin(), reasons.end(), reason) == reasons.end()) reasons.push_back(reason);
     }
-    return reasons;
+    return fmt::format("{}", fmt::join(reasons, "; "));
   }
 
   Output results() const {
