@@ -217,8 +217,9 @@ void print_heading(const BenchFlags& flags, const WorkloadSource& source, const 
           ? ", methods in turn after a warm-up; total is from the tensors as they came, quantisation included.\n"
             "TFLOPS: 4 x dim operations for each visible pair of query and key, over the total. Peak: of the arithmetic each "
             "product uses.\n"
-          : " by the GPU's events, methods in turn after a warm-up, tensors in GPU memory. Quantise and attention are a call's two "
-            "steps apart; total is a whole call, in which they overlap a little.\n"
+          : " by the GPU's events, methods in turn after a warm-up, tensors in GPU memory. Quantise (what it "
+            "packs of operands that stay 16-bit included) and attention are a call's two steps apart; total is a whole call, in which they "
+            "overlap a little.\n"
             "GB/s: each tensor that the method quantises, read once and written once in its new type, over quantise.\n"
             "TFLOPS: 4 x dim operations for each visible pair of query and key, over the time before it. SM MHz: the clock, read under "
             "this work.\n");
