@@ -4,7 +4,7 @@
 #   tools/gpu_tables.sh PROGRAM RESULTS PART... [-- BENCH_ARGUMENT...]
 #     PROGRAM   chitu; RESULTS: the folder for gpu_PART.md and gpu_PART.csv
 #     PART      filled    1K, 4K and 16K tokens, 32768 tokens x 2048 channels a call
-#               long      10K, 100K and 1M tokens, 2 heads
+#               long      10K and 100K tokens, 2048 channels; 1M tokens, one head
 #               captured  the heads in data/, as far as they were captured
 #     BENCH_ARGUMENT   goes to each `chitu bench`: --method chitu, --runs 5
 set -euo pipefail
@@ -42,8 +42,10 @@ filled() { # MASK, or nothing
   bench --lengths 1K,4K,16K --tokens-per-call 32K --heads 32 --dim 64 --rows 32 "$@"
 }
 long() {
-  bench --lengths 10K,100K,1M --heads 2 --dim 128 --rows 16 "$@"
-  bench --lengths 10K,100K,1M --heads 2 --dim 64 --rows 16 "$@"
+  bench --lengths 10K,100K --heads 16 --dim 128 --rows 16 "$@"
+  bench --lengths 10K,100K --heads 32 --dim 64 --rows 16 "$@"
+  bench --lengths 1M --heads 1 --dim 128 --rows 8 "$@"
+  bench --lengths 1M --heads 1 --dim 64 --rows 8 "$@"
 }
 captured() {
   bench --input data/gpt_d128.safetensors "$@"
