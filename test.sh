@@ -60,7 +60,7 @@ suite() {
 }
 
 formatted() {
-  git ls-files -z --cached --others --exclude-standard -- '*.h' '*.cpp' '*.cu' | xargs -0 clang-format-14 --dry-run --Werror
+  git ls-files -z --cached --others --exclude-standard -- '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 clang-format-14 --dry-run --Werror
 }
 methods_are_current() { build/chitu methods --markdown | diff -u docs/methods.md -; }
 

@@ -70,7 +70,8 @@ constexpr Form form_of(const Recipe& r, int dim) {
 // row of values, is cut into *panels* of 128 bytes (one of 64 where it has no more); a panel's rows follow each other, and their 16-byte
 // chunks are swizzled: chunk c of row r stands at c ^ r % 8 (rows of 64 bytes: c ^ r / 2 % 4). 8-bit values are transposed: a row of 128
 // keys for each channel, swizzled likewise, keys in the order 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15 within 16. Tokens are padded with
-// zeros to whole tiles, channels to Form::dim. Integers of values, and of their residual plane, are stored + 128 (value_offset). Tiles of a head follow each other, heads of a sequence, sequences.
+// zeros to whole tiles, channels to Form::dim. Integers of values, and of their residual plane, are stored + 128 (value_offset). Tiles of a
+// head follow each other, heads of a sequence, sequences.
 constexpr std::uint32_t value_offset = 128, value_offsets = 0x80808080u;  // the latter is added by exclusive or
 struct Params {
   View query, key, value, out, lse;  // lse.data may be null
