@@ -2,7 +2,9 @@
 // chitu accuracy: how far each method is from double precision, on the user's tensors or on named distributions, and which is the
 // fastest within a bound.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -22,7 +24,7 @@ struct AccuracyFlags {
   WorkloadFlags workload{.data = "normal,outlier,rope,value-bias,sink,peaky,local", .heads = 2};
   std::string tokens, rows, plot, csv, json;
   std::optional<double> max_l1;
-  MeasureSettings settings{.runs = 3};
+  MeasureSettings settings{.cpu_runs = 3};
 
   double bound() const { return max_l1.value_or(.02); }
 };
@@ -55,17 +57,18 @@ Table table_of(const Workload& w, const std::vector<Measurement>& measurements) 
               .rows = {}};
   for (const Measurement& m : measurements) {
     const Errors& e = m.errors;
+    if (!m.refused.empty()) continue;
     table.rows.push_back({std::string(m.method->name), fmt::format("{:.6f}", e.cosine), relative(e.relative_l1), scientific(e.rmse),
                           scientific(e.max_diff), place_text(e.worst_head, w.query.shape[0]), place_text(e.worst_row, w.query.shape[0]),
-                          scientific(e.lse_max_diff), scientific(e.lse_mean_diff), milliseconds(m.total.median),
-                          m.sampled_rows ? fmt::format("{} of {}", *m.sampled_rows, w.query.shape[2]) : "all"});
+                          scientific(e.lse_max_diff), scientific(e.lse_mean_diff), milliseconds(m.total.median), timed_rows(w, m)});
   }
   return table;
 }
 
-Json json_of(const Workload& w, const Truth& truth, const Measurement& m, int runs) {
+Json json_of(const Workload& w, const Truth& truth, const Measurement& m) {
   const Errors& e = m.errors;
   const Shape& q = w.query.shape;
+  const auto known = [&](auto x) { return m.refused.empty() ? Json(x) : Json(); };
   return {{"method", m.method->name},
           {"data", w.data},
           {"dtype", name(w.query.type)},
@@ -77,25 +80,27 @@ Json json_of(const Workload& w, const Truth& truth, const Measurement& m, int ru
           {"keys", w.key.shape[2]},
           {"causal", w.window.right == 0},
           {"window", w.window == everything || w.window == causal ? Json() : Json(window_text(w.window))},
+          {"device", w.device == Device::cuda ? "cuda" : "cpu"},
+          {"refused", m.refused.empty() ? Json() : Json(m.refused)},
           {"compared_rows", total(truth.runs)},
-          {"cosine", e.cosine},
-          {"rel_l1", e.relative_l1},
-          {"rmse", e.rmse},
-          {"max_diff", e.max_diff},
-          {"mean_diff", e.mean_diff},
-          {"worst_head", e.worst_head.head},
-          {"worst_head_batch", e.worst_head.batch},
-          {"worst_head_rel_l1", e.worst_head.relative_l1},
-          {"worst_row_query", e.worst_row.query},
-          {"worst_row_head", e.worst_row.head},
-          {"worst_row_batch", e.worst_row.batch},
-          {"worst_row_rel_l1", e.worst_row.relative_l1},
-          {"lse_max_diff", e.lse_max_diff},
-          {"lse_mean_diff", e.lse_mean_diff},
-          {"total_ms", m.total.median},
-          {"total_ms_min", m.total.min},
-          {"total_ms_max", m.total.max},
-          {"runs", runs},
+          {"cosine", known(e.cosine)},
+          {"rel_l1", known(e.relative_l1)},
+          {"rmse", known(e.rmse)},
+          {"max_diff", known(e.max_diff)},
+          {"mean_diff", known(e.mean_diff)},
+          {"worst_head", known(e.worst_head.head)},
+          {"worst_head_batch", known(e.worst_head.batch)},
+          {"worst_head_rel_l1", known(e.worst_head.relative_l1)},
+          {"worst_row_query", known(e.worst_row.query)},
+          {"worst_row_head", known(e.worst_row.head)},
+          {"worst_row_batch", known(e.worst_row.batch)},
+          {"worst_row_rel_l1", known(e.worst_row.relative_l1)},
+          {"lse_max_diff", known(e.lse_max_diff)},
+          {"lse_mean_diff", known(e.lse_mean_diff)},
+          {"total_ms", known(m.total.median)},
+          {"total_ms_min", known(m.total.min)},
+          {"total_ms_max", known(m.total.max)},
+          {"runs", m.runs},
           {"sampled_rows", m.sampled_rows ? Json(*m.sampled_rows) : Json()}};
 }
 
@@ -105,7 +110,7 @@ void print_section(const Workload& w, const Truth& truth, const std::vector<Meas
   const char* which = rows == q[2] ? "all" : truth.runs.size() == 1 ? "the last" : "spread";
   fmt::print("\n## {}: {}, {}, batch {}, {} ({} of keys), dim {}, {}, {}\n\n", w.data, count(q[2], "query row"),
              count(w.key.shape[2], "key"), q[0], count(q[1], "head"), w.key.shape[1], q[3], name(w.query.type), window_text(w.window));
-  fmt::print("{}\nCompared: {} rows of each head ({}).\n", table_of(w, measurements).markdown(), rows, which);
+  fmt::print("{}{}\nCompared: {} rows of each head ({}).\n", table_of(w, measurements).markdown(), refused_text(measurements), rows, which);
   std::fflush(stdout);
 }
 
@@ -133,16 +138,27 @@ void write_plot(ReportFile& file, const std::vector<const Method*>& methods, con
   file.write(accuracy_plot(names, rows, bound));
 }
 
+// Only what ran on all data can be recommended or drawn.
+void drop_refused(std::vector<const Method*>& methods, std::vector<std::vector<Measurement>>& measurements) {
+  const auto refused = [&](const Method* method) {
+    return std::any_of(measurements.begin(), measurements.end(), [&](const auto& of_data) {
+      return std::any_of(of_data.begin(), of_data.end(), [&](const Measurement& m) { return m.method == method && !m.refused.empty(); });
+    });
+  };
+  std::erase_if(methods, refused);
+  for (auto& of_data : measurements)
+    std::erase_if(of_data, [&](const Measurement& m) { return std::find(methods.begin(), methods.end(), m.method) == methods.end(); });
+}
+
 void accuracy(const AccuracyFlags& flags) {
   ReportFile csv_file(flags.csv), json_file(flags.json), plot_file(flags.plot);
-  const std::vector<const Method*> methods = methods_of(flags.workload.method);
+  std::vector<const Method*> methods = methods_of(flags.workload.method);
   const WorkloadSource source(flags.workload);
   const std::int64_t tokens = count_of(flags.tokens, "--tokens", source.is_file() ? 0 : 4096);
   fmt::print(
       "Machine: {}\nTruth: exact attention in double precision. Outputs have the type of the data.\nTotal: median of {}, from the tensors "
-      "as they "
-      "came, quantisation included.\n",
-      machine_text(source.threads(), flags.workload.kernel), count(flags.settings.runs, "run"));
+      "as they came, quantisation included.\n",
+      machine_text(source.device(), source.threads(), flags.workload.kernel), runs_text(flags.settings, source.device()));
 
   Progress progress(static_cast<double>(source.data().size()));
   std::vector<std::vector<Measurement>> measurements;
@@ -154,8 +170,9 @@ void accuracy(const AccuracyFlags& flags) {
     measurements.push_back(measure(w, methods, truth, flags.settings, progress, 1));
     progress.clear();
     print_section(w, truth, measurements.back());
-    for (const Measurement& m : measurements.back()) rows_json.push_back(json_of(w, truth, m, flags.settings.runs));
+    for (const Measurement& m : measurements.back()) rows_json.push_back(json_of(w, truth, m));
   }
+  drop_refused(methods, measurements);
   const auto candidates = candidates_of(source.data(), measurements);
   const auto best = recommend(candidates, flags.bound());
   print_recommendation(candidates, best, flags.bound());
@@ -163,7 +180,7 @@ void accuracy(const AccuracyFlags& flags) {
   if (plot_file.wanted()) write_plot(plot_file, methods, source, measurements, flags.bound());
   if (csv_file.wanted()) csv_file.write(csv(rows_json));
   if (json_file.wanted()) {
-    const Json report{{"machine", machine_json(source.threads(), flags.workload.kernel)},
+    const Json report{{"machine", machine_json(source.device(), source.threads(), flags.workload.kernel)},
                       {"rows", rows_json},
                       {"max_l1", flags.bound()},
                       {"recommended", best ? Json(best->method->name) : Json()}};
@@ -187,7 +204,7 @@ void add_accuracy(CLI::App& app) {
       "Query rows of a head that are compared; the last 256 of data, of a file as many as a few seconds allow, unless given");
   command->add_option("--max-l1", flags->max_l1, "Recommend the fastest method whose relative L1 is at most this; 0.02 unless given")
       ->check(CLI::PositiveNumber);
-  command->add_option("--runs", flags->settings.runs, "Timed runs of each method")->capture_default_str()->check(CLI::Range(1, 1000));
+  add_runs(*command, flags->settings);
   command->add_option("--plot", flags->plot, "Draw relative L1 of each method and data set here, an .svg");
   command->add_option("--csv", flags->csv, "Write the rows here as well");
   command->add_option("--json", flags->json, "Write machine, rows and recommendation here as well");

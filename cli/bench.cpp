@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // chitu bench: speed and accuracy of the methods at several lengths.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
+#include <limits>
 #include <memory>
 
 #include "cli/commands.h"
@@ -18,8 +21,9 @@ namespace {
 
 struct BenchFlags {
   WorkloadFlags workload;
-  std::string lengths, rows, csv, json;
+  std::string lengths, tokens_per_call, rows, csv, json;
   MeasureSettings settings;
+  std::optional<double> sample_above;
 };
 
 // For the progress bar; a file of unknown length is the only one.
@@ -33,6 +37,15 @@ std::vector<std::int64_t> lengths_of(const BenchFlags& flags) {
     require(lengths.back() >= 1, "--lengths has ", word, "; a length is 1 or more");
   }
   return lengths;
+}
+
+// The batch of a call at this length, where --tokens-per-call says it.
+std::optional<std::int64_t> batch_of(const BenchFlags& flags, std::int64_t tokens) {
+  if (flags.tokens_per_call.empty()) return {};
+  const std::int64_t all = parse_count(flags.tokens_per_call);
+  require(all >= 1, "--tokens-per-call is 0; give 1 or more");
+  require(all % tokens == 0, "--tokens-per-call ", flags.tokens_per_call, " is no multiple of ", tokens, ", one of --lengths");
+  return all / tokens;
 }
 
 // `exact` is what the others are compared with: measured even if not asked for.
@@ -60,26 +73,47 @@ double peak_of(const Workload& w, const Recipe& recipe, const Peaks& peaks) {
   return 2 / (1 / peak(recipe.key) + 1 / peak(recipe.value));
 }
 
+// Bytes that quantising must move at least: each operand that the method quantises is read once, and written once in its new type.
+// Scales, samples and residual planes are not counted.
+double quantise_bytes(const Workload& w, const Recipe& recipe) {
+  const auto moved = [](const Tensor& t, const Quant& q) {
+    const double elements = static_cast<double>(t.shape[0] * t.shape[1]) * static_cast<double>(t.shape[2] * t.shape[3]);
+    return q.scaling == Scaling::none ? 0 : elements * (bytes(t.type) + bytes(q.type));
+  };
+  return moved(w.query, recipe.query) + moved(w.key, recipe.key) + moved(w.value, recipe.value);
+}
+
+// What follows from the times. Not a number where it is unknown: of a method that was refused, or is compared with one that was.
 struct Row {
   const Measurement& measurement;
-  double tflops, peak_percent, speedup;
+  double tflops, attention_tflops, quantise_gb_s, peak_percent, speedup;
 };
 
-std::vector<Row> rows_of(const Workload& w, const std::vector<Measurement>& measurements, const Peaks& peaks) {
+constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
+
+std::vector<Row> rows_of(const Workload& w, const std::vector<Measurement>& measurements, const std::optional<Peaks>& peaks) {
   const auto exact =
       std::find_if(measurements.begin(), measurements.end(), [](const auto& m) { return m.method->recipe == recipes::exact; });
   std::vector<Row> rows;
   for (const Measurement& m : measurements) {
-    const double tflops = w.operations() / (m.total.median * 1e9);
-    rows.push_back({m, tflops, 100 * tflops / peak_of(w, m.method->recipe, peaks), exact->total.median / m.total.median});
+    const Recipe& recipe = m.method->recipe;
+    const auto tflops = [&](double milliseconds) { return w.operations() / (milliseconds * 1e9); };
+    const double moved = quantise_bytes(w, recipe);
+    rows.push_back({.measurement = m,
+                    .tflops = tflops(m.total.median),
+                    .attention_tflops = tflops(m.attention.median),
+                    .quantise_gb_s = moved > 0 ? moved / (m.quantise.median * 1e6) : unknown,
+                    .peak_percent = peaks ? 100 * tflops(m.total.median) / peak_of(w, recipe, *peaks) : unknown,
+                    .speedup = exact->total.median / m.total.median});
   }
   return rows;
 }
 
-Json json_of(const Workload& w, const Truth& truth, const Row& row, int runs) {
+Json json_of(const Workload& w, const Truth& truth, const Row& row) {
   const Measurement& m = row.measurement;
   const Errors& e = m.errors;
   const Shape& q = w.query.shape;
+  const auto known = [&](double x) { return m.refused.empty() && !std::isnan(x) ? Json(x) : Json(); };
   Json window;
   if (w.window != everything && w.window != causal) window = window_text(w.window);
   return {{"method", m.method->name},
@@ -92,65 +126,116 @@ Json json_of(const Workload& w, const Truth& truth, const Row& row, int runs) {
           {"tokens", q[2]},
           {"causal", w.window.right == 0},
           {"window", window},
-          {"quantise_ms", m.quantise.median},
-          {"quantise_ms_min", m.quantise.min},
-          {"quantise_ms_max", m.quantise.max},
-          {"attention_ms", m.attention.median},
-          {"attention_ms_min", m.attention.min},
-          {"attention_ms_max", m.attention.max},
-          {"total_ms", m.total.median},
-          {"total_ms_min", m.total.min},
-          {"total_ms_max", m.total.max},
-          {"runs", runs},
+          {"device", w.device == Device::cuda ? "cuda" : "cpu"},
+          {"refused", m.refused.empty() ? Json() : Json(m.refused)},
+          {"quantise_ms", known(m.quantise.median)},
+          {"quantise_ms_min", known(m.quantise.min)},
+          {"quantise_ms_max", known(m.quantise.max)},
+          {"attention_ms", known(m.attention.median)},
+          {"attention_ms_min", known(m.attention.min)},
+          {"attention_ms_max", known(m.attention.max)},
+          {"total_ms", known(m.total.median)},
+          {"total_ms_min", known(m.total.min)},
+          {"total_ms_max", known(m.total.max)},
+          {"runs", m.runs},
           {"sampled_rows", m.sampled_rows ? Json(*m.sampled_rows) : Json()},
-          {"tflops", row.tflops},
-          {"peak_percent", row.peak_percent},
-          {"speedup", row.speedup},
-          {"max_diff", e.max_diff},
-          {"mean_diff", e.mean_diff},
-          {"rel_l1", e.relative_l1},
-          {"lse_max_diff", e.lse_max_diff},
-          {"lse_mean_diff", e.lse_mean_diff},
+          {"tflops", known(row.tflops)},
+          {"attention_tflops", known(row.attention_tflops)},
+          {"quantise_gb_s", known(row.quantise_gb_s)},
+          {"sm_mhz", m.sm_mhz ? Json(*m.sm_mhz) : Json()},
+          {"peak_percent", known(row.peak_percent)},
+          {"speedup", known(row.speedup)},
+          {"max_diff", known(e.max_diff)},
+          {"mean_diff", known(e.mean_diff)},
+          {"rel_l1", known(e.relative_l1)},
+          {"lse_max_diff", known(e.lse_max_diff)},
+          {"lse_mean_diff", known(e.lse_mean_diff)},
           {"compared_rows", total(truth.runs)}};
 }
 
+// "-" where the number is unknown.
+std::string cell(double x, const char* format) { return std::isnan(x) ? "-" : fmt::format(fmt::runtime(format), x); }
+
+std::vector<std::string> cpu_cells(const Workload& w, const Row& r) {
+  const Measurement& m = r.measurement;
+  return {milliseconds(m.quantise.median), milliseconds(m.attention.median),
+          milliseconds(m.total.median),    milliseconds(m.total.min) + " ... " + milliseconds(m.total.max),
+          cell(r.tflops, "{:.3f}"),        cell(r.peak_percent, "{:.0f} %"),
+          cell(r.speedup, "{:.2f}x"),      timed_rows(w, m)};
+}
+
+std::vector<std::string> gpu_cells(const Row& r) {
+  const Measurement& m = r.measurement;
+  const auto ms = [](double x) { return milliseconds(x, 3); };
+  const auto range = [&](const Spread& s) { return ms(s.min) + " ... " + ms(s.max); };
+  return {ms(m.quantise.median),      range(m.quantise),      cell(r.quantise_gb_s, "{:.0f}"),
+          ms(m.attention.median),     range(m.attention),     cell(r.attention_tflops, "{:.0f}"),
+          ms(m.total.median),         range(m.total),         cell(r.tflops, "{:.0f}"),
+          cell(r.speedup, "{:.2f}x"), std::to_string(m.runs), m.sm_mhz ? std::to_string(*m.sm_mhz) : "-"};
+}
+
 Table table_of(const Workload& w, const std::vector<Row>& rows) {
-  Table table{.header = {"method", "max diff", "mean diff", "rel L1", "LSE max", "LSE mean", "quantise ms", "attention ms", "total ms",
-                         "min ... max", "TFLOPS", "of peak", "speed-up", "timed rows"},
-              .rows = {}};
+  const bool gpu = w.device == Device::cuda;
+  const auto append = [](std::vector<std::string>& to, const std::vector<std::string>& more) {
+    to.insert(to.end(), more.begin(), more.end());
+  };
+  Table table{.header = {"method", "max diff", "mean diff", "rel L1", "LSE max", "LSE mean"}, .rows = {}};
+  append(table.header, gpu ? std::vector<std::string>{"quantise ms", "min ... max", "GB/s", "attention ms", "min ... max", "TFLOPS",
+                                                      "total ms", "min ... max", "TFLOPS", "speed-up", "runs", "SM MHz"}
+                           : std::vector<std::string>{"quantise ms", "attention ms", "total ms", "min ... max", "TFLOPS", "of peak",
+                                                      "speed-up", "timed rows"});
   for (const Row& r : rows) {
     const Measurement& m = r.measurement;
     const Errors& e = m.errors;
+    if (!m.refused.empty()) continue;
     table.rows.push_back({std::string(m.method->name), scientific(e.max_diff), scientific(e.mean_diff), relative(e.relative_l1),
-                          scientific(e.lse_max_diff), scientific(e.lse_mean_diff), milliseconds(m.quantise.median),
-                          milliseconds(m.attention.median), milliseconds(m.total.median),
-                          milliseconds(m.total.min) + " ... " + milliseconds(m.total.max), fmt::format("{:.3f}", r.tflops),
-                          fmt::format("{:.0f} %", r.peak_percent), fmt::format("{:.2f}x", r.speedup),
-                          m.sampled_rows ? fmt::format("{} of {}", *m.sampled_rows, w.query.shape[2]) : "all"});
+                          scientific(e.lse_max_diff), scientific(e.lse_mean_diff)});
+    append(table.rows.back(), gpu ? gpu_cells(r) : cpu_cells(w, r));
   }
   return table;
 }
 
-void print_heading(const BenchFlags& flags, const Peaks& peaks, int threads) {
-  fmt::print(
-      "Machine: {}\n"
-      "Peaks ({}, same threads): fp32 multiply-add {:.3f} TFLOPS, int8 dot {:.3f} TOPS{}\n"
-      "Times: median of {}, methods in turn after a warm-up; total is from the tensors as they came, quantisation included.\n"
-      "TFLOPS: 4 x dim operations for each visible pair of query and key, over the total. Peak: of the arithmetic each product uses.\n"
-      "Differences: to double precision, on the output in the type of the data.\n",
-      machine_text(threads, flags.workload.kernel), peaks.instructions, peaks.fp32_tflops, peaks.int8_tops,
-      peaks.bf16_tflops > 0 ? fmt::format(", bf16 dot {:.3f} TFLOPS", peaks.bf16_tflops) : "", count(flags.settings.runs, "run"));
+std::string peaks_text(const Peaks& p) {
+  return fmt::format("Peaks ({}, same threads): fp32 multiply-add {:.3f} TFLOPS, int8 dot {:.3f} TOPS{}\n", p.instructions, p.fp32_tflops,
+                     p.int8_tops, p.bf16_tflops > 0 ? fmt::format(", bf16 dot {:.3f} TFLOPS", p.bf16_tflops) : "");
 }
 
-void print_section(const Workload& w, const Truth& truth, const std::vector<Row>& rows) {
+Json json_of(const Peaks& p) {
+  return {{"fp32_tflops", p.fp32_tflops},
+          {"int8_tops", p.int8_tops},
+          {"bf16_tflops", p.bf16_tflops > 0 ? Json(p.bf16_tflops) : Json()},
+          {"instructions", p.instructions}};
+}
+
+void print_heading(const BenchFlags& flags, const WorkloadSource& source, const std::optional<Peaks>& peaks) {
+  const Device device = source.device();
+  fmt::print("Machine: {}\n{}Times: median of {}", machine_text(device, source.threads(), flags.workload.kernel),
+             peaks ? peaks_text(*peaks) : "", runs_text(flags.settings, device));
+  fmt::print(
+      "{}",
+      device == Device::cpu
+          ? ", methods in turn after a warm-up; total is from the tensors as they came, quantisation included.\n"
+            "TFLOPS: 4 x dim operations for each visible pair of query and key, over the total. Peak: of the arithmetic each "
+            "product uses.\n"
+          : " by the GPU's events, methods in turn after a warm-up, tensors in GPU memory. Quantise (what it "
+            "packs of operands that stay 16-bit included) and attention are a call's two steps apart; total is a whole call, in which they "
+            "overlap a little.\n"
+            "GB/s: each tensor that the method quantises, read once and written once in its new type, over quantise.\n"
+            "TFLOPS: 4 x dim operations for each visible pair of query and key, over the time before it. SM MHz: the clock, read under "
+            "this work.\n");
+  fmt::print("Differences: to double precision, on the output in the type of the data.\n");
+}
+
+void print_section(const Workload& w, const Truth& truth, const std::vector<Measurement>& measurements, const std::vector<Row>& rows) {
   const Shape& q = w.query.shape;
   fmt::print("\n## {}: {}, batch {}, {} ({} of keys), dim {}, {}, {}\n\n", w.data, count(q[2], "token"), q[0], count(q[1], "head"),
              w.key.shape[1], q[3], name(w.query.type), window_text(w.window));
-  fmt::print("{}", table_of(w, rows).markdown());
+  fmt::print("{}{}", table_of(w, rows).markdown(), refused_text(measurements));
   if (total(truth.runs) < q[2])
-    fmt::print("\nDifferences on {} of {} query rows of each head, in {} spread over the sequence.\n", total(truth.runs), q[2],
-               count(static_cast<std::int64_t>(truth.runs.size()), "run"));
-  const bool sampled = std::any_of(rows.begin(), rows.end(), [](const Row& r) { return r.measurement.sampled_rows.has_value(); });
+    fmt::print("\nDifferences on {} of {} query rows of each head, {}.\n", total(truth.runs), q[2],
+               truth.runs.size() == 1 ? "the last" : fmt::format("in {} runs spread over the sequence", truth.runs.size()));
+  const bool sampled =
+      std::any_of(measurements.begin(), measurements.end(), [](const Measurement& m) { return m.sampled_rows.has_value(); });
   if (sampled)
     fmt::print(
         "\nSampled: where timed rows are not all, attention was timed on so many query rows of each head, with all keys, and "
@@ -162,12 +247,18 @@ void bench(const BenchFlags& flags) {
   ReportFile csv_file(flags.csv), json_file(flags.json);
   const std::vector<const Method*> methods = methods_with_exact(flags.workload.method);
   const std::vector<std::int64_t> lengths = lengths_of(flags);
+  for (const std::int64_t tokens : lengths) batch_of(flags, tokens);  // refused before any work
   const std::int64_t wanted_rows = flags.rows.empty() ? 0 : parse_count(flags.rows);
   require(flags.rows.empty() || wanted_rows >= 1, "--rows is 0; give 1 or more");
+  MeasureSettings settings = flags.settings;
+  if (flags.sample_above) {
+    require(flags.workload.device == "cpu", "--sample-above is for --device cpu; on a GPU every call is timed whole");
+    settings.sample_above = *flags.sample_above;
+  }
   const WorkloadSource source(flags.workload);
-  const int threads = source.threads();
-  const Peaks peaks = measure_peaks(threads);
-  print_heading(flags, peaks, threads);
+  std::optional<Peaks> peaks;
+  if (source.device() == Device::cpu) peaks = measure_peaks(source.threads());
+  print_heading(flags, source, peaks);
 
   double work = 0;
   for (const std::int64_t tokens : lengths) work += work_at(tokens) * static_cast<double>(source.data().size());
@@ -176,24 +267,20 @@ void bench(const BenchFlags& flags) {
   for (const std::string& data : source.data())
     for (const std::int64_t tokens : lengths) {
       progress.show(data);
-      const Workload w = source.make(data, tokens);
+      const Workload w = source.make(data, tokens, batch_of(flags, tokens));
       require(w.query.shape[2] == w.key.shape[2], flags.workload.input, " has ", w.query.shape[2], " queries and ", w.key.shape[2],
               " keys; bench needs as many of both, give --lengths");
       const Truth truth = truth_of(w, spread_rows(w.query.shape[2], wanted_rows ? wanted_rows : affordable_rows(w)));
-      const auto measurements = measure(w, methods, truth, flags.settings, progress, work_at(tokens));
+      const auto measurements = measure(w, methods, truth, settings, progress, work_at(tokens));
       const auto rows = rows_of(w, measurements, peaks);
       progress.clear();
-      print_section(w, truth, rows);
-      for (const Row& row : rows) rows_json.push_back(json_of(w, truth, row, flags.settings.runs));
+      print_section(w, truth, measurements, rows);
+      for (const Row& row : rows) rows_json.push_back(json_of(w, truth, row));
     }
   if (csv_file.wanted()) csv_file.write(csv(rows_json));
   if (!json_file.wanted()) return;
-  const Json report{{"machine", machine_json(threads, flags.workload.kernel)},
-                    {"peaks",
-                     {{"fp32_tflops", peaks.fp32_tflops},
-                      {"int8_tops", peaks.int8_tops},
-                      {"bf16_tflops", peaks.bf16_tflops > 0 ? Json(peaks.bf16_tflops) : Json()},
-                      {"instructions", peaks.instructions}}},
+  const Json report{{"machine", machine_json(source.device(), source.threads(), flags.workload.kernel)},
+                    {"peaks", peaks ? json_of(*peaks) : Json()},
                     {"rows", rows_json}};
   json_file.write(report.dump(2) + "\n");
 }
@@ -205,12 +292,18 @@ void add_bench(CLI::App& app) {
   CLI::App* command = app.add_subcommand("bench", "Speed and accuracy of the methods, quantisation included, against exact attention");
   flags->workload.add_to(*command);
   command->add_option("--lengths", flags->lengths, "Tokens: N,... like 512,4K,1M; 1K,4K for data, all of a file unless given");
-  command->add_option("--runs", flags->settings.runs, "Timed runs of each method")->capture_default_str()->check(CLI::Range(1, 1000));
+  command
+      ->add_option("--tokens-per-call", flags->tokens_per_call,
+                   "Tokens of a call, like 32K: the batch is this over each length; instead of --batch")
+      ->excludes(command->get_option("--batch"))
+      ->excludes(command->get_option("--input"));
+  add_runs(*command, flags->settings);
   command->add_option("--rows", flags->rows, "Query rows of a head compared with double precision; unless given, those of a few seconds");
   command
-      ->add_option("--sample-above", flags->settings.sample_above,
-                   "Seconds: a method whose call would take longer is timed on a sample of query rows, and the table says so")
-      ->capture_default_str()
+      ->add_option("--sample-above", flags->sample_above,
+                   fmt::format("Seconds: on a CPU, a method whose call would take longer ({:g}, unless given) is timed on a sample of "
+                               "query rows, and the table says so",
+                               flags->settings.sample_above))
       ->check(CLI::NonNegativeNumber);
   command->add_option("--csv", flags->csv, "Write the rows here as well");
   command->add_option("--json", flags->json, "Write machine, peaks and rows here as well");

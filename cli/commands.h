@@ -3,7 +3,9 @@
 // main() as one line "chitu: error: ..." with exit status 2. CLI::RuntimeError(1) is a verdict, already printed: exit status 1.
 #pragma once
 
-#include <CLI/CLI.hpp>
+namespace CLI {
+class App;  // declared: CLI11 costs each file that includes it several seconds
+}
 
 namespace chitu::cli {
 

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // chitu explain, methods and doctor: what would run, what there is, and whether it works on this machine.
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/gpu.h"
 #include "cli/machine.h"
 #include "cli/methods_page.h"
 #include "cli/self_test.h"
@@ -16,18 +18,28 @@ namespace chitu::cli {
 namespace {
 
 struct ExplainFlags {
-  std::string method = "chitu", kernel, dtype = "f32", window, queries = "4K", keys;
+  std::string method = "chitu", kernel, dtype, window, queries = "4K", keys, device = "cpu";
   std::int64_t batch = 1, heads = 8, kv_heads = 0, dim = 128;
   bool causal = false, lse = false;
 };
 
 void explain_call(const ExplainFlags& flags) {
   const std::int64_t queries = parse_count(flags.queries), keys = flags.keys.empty() ? queries : parse_count(flags.keys);
-  const DType type = dtype_of(flags.dtype);
-  static float no_data;  // explain() asks whether there is data, and reads none
-  const Tensor query = dense(&no_data, type, {flags.batch, flags.heads, queries, flags.dim});
-  const Tensor key = dense(&no_data, type, {flags.batch, flags.kv_heads ? flags.kv_heads : flags.heads, keys, flags.dim});
-  const Tensor lse = flags.lse ? dense(&no_data, DType::f32, {flags.batch, flags.heads, queries, 1}) : Tensor{};
+  const bool gpu = device_of(flags.device) == Device::cuda;
+  const DType type = dtype_of(!flags.dtype.empty() ? flags.dtype : gpu ? "bf16" : "f32");
+  // explain() asks whether there is data and where, and reads none.
+  static float no_data;
+  const gpu::GpuTensor on_gpu = gpu ? gpu::allocate(type, {1, 1, 1, 1}) : gpu::GpuTensor{};
+  const auto tensor = [&](DType of, const Shape& shape) {
+    Tensor t = gpu ? on_gpu.tensor : dense(&no_data, of, shape);
+    t.type = of;
+    t.shape = shape;
+    t.stride = contiguous_strides(shape);
+    return t;
+  };
+  const Tensor query = tensor(type, {flags.batch, flags.heads, queries, flags.dim});
+  const Tensor key = tensor(type, {flags.batch, flags.kv_heads ? flags.kv_heads : flags.heads, keys, flags.dim});
+  const Tensor lse = flags.lse ? tensor(DType::f32, {flags.batch, flags.heads, queries, 1}) : Tensor{};
   const Options options{
       .recipe = find_method(flags.method).recipe, .window = window_of(flags.causal, flags.window), .kernel = flags.kernel};
   fmt::print("{}", explain(query, key, key, {query, lse}, options));
@@ -41,8 +53,23 @@ struct DoctorFlags {
 constexpr int unwell = 1;  // exit status
 
 Json json_of(const SelfTest& t) {
-  return {{"kernel", t.kernel}, {"method", t.method}, {"dtype", t.dtype}, {"rel_l1", t.relative_l1}, {"lse_max_diff", t.lse_max_diff},
+  return {{"kernel", t.kernel},
+          {"method", t.method},
+          {"dtype", t.dtype},
+          {"rel_l1", t.refused ? Json() : Json(t.relative_l1)},
+          {"lse_max_diff", t.refused ? Json() : Json(t.lse_max_diff)},
+          {"refused", t.refused},
           {"passed", t.passed}};
+}
+
+std::string gpus_text() {
+  const auto gpus = gpu::all();
+  if (gpus.empty()) return "GPU: " + gpu::why_none() + "\n";
+  Table table{.header = {"GPU", "compute capability", "multiprocessors", "memory", "driver", "CUDA"}, .rows = {}, .text = true};
+  for (const gpu::Info& g : gpus)
+    table.rows.push_back({g.name, g.compute_capability, std::to_string(g.multiprocessors),
+                          fmt::format("{:.1f} GiB", static_cast<double>(g.bytes) / 0x1p30), g.driver, g.cuda});
+  return table.markdown();
 }
 
 Table instruction_table() {
@@ -56,29 +83,42 @@ Table kernel_table() {
   Table table{.header = {"kernel", "query . key in", "weights . values in", "can run here"}, .rows = {}, .text = true};
   for (const KernelInfo& k : kernels())
     table.rows.push_back({std::string(k.name), std::string(k.scores), std::string(k.weights),
-                          k.available ? "yes" : "no: this machine lacks its instructions"});
+                          k.available                ? "yes"
+                          : k.device == Device::cuda ? "no: there is no GPU of its architecture"
+                                                     : "no: this machine lacks its instructions"});
   return table;
 }
 
 Table test_table(const std::vector<SelfTest>& tests) {
   Table table{.header = {"kernel", "method", "dtype", "rel L1 to its recipe", "LSE max diff", "result"}, .rows = {}, .text = true};
   for (const SelfTest& t : tests)
-    table.rows.push_back({t.kernel, t.method, t.dtype, scientific(t.relative_l1), scientific(t.lse_max_diff), t.passed ? "pass" : "FAIL"});
+    table.rows.push_back({t.kernel, t.method, t.dtype, t.refused ? "-" : scientific(t.relative_l1),
+                          t.refused ? "-" : scientific(t.lse_max_diff),
+                          t.refused  ? "not taken"
+                          : t.passed ? "pass"
+                                     : "FAIL"});
   return table;
 }
 
 void doctor(const DoctorFlags& flags) {
   ReportFile json_file(flags.json);
   const int threads = thread_count(flags.threads);
-  fmt::print("chitu {}, {}\nCPU: {}, {}\n\n{}\n{}\n", CHITU_VERSION, compiler(), cpu_model(), count(threads, "thread"),
-             instruction_table().markdown(), kernel_table().markdown());
+  fmt::print("chitu {}, {}\nCPU: {}, {}\n\n{}\n{}\n{}\n", CHITU_VERSION, compiler(), cpu_model(), count(threads, "thread"),
+             instruction_table().markdown(), gpus_text(), kernel_table().markdown());
   const std::vector<SelfTest> tests = run_self_tests(threads);
   const bool well = all_passed(tests);
-  fmt::print("Each method on each kernel, against double precision reading the same recipe (at most {:g}, LSE {:g}):\n\n{}\n{}\n",
-             self_test_l1, self_test_lse, test_table(tests).markdown(),
-             well ? "All passed." : "Some FAILED: do not trust this build here.");
+  fmt::print(
+      "Each method on each kernel, against double precision reading the same recipe (at most {:g}, LSE {:g}; on a GPU {:g}, {:g}):"
+      "\n\n{}\n{}\n",
+      cpu_bound.relative_l1, cpu_bound.lse, gpu_bound.relative_l1, gpu_bound.lse, test_table(tests).markdown(),
+      well ? "All passed." : "Some FAILED: do not trust this build here.");
   if (json_file.wanted()) {
-    Json report{{"machine", machine_json(threads, "")}, {"kernels", Json::array()}, {"self_tests", Json::array()}, {"passed", well}};
+    Json report{{"machine", machine_json(Device::cpu, threads, "")},
+                {"gpus", Json::array()},
+                {"kernels", Json::array()},
+                {"self_tests", Json::array()},
+                {"passed", well}};
+    for (const gpu::Info& g : gpu::all()) report["gpus"].push_back(gpu_json(g));
     for (const KernelInfo& k : kernels())
       report["kernels"].push_back({{"name", k.name}, {"scores", k.scores}, {"weights", k.weights}, {"available", k.available}});
     for (const SelfTest& t : tests) report["self_tests"].push_back(json_of(t));
@@ -100,10 +140,11 @@ void add_explain(CLI::App& app) {
   command->add_option("--queries", flags->queries, "Queries, like 512 or 4K")->capture_default_str();
   command->add_option("--keys", flags->keys, "Keys; as many as queries unless given");
   command->add_option("--dim", flags->dim, "Channels of a head")->capture_default_str();
-  command->add_option("--dtype", flags->dtype, "Type of the tensors: f32, f16 or bf16")->capture_default_str();
+  command->add_option("--dtype", flags->dtype, "Type of the tensors: f32, f16 or bf16; f32 on a CPU, bf16 on a GPU unless given");
   command->add_flag("--causal", flags->causal, "No query sees a later key");
   command->add_option("--window", flags->window, "LEFT,RIGHT: the keys a query sees before and after its own; -1: unbounded");
   command->add_flag("--lse", flags->lse, "The log-sum-exp is asked for too");
+  add_device(*command, flags->device);
   command->add_option("--kernel", flags->kernel, "Only this kernel");
   command->callback([flags] { explain_call(*flags); });
 }

@@ -85,18 +85,35 @@ std::string_view best_kernel() {
   return "none";
 }
 
-std::string machine_text(int threads, std::string_view kernel) {
-  return fmt::format("{}, {}, {}, {}, chitu {}", cpu_model(), count(threads, "thread"), kernel.empty() ? best_kernel() : kernel, compiler(),
-                     CHITU_VERSION);
+std::string machine_text(Device device, int threads, std::string_view kernel) {
+  const std::string build = fmt::format("{}, chitu {}", compiler(), CHITU_VERSION);
+  if (device == Device::cuda) {
+    const gpu::Info g = gpu::all().front();
+    return fmt::format("{} ({:.0f} GB, compute capability {}), driver {}, CUDA {}, {}", g.name, static_cast<double>(g.bytes) / 0x1p30,
+                       g.compute_capability, g.driver, g.cuda, build);
+  }
+  return fmt::format("{}, {}, {}, {}", cpu_model(), count(threads, "thread"), kernel.empty() ? best_kernel() : kernel, build);
 }
 
-Json machine_json(int threads, std::string_view kernel) {
+Json gpu_json(const gpu::Info& g) {
+  return {{"name", g.name},     {"compute_capability", g.compute_capability},
+          {"bytes", g.bytes},   {"multiprocessors", g.multiprocessors},
+          {"driver", g.driver}, {"cuda", g.cuda}};
+}
+
+Json machine_json(Device device, int threads, std::string_view kernel) {
   Json sets = Json::array();
   for (const InstructionSet& s : instruction_sets())
     if (s.found) sets.push_back(s.name);
-  return {{"cpu", cpu_model()},       {"threads", threads},
-          {"instruction_sets", sets}, {"kernel", kernel.empty() ? best_kernel() : kernel},
-          {"compiler", compiler()},   {"version", CHITU_VERSION}};
+  Json json{{"cpu", cpu_model()},
+            {"threads", threads},
+            {"instruction_sets", sets},
+            {"kernel", kernel.empty() && device == Device::cpu ? best_kernel() : kernel},
+            {"compiler", compiler()},
+            {"version", CHITU_VERSION},
+            {"gpu", nullptr}};
+  if (device == Device::cuda) json["gpu"] = gpu_json(gpu::all().front());
+  return json;
 }
 
 }  // namespace chitu::cli

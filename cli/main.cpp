@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The chitu command. A mistake of the user's is one line on stderr and exit status 2.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <csignal>
 #include <cstdio>

@@ -3,9 +3,9 @@
 // turn so that a drift of the machine hits them alike.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "cli/progress.h"
@@ -37,20 +37,31 @@ Tensor rows_of(Tensor tensor, const RowRun& run);
 Quantized rows_of(const Quantized& query, const RowRun& run);
 
 struct MeasureSettings {
-  int runs = 5;
-  double sample_above = 20;  // seconds: a method whose call would take longer is timed on a sample of query rows
+  std::optional<int> runs{};  // unless given: cpu_runs on a CPU; on a GPU as many as take about a second of each method, 3 ... 31
+  int cpu_runs = 5;
+  double sample_above = 20;  // seconds: on a CPU, a method whose call would take longer is timed on a sample of query rows
 };
 
 // Times in milliseconds. quantise: quantize() of all three; attention: attention() of what came out; total: attention() of the
-// tensors as they came, unless sampled: then the sum of the two, the second extrapolated from `sampled_rows` rows of each head.
+// tensors as they came, unless sampled: then the sum of the two, the second extrapolated from `sampled_rows` rows of each head. On a
+// GPU, quantise and attention are the call's two steps, one waiting for the other, as they need not in `total`.
 struct Measurement {
   const Method* method = nullptr;
   Errors errors{};
   Spread quantise{}, attention{}, total{};
+  int runs = 0;
   std::optional<std::int64_t> sampled_rows{};
+  std::optional<int> sm_mhz{};  // a GPU's clock under this work; absent where the driver does not tell
+  std::string refused{};        // why the GPU does not run the method; the rest is then not a number. Never on a CPU
 };
 
-// work: what all of it adds to the progress.
+std::string timed_rows(const Workload& workload, const Measurement& measurement);  // "all", "768 of 4096"
+std::string refused_text(std::span<const Measurement> measurements);               // a list in Markdown for below the table, or nothing
+
+std::string runs_text(const MeasureSettings& settings, Device device);  // "5 runs"
+void add_runs(CLI::App& command, MeasureSettings& settings);            // the option --runs
+
+// On the device of the workload. work: what all of it adds to the progress.
 std::vector<Measurement> measure(const Workload& workload, std::span<const Method* const> methods, const Truth& truth,
                                  const MeasureSettings& settings, Progress& progress, double work);
 

@@ -59,7 +59,7 @@ void ReportFile::write(std::string_view text) {
   file_->publish();
 }
 
-std::string milliseconds(double x) { return fmt::format("{:.{}f}", x, x < 10 ? 2 : x < 1000 ? 1 : 0); }
+std::string milliseconds(double x, int most_decimals) { return fmt::format("{:.{}f}", x, x < 10 ? most_decimals : x < 1000 ? 1 : 0); }
 std::string scientific(double x) { return fmt::format("{:.1e}", x); }
 std::string relative(double x) { return x == 0 || x >= 1e-4 ? fmt::format("{:.4f}", x) : fmt::format("{:.0e}", x); }
 std::string count(std::int64_t n, std::string_view thing) { return fmt::format("{} {}{}", n, thing, n == 1 ? "" : "s"); }

@@ -36,7 +36,7 @@ class ReportFile {
   std::optional<NewFile> file_;
 };
 
-std::string milliseconds(double x);
+std::string milliseconds(double x, int most_decimals = 2);
 std::string scientific(double x);
 std::string relative(double x);                             // 0.0169; 1e-06 where four digits would say nothing
 std::string count(std::int64_t n, std::string_view thing);  // "1 head", "2 heads"

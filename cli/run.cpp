@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // chitu run: attention of tensors in files, into files.
+#include <CLI/CLI.hpp>
 #include <memory>
 #include <optional>
 
 #include "chitu/chitu.h"
 #include "cli/commands.h"
 #include "cli/files.h"
+#include "cli/gpu.h"
 #include "cli/words.h"
+#include "cli/workload.h"
 
 namespace chitu::cli {
 namespace {
@@ -19,7 +22,7 @@ struct Words {
   std::string method = "chitu", kernel, layout = "bhsd", window, device = "cpu";
   bool causal = false;
   std::optional<float> scale{};
-  int threads = 0;
+  std::optional<int> threads{};
 };
 
 struct Inputs {
@@ -41,7 +44,7 @@ Options options_of(const Words& words) {
   return {.recipe = find_method(words.method).recipe,
           .window = window_of(words.causal, words.window),
           .scale = words.scale,
-          .threads = words.threads,
+          .threads = words.threads.value_or(0),
           .kernel = words.kernel};
 }
 
@@ -61,8 +64,19 @@ void write(NewFile& file, const NamedTensor& named) {
     write_safetensors(file, {&named, 1});
 }
 
+void attend_on_gpu(const Inputs& inputs, std::string_view layout, const HostTensor& out, const HostTensor& lse, const Options& options) {
+  const auto view = [&](const gpu::GpuTensor& x) { return as_bhsd(x.tensor, layout); };
+  const gpu::GpuTensor query = gpu::upload(inputs.query.tensor), key = gpu::upload(inputs.key.tensor),
+                       value = gpu::upload(inputs.value.tensor), gpu_out = gpu::allocate(out.tensor.type, out.tensor.shape),
+                       gpu_lse = lse.tensor.data ? gpu::allocate(DType::f32, lse.tensor.shape) : gpu::GpuTensor{};
+  attention(view(query), view(key), view(value), {view(gpu_out), gpu_lse.tensor}, options);
+  gpu::download(gpu_out, out.tensor);
+  if (lse.tensor.data) gpu::download(gpu_lse, lse.tensor);
+}
+
 void run(const Words& words) {
-  if (words.device == "cuda") throw Error(ErrorCode::unsupported, "--device cuda: this build has no kernels for a GPU; give --device cpu");
+  require(words.device == "cpu" || !words.threads, "--threads is for --device cpu; a GPU uses all of itself");
+  const Device device = device_of(words.device);
   require(!words.out.empty(), "--out is missing: the file for the result, .npy or .safetensors");
   const Options options = options_of(words);
   const auto view = [&](const HostTensor& host) { return as_bhsd(host.tensor, words.layout); };
@@ -75,7 +89,10 @@ void run(const Words& words) {
 
   const HostTensor out = allocate(query.type, inputs.query.tensor.shape);
   const HostTensor lse = lse_file ? allocate(DType::f32, {query.shape[0], query.shape[1], query.shape[2], 1}) : HostTensor{};
-  attention(query, view(inputs.key), view(inputs.value), {view(out), lse.tensor}, options);
+  if (device == Device::cuda)
+    attend_on_gpu(inputs, words.layout, out, lse, options);
+  else
+    attention(query, view(inputs.key), view(inputs.value), {view(out), lse.tensor}, options);
 
   write(*out_file, {.name = "out", .tensor = out.tensor});
   if (lse_file) write(*lse_file, {.name = "lse", .tensor = lse.tensor, .rank = 3});
@@ -102,8 +119,8 @@ void add_run(CLI::App& app) {
   command->add_flag("--causal", words->causal, "No query sees a later key; the last query stands at the last key");
   command->add_option("--window", words->window, "LEFT,RIGHT: the keys a query sees before and after its own; -1: unbounded");
   command->add_option("--scale", words->scale, "Scale of the scores; 1/sqrt(dim) unless given");
-  command->add_option("--threads", words->threads, "CPU threads; 0: all")->capture_default_str();
-  command->add_option("--device", words->device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}))->capture_default_str();
+  command->add_option("--threads", words->threads, "CPU threads; 0, and unless given: all");
+  add_device(*command, words->device);
   command->add_option("--kernel", words->kernel, "Run this kernel or refuse (chitu explain lists them)");
   command->callback([words] { run(*words); });
 }

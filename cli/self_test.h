@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// doctor's numerics test: each method on each kernel that this machine can run, on a small hard problem, in a type
-// that every kernel takes and in the one that some have instructions for.
+// doctor's numerics test: each method on each kernel that this machine can run, on a small hard problem: on the CPU in a type
+// that every kernel takes and in the one that some have instructions for, on GPU 0 in f16.
 #pragma once
 
 #include <string>
@@ -12,9 +12,14 @@ struct SelfTest {
   std::string kernel, method, dtype;
   double relative_l1 = 0, lse_max_diff = 0;  // to cpu.reference running the same recipe
   bool passed = false;
+  bool refused = false;  // the kernel does not take the method, which is no failure
 };
 
-inline constexpr double self_test_l1 = 2e-3, self_test_lse = 2e-3;
+struct SelfTestBound {
+  double relative_l1, lse;
+};
+// GPUs sum in other types and orders, and an integer of a query or key may round the other way; a kernel that is broken is far beyond.
+inline constexpr SelfTestBound cpu_bound{2e-3, 2e-3}, gpu_bound{1e-2, 2e-2};
 
 std::vector<SelfTest> run_self_tests(int threads);
 bool all_passed(const std::vector<SelfTest>& tests);

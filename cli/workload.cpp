@@ -2,9 +2,11 @@
 #include "cli/workload.h"
 
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include <algorithm>
 
+#include "cli/gpu.h"
 #include "cli/words.h"
 #include "src/common/parallel.h"
 #include "src/common/visible.h"
@@ -37,13 +39,14 @@ void WorkloadFlags::add_to(CLI::App& command) {
       command.add_option("--heads", heads, "Query heads")->capture_default_str()->check(CLI::PositiveNumber),
       command.add_option("--kv-heads", kv_heads, "Key and value heads; as many as query heads unless given")->check(CLI::PositiveNumber),
       command.add_option("--dim", dim, "Channels of a head")->capture_default_str()->check(CLI::Range(1, max_dim)),
-      command.add_option("--dtype", dtype, "Type of the data: f32, f16 or bf16")->capture_default_str(),
+      command.add_option("--dtype", dtype, "Type of the data: f32, f16 or bf16; f32 on a CPU, bf16 on a GPU unless given"),
       command.add_option("--seed", seed, "Seed of the data")->capture_default_str(),
   };
   for (CLI::Option* option : of_data) file->excludes(option);
   command.add_flag("--causal", causal, "No query sees a later key");
   command.add_option("--window", window, "LEFT,RIGHT: the keys a query sees before and after its own; -1: unbounded");
-  command.add_option("--threads", threads, "CPU threads; 0: all")->capture_default_str()->check(CLI::NonNegativeNumber);
+  command.add_option("--threads", threads, "CPU threads; 0, and unless given: all")->check(CLI::NonNegativeNumber);
+  add_device(command, device);
   command.add_option("--kernel", kernel, "Run this kernel or refuse (chitu methods lists them)");
   command.footer("Data, made from the seed:\n" + describe_distributions());
 }
@@ -59,6 +62,11 @@ std::int64_t Workload::pairs(std::int64_t first_query, std::int64_t queries) con
 }
 
 WorkloadSource::WorkloadSource(const WorkloadFlags& flags) : flags_(flags), window_(window_of(flags.causal, flags.window)) {
+  const bool gpu = flags.device == "cuda";
+  if (flags.dtype.empty()) flags_.dtype = gpu ? "bf16" : "f32";
+  require(!gpu || !flags.threads, "--threads is for --device cpu; a GPU uses all of itself");
+  require(!gpu || dtype_of(flags_.dtype) != DType::f32, "--dtype f32 is for --device cpu; a GPU's kernels take f16 and bf16");
+  device_ = device_of(flags.device);
   if (is_file()) {
     file_ = read(flags.input);
     data_ = {std::filesystem::path(flags.input).stem().string()};
@@ -69,10 +77,10 @@ WorkloadSource::WorkloadSource(const WorkloadFlags& flags) : flags_(flags), wind
   require(flags_.heads % flags_.kv_heads == 0, "--heads ", flags_.heads, " is no multiple of --kv-heads ", flags_.kv_heads);
 }
 
-int WorkloadSource::threads() const { return thread_count(flags_.threads); }
+int WorkloadSource::threads() const { return thread_count(flags_.threads.value_or(0)); }
 
-Workload WorkloadSource::make(const std::string& data, std::int64_t tokens) const {
-  Workload w{.data = data, .window = window_, .threads = threads(), .kernel = flags_.kernel};
+Workload WorkloadSource::make(const std::string& data, std::int64_t tokens, std::optional<std::int64_t> batch) const {
+  Workload w{.data = data, .window = window_, .threads = threads(), .kernel = flags_.kernel, .device = device_};
   if (is_file()) {
     const auto view = [&](const HostTensor& x) { return first_tokens(as_bhsd(x.tensor, flags_.layout), tokens, flags_.input); };
     w.memory = file_;
@@ -81,7 +89,8 @@ Workload WorkloadSource::make(const std::string& data, std::int64_t tokens) cons
     w.value = view(file_.value);
     return w;
   }
-  w.memory = generate(data, {flags_.batch, flags_.heads, tokens, flags_.dim}, {flags_.batch, flags_.kv_heads, tokens, flags_.dim},
+  const std::int64_t batches = batch.value_or(flags_.batch);
+  w.memory = generate(data, {batches, flags_.heads, tokens, flags_.dim}, {batches, flags_.kv_heads, tokens, flags_.dim},
                       dtype_of(flags_.dtype), flags_.seed);
   w.query = w.memory.query.tensor;
   w.key = w.memory.key.tensor;
@@ -107,6 +116,16 @@ DType dtype_of(std::string_view word) {
   for (const DType type : {DType::f32, DType::f16, DType::bf16})
     if (word == name(type)) return type;
   throw Error(ErrorCode::bad_argument, "--dtype '" + std::string(word) + "' must be f32, f16 or bf16");
+}
+
+Device device_of(std::string_view word) {
+  if (word != "cuda") return Device::cpu;
+  gpu::require_one();
+  return Device::cuda;
+}
+
+void add_device(CLI::App& command, std::string& word) {
+  command.add_option("--device", word, "cpu, or cuda: GPU 0")->check(CLI::IsMember({"cpu", "cuda"}))->capture_default_str();
 }
 
 std::string window_text(const Window& w) {

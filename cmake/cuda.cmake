@@ -27,9 +27,10 @@ function(chitu_gpu architecture)
   target_sources(chitu PRIVATE $<TARGET_OBJECTS:${target}>)
 endfunction()
 
-chitu_gpu(90a src/cuda/sm90/attention.cu src/cuda/sm90/quantise.cu
-  src/cuda/sm90/attention_chitu.cu src/cuda/sm90/attention_exact.cu src/cuda/sm90/attention_fp8.cu src/cuda/sm90/attention_int8.cu
-  src/cuda/sm90/attention_sage.cu src/cuda/sm90/attention_sage2.cu src/cuda/sm90/mend.cu src/cuda/sm90/pack.cu src/cuda/sm90/pack_statistics.cu)
+chitu_gpu(90a
+  src/cuda/sm90/attention.cu src/cuda/sm90/attention_chitu.cu src/cuda/sm90/attention_exact.cu src/cuda/sm90/attention_fp8.cu
+  src/cuda/sm90/attention_int8.cu src/cuda/sm90/attention_sage.cu src/cuda/sm90/attention_sage2.cu
+  src/cuda/sm90/mend.cu src/cuda/sm90/pack.cu src/cuda/sm90/pack_statistics.cu src/cuda/sm90/quantise.cu)
 target_sources(chitu PRIVATE src/cuda/device.cpp src/cuda/rows.cpp src/cuda/sm90/row.cpp)
 # The toolkit's headers as a system's: they do not pass our warnings.
 target_link_libraries(chitu PRIVATE CUDA::cudart_static)

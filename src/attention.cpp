@@ -186,7 +186,9 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
     require(p->first > -unbounded / 4 && p->first < unbounded / 4 && p->step < (std::int64_t{1} << 31), "positions are out of range");
   }
   check_threads(o.threads);
-  require(!o.workspace || q.device == Device::cuda, "workspace is for tensors on a GPU; kernels for the CPU need none");
+  require(q.device == Device::cuda || !o.stream, "stream is given, but the tensors are on the CPU; it must be null");
+  require(q.device == Device::cpu || o.threads == 0, "threads is ", o.threads, ", but the tensors are on a GPU; it must be 0");
+  require(q.device == Device::cuda || !o.workspace, "workspace is given, but the tensors are on the CPU; it must be null");
   require(o.workspace || o.workspace_bytes == 0, "workspace is null, but workspace_bytes is ", o.workspace_bytes);
   require(reinterpret_cast<std::uintptr_t>(o.workspace) % 256 == 0, "workspace starts at no multiple of 256 bytes");
   check_correction(query, key, o.recipe, lse);

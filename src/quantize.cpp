@@ -216,14 +216,14 @@ class Job {
     }
     if (quant_.scaling == Scaling::tile) {
       float* lambda = at(q_.channels, sequence, head);
-      if (options_.channels.data)
+      if (options_.channels.data) {
         std::copy_n(at(options_.channels, sequence, head), dim, lambda);
-      else
+        for (std::int64_t c = 0; c < dim; ++c)
+          require(lambda[c] >= smallest_maximum && is_finite(lambda[c]), "channels must be positive and finite, but one is ", lambda[c]);
+      } else {
         channel_vector(of_sample(s, head), lambda);
-      for (std::int64_t c = 0; c < dim; ++c) {
-        require(lambda[c] >= smallest_maximum && is_finite(lambda[c]), "channels must be positive and finite, but one is ", lambda[c]);
-        factors[c] = 1 / lambda[c];
       }
+      for (std::int64_t c = 0; c < dim; ++c) factors[c] = 1 / lambda[c];
     }
     if (quant_.scaling == Scaling::channel) {
       const Statistics all = of_all(s, head);

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# update_readme.sh [bench|accuracy]...: fills these blocks of README.md (both, unless named), between <!-- NAME:begin --> and
-# <!-- NAME:end -->, with what build/chitu measures on this machine. Run it on a quiet one, after ./run.sh.
+# update_readme.sh [bench|accuracy|gpu]...: fills these blocks of README.md (all, unless named), between <!-- NAME:begin --> and
+# <!-- NAME:end -->: bench and accuracy with what build/chitu measures on this machine (run it on a quiet one, after ./run.sh), gpu
+# with a digest of bench/results/gpu_peers.csv, which bench/peers.py wrote on a machine with a GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -42,6 +43,43 @@ accuracy() {
   rm "$table"
 }
 
+# Of each shape the fastest 16-bit attention of others and this library's methods, from bf16 tensors.
+gpu() {
+  local table=bench/results/gpu_peers.csv
+  printf '%s\n\n' "\`$(sed -n '1{s/^# //;s/;.*//;p}' "$table")\` on one $(sed -n '1{s/^[^;]*; //;p}' "$table")."
+  printf '%s\n\n' "Milliseconds of a call from bf16 tensors, quantisation included, and how much faster that is than the fastest 16-bit
+attention of the others, all in turn in one process. All of it, the others' FP8 too: [$table]($table)."
+  tail -n +2 "$table" | awk -F, '
+    NR == 1 { for (i = 1; i <= NF; ++i) column[$i] = i; next }
+    $column["absent"] != "" { next }
+    {
+      shape = "| " $column["dim"] " | " $column["batch"] " x " $column["heads"] " | " $column["length"] " | " ($column["causal"] ? "causal" : "none")
+      if (!(shape in best)) { order[++shapes] = shape; best[shape] = 0 }
+      name = $column["contender"]
+      ms = $column["total_ms"]
+      if ($column["sixteen_bit"] && (!best[shape] || ms < best[shape])) {
+        best[shape] = ms
+        who[shape] = name ", " $column["dtype"]
+      }
+      if (sub(/^chitu /, "", name) && $column["dtype"] == "bf16") {
+        if (!(name in seen)) { seen[name]; methods[++method_count] = name }
+        cell[shape, name] = sprintf("%.3f (%.2fx)", ms, $column["speedup"])
+      }
+    }
+    END {
+      printf "| dim | batch x heads | tokens | mask | others, 16-bit |"
+      for (i = 1; i <= method_count; ++i) printf " `%s` |", methods[i]
+      printf "\n| ---: | ---: | ---: | --- | ---: |"
+      for (i = 1; i <= method_count; ++i) printf " ---: |"
+      print ""
+      for (s = 1; s <= shapes; ++s) {
+        printf "%s | %.3f (%s) |", order[s], best[order[s]], who[order[s]]
+        for (i = 1; i <= method_count; ++i) printf " %s |", (order[s], methods[i]) in cell ? cell[order[s], methods[i]] : "-"
+        print ""
+      }
+    }'
+}
+
 fill() { # NAME, text on stdin
   local text
   text=$(cat)
@@ -53,10 +91,13 @@ fill() { # NAME, text on stdin
   mv README.md.new README.md
 }
 
-[[ -x build/chitu ]] || fail "there is no build/chitu; ./run.sh builds it"
-(($#)) || set -- bench accuracy
+(($#)) || set -- bench accuracy gpu
 for block in "$@"; do
-  [[ $block == bench || $block == accuracy ]] || fail "there is no block '$block'; the blocks are bench and accuracy"
+  case $block in
+    bench | accuracy) [[ -x build/chitu ]] || fail "there is no build/chitu; ./run.sh builds it" ;;
+    gpu) [[ -s bench/results/gpu_peers.csv ]] || fail "there is no bench/results/gpu_peers.csv; bench/peers.py writes it" ;;
+    *) fail "there is no block '$block'; the blocks are bench, accuracy and gpu" ;;
+  esac
   text=$("$block")
   fill "$block" <<<"$text"
 done

@@ -50,8 +50,8 @@ struct Options {
   std::span<const std::int64_t> query_starts{};
   std::span<const std::int64_t> key_starts{};
 
-  int threads = 0;         // CPU threads; 0: OpenMP's default
-  void* stream = nullptr;  // a cudaStream_t, for tensors on a GPU
+  int threads = 0;         // for tensors on the CPU; 0: OpenMP's default. On a GPU it must be 0
+  void* stream = nullptr;  // a cudaStream_t, for tensors on a GPU. On the CPU it must be null
   // For tensors on a GPU: memory there for what the kernels keep between them, from a multiple of 256 bytes on, at least
   // workspace_size() bytes; free again when the stream has done the call. Without it the library allocates in the stream's order, which
   // a stream that is being captured into a graph refuses.

@@ -159,7 +159,8 @@ TEST(Run, WordsThatAreRefused) {
   expect_refused(chitu(words + " --scale nan"), {"scale", "finite"});
   expect_refused(chitu(words + " --threads -1"), {"threads", "-1"});
   expect_refused(chitu(words + " --threads two"), {"--threads", "two"});
-  expect_refused(chitu(words + " --device cuda"), {"--device cuda", "--device cpu"});
+  expect_refused(chitu(words + " --device cuda --threads 2"), {"--threads", "--device cpu"});
+  if (!has_gpu()) expect_refused(chitu(words + " --device cuda"), {"--device cuda", "--device cpu"});
   expect_refused(chitu(words + " --device tpu"), {"--device", "tpu"});
   expect_refused(chitu(words + " --kernel cpu.fast"), {"cpu.fast", "cpu.reference"});
   expect_refused(chitu(in + " --out out.txt"), {"--out", "out.txt", ".safetensors"});

@@ -83,6 +83,9 @@ void expect_error(Function function, std::initializer_list<std::string_view> pie
   }
 }
 
+// Whether the command has a GPU to run on.
+bool has_gpu();
+
 struct Outcome {
   int status;
   std::string out, error;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 #include "oracle.h"
 #include "support.h"
@@ -56,17 +57,18 @@ void set_mask(Case& c, Mask mask, Random& random) {
   }
 }
 
-// The i-th case: steps through lengths, dims, masks and so on at rates that meet in all pairs, and draws the rest.
+constexpr std::size_t case_count = 180;
+
+// The i-th case: steps through dims, lengths, masks and ratios of heads at rates that meet in all pairs, and draws the rest.
 void make_case(Case& c, std::size_t i) {
   Random random(1000 + i);
-  const auto mask = static_cast<Mask>(i % 5);
-  const std::int64_t kv_heads = 1 + random.below(2), ratio = head_ratios[i / 2 % 3], dim = dims[i % dims.size()];
+  const auto mask = static_cast<Mask>(i / 10 % 5);
+  const std::int64_t kv_heads = 1 + random.below(2), ratio = head_ratios[i / 9 % 3], dim = dims[i % dims.size()];
   const std::int64_t batch = mask == Mask::packed ? 1 : 1 + random.below(2);
   const std::int64_t keys = lengths[i % lengths.size()];
-  std::int64_t queries = random.below(2) ? keys : random.pick(lengths);
-  // The reference is slow: fewer queries where they are many already.
-  const auto too_much = [&] { return batch * kv_heads * ratio * queries * keys * dim > 4'000'000; };
-  while (too_much()) queries = queries * 2 / 3;
+  // The reference is slow: fewer queries where one of them is much already.
+  const std::int64_t of_a_query = batch * kv_heads * ratio * keys * dim, affordable = 3'000'000 / std::max<std::int64_t>(of_a_query, 1);
+  const std::int64_t queries = std::min(random.below(2) ? keys : random.pick(lengths), std::max<std::int64_t>(affordable, 1));
   const auto in = [&] { return random.pick(types); };
   c.query = normal(random, in(), {batch, kv_heads * ratio, queries, dim}, random.pick(layouts));
   c.key = normal(random, in(), {batch, kv_heads, keys, dim}, random.pick(layouts));
@@ -91,13 +93,16 @@ Result run(const Case& c, const Recipe& recipe, std::string_view kernel, DType t
 
 std::vector<double> to_double(const std::vector<float>& x) { return {x.begin(), x.end()}; }
 
-class Conformance : public testing::TestWithParam<Method> {};
+// A method, and the first of the cases. The second half repeats all paths with other lengths and types: ./test.sh leaves it out
+// under sanitizers, by its name.
+class Conformance : public testing::TestWithParam<std::tuple<Method, std::size_t>> {};
 
 TEST_P(Conformance, EveryKernelDoesWhatTheRecipeSays) {
-  const Recipe& recipe = GetParam().recipe;
+  const auto& [method, first] = GetParam();
+  const Recipe& recipe = method.recipe;
   // Weights in 8 bits are computed with 2^x good to 7.5e-5, which moves a weight by one unit now and then.
   const bool int8_weights = recipe.weights.type == DType::u8;
-  for (std::size_t i = 0; i < 180; ++i) {
+  for (std::size_t i = first; i < first + case_count / 2; ++i) {
     Case c;
     make_case(c, i);
     const Result expected = run(c, recipe, "cpu.reference", DType::f32);
@@ -107,12 +112,19 @@ TEST_P(Conformance, EveryKernelDoesWhatTheRecipeSays) {
       ASSERT_LE(relative_l1(got.out.numbers(), expected.out.numbers()), 2e-3 + rounding_of(c.type));
       const Difference lse = difference(got.lse.numbers(), to_double(expected.lse.numbers()));
       ASSERT_LE(lse.largest, int8_weights ? 5e-3 : 2e-5);
-      ASSERT_LE(lse.mean, int8_weights ? 2e-4 : 2e-6);
+      const double rows = static_cast<double>(c.query.shape()[0] * c.query.shape()[1] * c.query.shape()[2]);
+      ASSERT_LE(lse.mean, int8_weights ? 2e-4 + 5e-3 / rows : 2e-6);  // of few rows one may be moved
     }
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, Conformance, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
+std::string conformance_name(const testing::TestParamInfo<Conformance::ParamType>& info) {
+  const auto& [method, first] = info.param;
+  return test_name(method.name) + (first == 0 ? "_first_half" : "_second_half");
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, Conformance,
+                         testing::Combine(testing::ValuesIn(methods), testing::Values(std::size_t{0}, case_count / 2)), conformance_name);
 
 class Kernels : public testing::TestWithParam<std::string> {};
 
@@ -133,7 +145,7 @@ std::vector<std::string> all_kernels() {
 INSTANTIATE_TEST_SUITE_P(All, Kernels, testing::ValuesIn(all_kernels()), [](const auto& info) { return test_name(info.param); });
 
 TEST(Reference, OfExactIsExactAttention) {
-  for (std::size_t i = 0; i < 180; ++i) {
+  for (std::size_t i = 0; i < case_count; ++i) {
     Case c;
     make_case(c, i);
     SCOPED_TRACE(c.text);

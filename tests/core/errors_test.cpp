@@ -119,9 +119,15 @@ TEST(Errors, Options) {
          c.options.key_positions = Positions{0, std::int64_t{1} << 31};
        }},
       {{"threads", "-1"}, [](Call& c) { c.options.threads = -1; }},
+      {{"threads is 2", "on a GPU"},
+       [](Call& c) {
+         c.options.threads = 2;
+         for (Tensor* t : {&c.query, &c.key, &c.value, &c.out, &c.lse}) t->device = Device::cuda;
+       }},
+      {{"stream", "on the CPU"}, [](Call& c) { c.options.stream = &c; }},
       {{"threads", "1000000"}, [](Call& c) { c.options.threads = 1000000; }},
       {{"kernel", "cpu.magic", "cpu.portable"}, [](Call& c) { c.options.kernel = "cpu.magic"; }},
-      {{"workspace is for tensors on a GPU"}, [](Call& c) { c.options.workspace = reinterpret_cast<void*>(std::uintptr_t{256}); }},
+      {{"workspace is given", "on the CPU"}, [](Call& c) { c.options.workspace = reinterpret_cast<void*>(std::uintptr_t{256}); }},
       {{"workspace is null", "workspace_bytes is 64"}, [](Call& c) { c.options.workspace_bytes = 64; }},
   });
 }

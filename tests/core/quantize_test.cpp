@@ -349,5 +349,16 @@ TEST(Quantize, ARotationKeepsScores) {
   }
 }
 
+// λ has a floor of a sixteenth of its mean, which may lie below the smallest maximum of a scale.
+TEST(Quantize, TinyValuesWithAnEmptyChannel) {
+  Random random(62);
+  const Array q = normal(random, DType::f32, {1, 1, 40, 16}), k = normal(random, DType::f32, q.shape());
+  Array v(DType::f32, q.shape());
+  v.fill([&](auto, auto, auto, std::int64_t c) { return c == 3 ? 0.f : 3e-30f * (1 + std::fabs(random.normal())); });
+  const Result expected = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipes::exact}),
+               got = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipes::chitu});
+  EXPECT_LE(relative_l1(got.out.numbers(), expected.out.numbers()), .02);
+}
+
 }  // namespace
 }  // namespace chitu::test

@@ -123,7 +123,7 @@ void expect_recipe(Case& c, const Recipe& recipe) {
 
   // A weight, or an integer of a rotated query or key, may round the other way where it is nearly halfway: where few keys have most of
   // the weight, that one integer is seen.
-  const bool exact = recipe == recipes::exact;
+  const bool exact = recipe == recipes::exact, fp8_scores = recipe.key.type == DType::e4m3;
   const auto lse = to_double(expected.lse.numbers());
   const auto seen = keys_seen(c);
   double sum = 0;
@@ -136,7 +136,8 @@ void expect_recipe(Case& c, const Recipe& recipe) {
     ASSERT_LE(error, exact ? 3e-4 : seen[i] >= 64 && !c.peaky ? 2e-3 : 1e-2) << "lse " << i << " of " << seen[i] << " keys";
     sum += error;
   }
-  EXPECT_LE(sum, exact ? 3e-5 * static_cast<double>(lse.size()) : 2e-4 * static_cast<double>(lse.size()) + 1e-2);  // one integer's worth
+  const double mean = exact ? 3e-5 : !fp8_scores ? 2e-4 : c.peaky ? 1.5e-3 : 3e-4;
+  EXPECT_LE(sum, mean * static_cast<double>(lse.size()) + (exact ? 0 : 1e-2));  // the latter: one integer's worth
 }
 
 class GpuMethods : public NeedsGpu<testing::TestWithParam<Method>> {

@@ -387,9 +387,12 @@ void run(const Method& method, std::int64_t dim, const Case& c) {
   Random random(static_cast<std::uint64_t>(dim) * 131 + static_cast<std::uint64_t>(c.keys));
   Array q = normal(random, c.type, {c.batch, c.heads, c.queries, dim}), k = normal(random, c.type, {c.batch, c.kv_heads, c.keys, dim}),
         v = normal(random, c.type, k.shape());
-  // Keys with a common part; values of which one is far smaller and one far larger than the others: flagged tiles.
+  // Keys with a common part; values of which one is smaller than its tile's others, about as much as a flag needs, and one larger.
   k.fill([&](auto, auto h, auto, std::int64_t channel) { return random.normal() + static_cast<float>(channel * (h + 1) % 7); });
-  v.fill([&](auto, auto, std::int64_t t, auto) { return random.normal() * (t % 131 == 5 ? 0.01f : t == 70 ? 9.f : 1.f); });
+  v.fill([&](auto, auto h, std::int64_t t, auto) {
+    const float small = 0.12f + 0.02f * static_cast<float>((t / 131 + 3 * h + dim / 8) % 10);
+    return random.normal() * (t % 131 == 5 ? small : t == 200 ? 9.f : 1.f);
+  });
   if (c.spoilt) {
     constexpr float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
     q.set(0, 0, 17, dim / 2, nan);

@@ -97,8 +97,8 @@ GpuResult attend_on_gpu(const Array& query, const Array& key, const Array& value
 }
 
 double gpu_rounding(const Recipe& recipe, DType in, DType type) {
-  const bool exact = recipe.weights.type == DType::f32;
-  return rounding_of(type) + (!exact ? 0 : in == DType::bf16 ? 1.4e-3 : 2e-4);
+  const bool exact = recipe.weights.type == DType::f32, fp8_scores = recipe.key.type == DType::e4m3;
+  return rounding_of(type) + (fp8_scores ? 2e-3 : !exact ? 0 : in == DType::bf16 ? 1.4e-3 : 2e-4);
 }
 
 std::vector<double> to_double(const std::vector<float>& x) { return {x.begin(), x.end()}; }

@@ -53,7 +53,8 @@ GpuResult attend_on_gpu(const Tensor& query, const Tensor& key, const Tensor& va
 GpuResult attend_on_gpu(const Array& query, const Array& key, const Array& value, const Options& options, DType type,
                         GpuLayout in = GpuLayout::bhsd, GpuLayout layout = GpuLayout::bhsd);
 
-// What the GPU may add to relative_l1(): the rounding of the output to `type`, and, of `exact`, that of the weights to the inputs' type
+// What the GPU may add to relative_l1(): the rounding of the output to `type`, of `exact` that of the weights to the inputs' type, of FP8
+// scores that of the tensor cores' sums
 // (docs/numerics.md, "Arithmetic of the GPU kernels").
 double gpu_rounding(const Recipe& recipe, DType in, DType type);
 

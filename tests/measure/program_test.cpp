@@ -159,6 +159,16 @@ TEST(Refusals, NameTheThingAndLeaveNoFile) {
       {"explain --dim 257", "257"},
       {"explain --method none", "none"},
       {"doctor --threads -1", "--threads"},
+      {"bench --device tpu", "tpu"},
+      {"bench --device cuda --threads 2", "--threads"},
+      {"bench --device cuda --dtype f32", "--dtype f32"},
+      {"bench --device cuda --sample-above 3", "--sample-above"},
+      {"accuracy --device cuda --threads 2", "--threads"},
+      {"accuracy --device cuda --dtype f32", "--dtype f32"},
+      {"bench --tokens-per-call 32K --lengths 1K,3K", "3072"},
+      {"bench --tokens-per-call 0", "--tokens-per-call"},
+      {"bench --tokens-per-call 4K --batch 2", "--batch"},
+      {"bench --tokens-per-call 4K --input x.safetensors", "--input"},
   };
   const Folder folder;
   for (const auto& [words, named] : cases) {
@@ -169,6 +179,35 @@ TEST(Refusals, NameTheThingAndLeaveNoFile) {
   }
   EXPECT_EQ(chitu("bench --method sage9 --json '" + (folder / "b.json").string() + "'").status, refused);
   EXPECT_TRUE(folder.names().empty());
+}
+
+TEST(Bench, TokensPerCallSayTheBatchOfEachLength) {
+  const Folder folder;
+  const auto json = folder / "b.json";
+  const Outcome o =
+      chitu("bench --method int8 --lengths 64,256 --tokens-per-call 256 --heads 2 --dim 16 --runs 1 --json '" + json.string() + "'");
+  ASSERT_EQ(o.status, 0) << o.error;
+  const Json rows = read_json(json).at("rows");
+  ASSERT_EQ(rows.size(), 4u);
+  for (const Json& row : rows) EXPECT_EQ(row.at("batch").get<int>() * row.at("tokens").get<int>(), 256);
+}
+
+TEST(WithoutAGpu, EachRequestForOneIsRefusedInOneLine) {
+  if (has_gpu()) GTEST_SKIP() << "there is a GPU";
+  const Folder folder;
+  const TensorFile file(folder);
+  const auto out = folder / "o.safetensors";
+  for (const std::string& words : {"run " + file.word() + " --out '" + out.string() + "'", std::string("bench"),
+                                   std::string("bench --dtype f16 --lengths 64"), "accuracy " + file.word(), std::string("explain")}) {
+    const Outcome o = chitu(words + " --device cuda");
+    EXPECT_EQ(o.status, refused) << words;
+    EXPECT_EQ(o.out, "") << words;
+    EXPECT_EQ(o.error.rfind("chitu: error: --device cuda: ", 0), 0u) << o.error;
+    EXPECT_NE(o.error.find("GPU"), std::string::npos) << o.error;
+    EXPECT_EQ(std::count(o.error.begin(), o.error.end(), '\n'), 1) << o.error;
+  }
+  EXPECT_FALSE(std::filesystem::exists(out));
+  EXPECT_NE(chitu("doctor").out.find("\nGPU: "), std::string::npos);
 }
 
 TEST(Explain, NamesTheKernelThatRunsAndThoseBefore) {
@@ -203,6 +242,7 @@ TEST(Doctor, FindsThisMachineWell) {
   const Json report = read_json(json);
   EXPECT_EQ(report.at("passed"), true);
   EXPECT_EQ(report.at("kernels").size(), kernels().size());
+  EXPECT_EQ(report.at("gpus").empty(), !has_gpu());
   EXPECT_GE(report.at("self_tests").size(), methods.size());
   for (const Json& t : report.at("self_tests")) EXPECT_EQ(t.at("passed"), true) << t;
 }

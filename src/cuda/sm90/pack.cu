@@ -3,9 +3,8 @@
 // the layout.
 //
 //   - Each tile is read once, its loads under way before the CTA waits for the statistics, and written once.
-//   - Rows (queries, keys, 16-bit values): a row of Form::dim channels is 8, 16 or 32 lanes, so that what a token needs as a whole is a
-//   matter
-//     of shuffles. A thread has 8 channels of 8 rows, 16 apart.
+//   - Rows (queries, keys, 16-bit values): a row of Form::dim channels is 8, 16 or 32 lanes, so that what a token needs as a whole takes
+//     shuffles only. A thread has 8 channels of 8 rows, 16 apart.
 //   - Columns (8-bit values): a thread has 16 keys of 8 channels; the transposition is a choice of the registers that are packed together.
 //   - Each step is one rounding of fp32, in the order of the CPU's quantiser. So integers are the same to the bit.
 #include "common/limits.h"
@@ -18,7 +17,8 @@
 namespace chitu::cuda::sm90 {
 namespace {
 
-constexpr int most_columns = 256, rows = 8, row_step = 16;  // a thread's rows
+constexpr int most_columns = 256;       // channels: threads of a CTA
+constexpr int rows = 8, row_step = 16;  // a thread's
 
 // How numbers are stored.
 enum class Number { same, f16, i8, e4m3 };
@@ -408,7 +408,7 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
 
   // Keys stand in the order in which the attention kernel's registers hold its weights: of 16, word i has 2 i, 2 i + 1, 2 i + 8, 2 i + 9.
   const auto write = [&]<Number number>(void* tile, const auto& stored) {
-  // The compiler must not keep what it made of them before: there are twice as many numbers in fp32 as it has registers for.
+  // Nor here: there are more numbers than registers.
 #pragma unroll
     for (uint4& key : x) asm volatile("" : "+r"(key.x), "+r"(key.y), "+r"(key.z), "+r"(key.w));
 #pragma unroll
@@ -434,9 +434,9 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
     });
 }
 
-// ---- the kernels: rows and columns apart, for these want more registers
+// ---- the kernels: apart, because columns want more registers
 
-// CTAs of keys, then of queries, then of values that are rows.
+// CTAs of keys, then of queries, then of values that are rows. With 80 registers a multiprocessor has three CTAs of 256 threads.
 template <class T, bool rotated>
 __global__ void __maxnreg__(rotated ? 128 : 80) rows_kernel(const __grid_constant__ PackCall call) {
   __shared__ RowsShared shared;
