@@ -8,8 +8,9 @@
 //   tile: S = Q K^T, P = round(top 2^(s - reference)) in registers, O += P V. The warpgroups meet only through the ring.
 //
 // Barriers, each with a parity that flips when it completes:
-//   query_full     completes with the producer's arrival and the copies' bytes; the warpgroups wait. An item is there.
-//   query_empty    an arrival of every thread of the warpgroups; the producer waits. An item is done with.
+//   described      the producer's arrival; those of its threads that bring the item wait. What the item is, is written.
+//   query_full     the producer's arrival and the copies' bytes; the warpgroups wait. The item is there.
+//   query_empty    every thread of the warpgroups and the two that bring it; the producer waits. An item is done with.
 //   full           the producer's arrival and bytes; the warpgroups wait. A tile is there.
 //   empty          every thread of the warpgroups; the producer waits. (One a warp is no faster, and racecheck does not understand it.)
 //   value_full, value_empty   the same for values where keys have barriers of their own (Loop::split).
