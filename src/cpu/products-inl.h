@@ -107,15 +107,17 @@ struct Products {
     }
     aside = hidden;
     for (; lane < lanes; ++lane) add(lane);
-    if (keep)
+    const auto finish = [&](auto kept) __attribute__((always_inline)) {
       unroll<NR * NV>([&](auto i) {
         float* to = out + i / NV * width + i % NV * W;
-        S::store(to, S::mul(S::load(to), S::set(keep[i / NV])));
+        const F before = S::load(to), now = S::mul(X::finish(sum[i]), S::set(weight[i / NV]));
+        if constexpr (kept)
+          S::store(to, S::add(before, now));
+        else
+          S::store(to, S::fma(before, S::set(keep[i / NV]), now));
       });
-    unroll<NR * NV>([&](auto i) {
-      float* to = out + i / NV * width + i % NV * W;
-      S::store(to, S::add(S::load(to), S::mul(X::finish(sum[i]), S::set(weight[i / NV]))));
-    });
+    };
+    keep ? finish(std::false_type{}) : finish(std::true_type{});
   }
 };
 
