@@ -10,6 +10,7 @@
 #include "common/parallel.h"
 #include "common/sample.h"
 #include "cpu/backend.h"
+#include "cpu/buffer.h"
 
 namespace chitu {
 namespace {
@@ -121,7 +122,9 @@ class Job {
  private:
   Tensor allocate(DType type, const Shape& shape) {
     const std::int64_t count = shape[0] * shape[1] * shape[2] * shape[3] * bytes(type);
-    q_.storage.emplace_back(new std::byte[static_cast<std::size_t>(count) + 64]);
+    cpu::Memory memory = cpu::allocate(count + 64);
+    const cpu::Free free = memory.get_deleter();
+    q_.storage.emplace_back(memory.release(), free);
     return dense(q_.storage.back().get(), type, shape);
   }
 

@@ -40,20 +40,27 @@ class Attention {
   static constexpr bool int8_scores = std::is_same_v<Score, Int8>, int8_weights = std::is_same_v<Weight, Int8>;
   static constexpr float infinity = std::numeric_limits<float>::infinity();
   static constexpr int weight_bytes = 4 / Weight::group;
+  // The next step's weights are made in the shade of a step's product with the values.
+  static constexpr bool overlapped = int8_weights && S::overlaps;
 
   // What a thread works in; sizes in rows are of a block, or of a step.
   struct Scratch {
     Buffer<std::byte> query;  // [block of R rows][lane][R]
     Buffer<float> out;        // [row][width]
-    std::array<float, L::block> row_scale, maximum;
+    std::array<float, L::block + W> row_scale{}, maximum{};
     std::array<Range, L::block> seen;
     alignas(64) float output_sum[L::block][W], lse_sum[L::block][W];
-    alignas(64) float scores[L::step * tile_tokens], top[L::step][W];
-    alignas(64) std::byte weights[L::step * tile_tokens * weight_bytes];
-    // Of a step: a row's largest score in the tile; what its output so far, this tile's product, its residual's and its sum of weights
-    // are multiplied by; what is added to its scores.
-    alignas(64) float tile_maximum[L::padded_step], keep[L::padded_step], weight[L::padded_step], residual_weight[L::padded_step];
-    alignas(64) float sum_weight[L::padded_step], offset[L::padded_step];
+    // Of a step: scores, lane by lane the largest, and the largest; what scores are multiplied by and what is added then.
+    alignas(64) float scores[L::step * tile_tokens], top[L::step][W], tile_maximum[L::padded_step];
+    alignas(64) float factor[L::step][W], offset[L::padded_step];
+    // Of a step, and of the one before it.
+    struct Weighed {
+      alignas(64) std::byte weights[L::step * tile_tokens * weight_bytes];
+      // What a row's output so far, this tile's product, its residual's and its sum of weights are multiplied by.
+      alignas(64) float keep[L::padded_step], weight[L::padded_step], residual_weight[L::padded_step], sum_weight[L::padded_step];
+      alignas(64) float unrounded[L::step][W];  // sums of INT8 weights before rounding, where the recipe wants them
+      bool kept;                                // keep is all 1
+    } weighed[2];
     Buffer<std::byte> keys, values;       // an unpacked tile
     alignas(64) float bias[tile_tokens];  // 0, or -inf for a key that must weigh nothing
   };
@@ -110,10 +117,13 @@ class Attention {
   void run_wave(std::size_t first, std::size_t last) {
     if (panels_.size() < last - first) panels_.resize(last - first);
     std::vector<std::pair<std::size_t, std::int64_t>> tiles, tasks;  // (unit, tile), (unit, first row)
-    std::int64_t longest = 0;
+    std::int64_t longest = 0, bytes = 0;
+    for (std::size_t u = first; u < last; ++u) bytes += tiles_of(sequence_of(units_[u]).keys) * (tile_key_bytes_ + tile_value_bytes_);
+    memory_.resize(bytes);
+    std::byte* memory = memory_.data();
     for (std::size_t u = first; u < last; ++u) {
       const std::int64_t count = tiles_of(sequence_of(units_[u]).keys), rows = rows_of(units_[u]);
-      reserve(units_[u], panels_[u - first], count);
+      reserve(units_[u], panels_[u - first], count, memory);
       if (int8_scores || int8_weights)
         for (std::int64_t t = 0; t < count; ++t) tiles.emplace_back(u, t);
       longest = std::max(longest, rows);
@@ -133,14 +143,14 @@ class Attention {
     });
   }
 
-  void reserve(const Unit& u, Panels<S>& panels, std::int64_t tiles) {
+  void reserve(const Unit& u, Panels<S>& panels, std::int64_t tiles, std::byte*& memory) {
     if constexpr (int8_scores) {
-      panels.keys.resize(tiles * layout_.template tile_key_bytes<Int8>());
+      panels.keys = std::exchange(memory, memory + tiles * tile_key_bytes_);
       panels.key_start.resize(tiles * tile_tokens);
       panels.key_scale.resize(tiles * tile_tokens);
     }
     if constexpr (int8_weights) {
-      panels.values.resize(tiles * layout_.template tile_value_bytes<Int8>());
+      panels.values = std::exchange(memory, memory + tiles * tile_value_bytes_);
       panels.residual_of.clear();
       const Locator where(operands_.value, u.sequence, u.head);
       if (!where.residual_of) return;
@@ -163,7 +173,7 @@ class Attention {
     if constexpr (int8_scores) {
       const Quantized& k = operands_.key;
       const Locator where(k, u.sequence, u.head);
-      Packer<S, Int8>::keys(layout_, to.keys.data() + tile * layout_.template tile_key_bytes<Int8>(), [&](int j, std::int8_t* numbers) {
+      Packer<S, Int8>::keys(layout_, to.keys + tile * tile_key_bytes_, [&](int j, std::int8_t* numbers) {
         copy(k, j, numbers);
         const std::int64_t token = tile * tile_tokens + j;
         std::int32_t sum = 0;
@@ -175,12 +185,11 @@ class Attention {
     }
     if constexpr (int8_weights) {
       const Quantized& v = operands_.value;
-      const int bytes = layout_.template tile_value_bytes<Int8>();
-      Packer<S, Int8>::values(layout_, to.values.data() + tile * bytes, [&](int j, std::int8_t* numbers) { copy(v, j, numbers); });
+      Packer<S, Int8>::values(layout_, to.values + tile * tile_value_bytes_, [&](int j, std::int8_t* numbers) { copy(v, j, numbers); });
       const std::int32_t flagged = to.residual_of.empty() ? -1 : to.residual_of[static_cast<std::size_t>(tile)];
       if (flagged < 0) return;
       const std::int8_t* residual = Locator(v, u.sequence, u.head).residual(tile);
-      Packer<S, Int8>::values(layout_, to.residuals.data() + std::int64_t{flagged} * bytes, [&](int j, std::int8_t* numbers) {
+      Packer<S, Int8>::values(layout_, to.residuals.data() + flagged * tile_value_bytes_, [&](int j, std::int8_t* numbers) {
         std::memcpy(numbers, residual + j * layout_.dim, static_cast<std::size_t>(layout_.dim));
       });
     }
@@ -188,6 +197,8 @@ class Attention {
 
   // A block of rows: a task.
   class Block {
+    using Weighed = typename Scratch::Weighed;
+
    public:
     Block(const Attention& a, const Unit& unit, const Panels<S>& panels, std::int64_t first_row, Scratch& scratch)
         : a_(a),
@@ -212,8 +223,9 @@ class Attention {
       Range all{std::numeric_limits<std::int64_t>::max(), 0};
       for (int r = 0; r < round_up(rows_, R); ++r) all = join(all, start_row(r));
       std::fill_n(x_.out.data(), std::int64_t{round_up(rows_, R)} * l_.width, 0.f);
+      Step before{};
       for (std::int64_t tile = all.empty() ? 0 : all.begin / tile_tokens; tile * tile_tokens < all.end; ++tile) {
-        bool unpacked = false;
+        bool entered = false;
         for (int r = 0; r < rows_; r += L::step) {
           const int rows = std::min(L::step, rows_ - r);
           Range seen{std::numeric_limits<std::int64_t>::max(), 0};
@@ -221,13 +233,23 @@ class Attention {
           const Range part{std::max<std::int64_t>(seen.begin - tile * tile_tokens, 0),
                            std::min<std::int64_t>(seen.end - tile * tile_tokens, tile_tokens)};
           if (part.empty()) continue;
-          if (!unpacked) unpack(tile);
-          unpacked = true;
-          score(tile, r, rows, part);
-          weigh(tile, r, rows);
-          accumulate(tile, r, rows, part);
+          if (!entered) enter(tile);
+          entered = true;
+          const Step step{tile, r, rows, part};
+          score(step);
+          update_maxima(step);
+          if constexpr (int8_weights)
+            a_.sums_unrounded_ ? weigh_int8<true>(step, before) : weigh_int8<false>(step, before);
+          else
+            weigh(step);
+          std::swap(now_, done_);
+          if (overlapped)
+            before = step;
+          else
+            accumulate(step, nothing_);
         }
       }
+      if (before.rows) accumulate(before, nothing_);
       for (int r = 0; r < rows_; ++r) finish_row(r);
     }
 
@@ -235,6 +257,12 @@ class Attention {
     static Range join(const Range& a, const Range& b) { return b.empty() ? a : Range{std::min(a.begin, b.begin), std::max(a.end, b.end)}; }
     std::int64_t head(int r) const { return unit_.head * p_.group() + (first_row_ + r) / sequence_.queries; }
     std::int64_t query(int r) const { return (first_row_ + r) % sequence_.queries; }
+
+    struct Step {
+      std::int64_t tile;
+      int row, rows;
+      Range part;  // keys of the tile that its rows see
+    };
 
     // Puts a row's query into place; returns the keys that it sees. Rows past the last are zeros and see none.
     Range start_row(int r) {
@@ -301,8 +329,10 @@ class Attention {
             to, to + l_.dim, [](float f) { return !is_finite(f); }, 0.f);
     }
 
-    // Floating operands of a tile.
-    void unpack(std::int64_t tile) {
+    // What all steps of a tile share; floating operands are unpacked.
+    void enter(std::int64_t tile) {
+      biased_ = set_bias(tile);
+      key_scale_ = a_.keys_share_scales_ ? S::load(panels_.key_scale.data() + tile * tile_tokens) : S::set(1);
       const std::int64_t first = tile * tile_tokens;
       const auto from = [&](const Quantized& x) {
         return [&, this](int j, auto* numbers) {
@@ -316,44 +346,45 @@ class Attention {
       if constexpr (!int8_weights) Packer<S, Weight>::values(l_, x_.values.data(), from(a_.operands_.value));
     }
 
-    void score(std::int64_t tile, int r0, int rows, const Range& part) {
+    void score(const Step& s) {
       using P = Products<S, Score>;
       const int lanes = l_.template lanes<Score>();
-      const std::byte* keys = int8_scores ? panels_.keys.data() + tile * l_.template tile_key_bytes<Int8>() : x_.keys.data();
-      std::fill_n(x_.top[0], L::step * W, -infinity);
-      for (int panel = static_cast<int>(part.begin) / L::panel; panel * L::panel < part.end; ++panel) {
+      const std::byte* keys = int8_scores ? panels_.keys + s.tile * a_.tile_key_bytes_ : x_.keys.data();
+      const int first = static_cast<int>(s.part.begin) / L::panel;
+      for (int panel = first; panel * L::panel < s.part.end; ++panel) {
         const std::byte* k = keys + panel * L::panel * lanes * 4;
-        const std::int32_t* start = int8_scores ? panels_.key_start.data() + tile * tile_tokens + panel * L::panel : nullptr;
+        const std::int32_t* start = int8_scores ? panels_.key_start.data() + s.tile * tile_tokens + panel * L::panel : nullptr;
         const float* scale =
-            int8_scores && !a_.keys_share_scales_ ? panels_.key_scale.data() + tile * tile_tokens + panel * L::panel : nullptr;
-        for (int r = 0; r < rows; r += R) {
-          const std::byte* q = x_.query.data() + (r0 + r) * lanes * 4;
+            int8_scores && !a_.keys_share_scales_ ? panels_.key_scale.data() + s.tile * tile_tokens + panel * L::panel : nullptr;
+        for (int r = 0; r < s.rows; r += R) {
+          const std::byte* q = x_.query.data() + (s.row + r) * lanes * 4;
           float* to = x_.scores + r * tile_tokens + panel * L::panel;
-          rows - r == 1 ? P::template scores<1>(q, k, start, scale, lanes, to, x_.top + r)
-                        : P::template scores<R>(q, k, start, scale, lanes, to, x_.top + r);
+          s.rows - r == 1 ? P::template scores<1>(q, k, start, scale, lanes, to, x_.top + r, panel == first)
+                          : P::template scores<R>(q, k, start, scale, lanes, to, x_.top + r, panel == first);
+          if (int8_scores) prefetch(k + a_.tile_key_bytes_, L::panel * lanes * 4, s.row + r);
+          if ((panel + 1) * L::panel >= s.part.end)  // here, where the next product hides most of it
+            for (int i = r; i < r + R; ++i) find_maximum(s, i);
         }
       }
     }
 
-    // Softmax of a step: scores -> weights, and what each row's output so far and this tile's product are multiplied by. Three passes,
-    // for within one pass rows are independent: in one, each row would wait for its own maximum.
-    void weigh(std::int64_t tile, int r0, int rows) {
-      const bool biased = set_bias(tile);
-      key_scale_ = a_.keys_share_scales_ ? S::load(panels_.key_scale.data() + tile * tile_tokens) : S::set(1);
-      for (int r = 0; r < round_up(rows, R); ++r) {
-        const Range& seen = x_.seen[static_cast<std::size_t>(r0 + r)];
-        const int begin = static_cast<int>(std::max<std::int64_t>(seen.begin - tile * tile_tokens, 0));
-        const int end = static_cast<int>(std::min<std::int64_t>(seen.end - tile * tile_tokens, tile_tokens));
-        const bool whole = begin == 0 && end == tile_tokens && !biased;
-        x_.tile_maximum[r] =
-            begin >= end ? -infinity : S::reduce_max(S::mul(key_scale_, whole ? S::load(x_.top[r]) : mask_row(r, begin, end, biased)));
-      }
-      update_maxima(tile, r0, rows);
-      for (int r = 0; r < round_up(rows, R); ++r)
-        if (x_.tile_maximum[r] == -infinity)
-          std::memset(x_.weights + r * tile_tokens * weight_bytes, 0, tile_tokens * weight_bytes);
-        else
-          weigh_row(r0, r);
+    // A panel of the next tile on its way to the caches, a part of it beside each register block of rows: without, the first step of
+    // each tile takes half as long again. After the last tile the hint is void.
+    static void prefetch(const std::byte* panel, int bytes, int row) {
+      const int share = bytes * R / L::block;
+      for (int b = 0; b < share; b += 64) __builtin_prefetch(panel + row / R * share + b);
+    }
+
+    // A row's largest score in the tile, after masking.
+    void find_maximum(const Step& s, int r) {
+      const auto i = static_cast<std::size_t>(s.row + r);
+      const Range& seen = x_.seen[i];
+      const int begin = static_cast<int>(std::max<std::int64_t>(seen.begin - s.tile * tile_tokens, 0));
+      const int end = static_cast<int>(std::min<std::int64_t>(seen.end - s.tile * tile_tokens, tile_tokens));
+      const bool whole = begin == 0 && end == tile_tokens && !biased_;
+      x_.tile_maximum[r] =
+          begin >= end ? -infinity : S::reduce_max(S::mul(key_scale_, whole ? S::load(x_.top[r]) : mask_row(r, begin, end)));
+      S::store(x_.factor[r], S::mul(S::set(x_.row_scale[i]), key_scale_));
     }
 
     // Is there a key in the tile that must weigh nothing? Then the bias is set.
@@ -367,12 +398,12 @@ class Attention {
     }
 
     // Makes the scores of keys that are not seen -inf; returns the others' maximum, lane by lane.
-    F mask_row(int r, int begin, int end, bool biased) {
+    F mask_row(int r, int begin, int end) {
       float* scores = x_.scores + r * tile_tokens;
       F top = S::set(-infinity);
       for (int v = 0; v < vectors; ++v) {
         F score = S::load(scores + v * W);
-        if (biased) score = S::add(score, S::load(x_.bias + v * W));
+        if (biased_) score = S::add(score, S::load(x_.bias + v * W));
         score = S::keep(score, v * W, begin, end, S::set(-infinity));
         S::store(scores + v * W, score);
         top = S::max(score, top);
@@ -380,147 +411,149 @@ class Attention {
       return top;
     }
 
-    void update_maxima(std::int64_t tile, int r0, int rows) {
+    // With the maxima of all rows: what the step's weights, sums and products are multiplied by.
+    void update_maxima(const Step& s) {
       const bool by_tile = p_.recipe.weights.by_tile;
-      const float unit = value_.scales && a_.operands_.value.quant.scaling == Scaling::tile ? value_.scales[tile] : 1;
-      const int padded = round_up(round_up(rows, R), W);
-      float old[L::padded_step], maximum[L::padded_step], scale[L::padded_step];
-      for (int r = 0; r < padded; ++r) {
-        const bool inside = r < rows;
-        if (!inside) x_.tile_maximum[r] = -infinity;
-        old[r] = inside ? x_.maximum[static_cast<std::size_t>(r0 + r)] : -infinity;
-        scale[r] = inside ? x_.row_scale[static_cast<std::size_t>(r0 + r)] : 0;
-      }
+      const float unit = value_.scales && a_.operands_.value.quant.scaling == Scaling::tile ? value_.scales[s.tile] : 1;
+      const int rows = round_up(s.rows, R), padded = round_up(rows, W);
+      std::fill(x_.tile_maximum + rows, x_.tile_maximum + padded, -infinity);
+      float* running = x_.maximum.data() + s.row;
+      F change = S::zero();
       for (int r = 0; r < padded; r += W) {
         // max() gives its second operand where the first is NaN: -inf times a scale of 0, or -inf - -inf below.
-        const F top = S::mul(S::load(x_.tile_maximum + r), S::load(scale + r)), before = S::load(old + r), now = S::max(top, before);
-        const F relative_to = by_tile ? top : now;
-        const F weight = exp2<S, 5>(S::sub(relative_to, now));
-        S::store(maximum + r, now);
-        S::store(x_.keep + r, exp2<S, 5>(S::sub(before, now)));
-        S::store(x_.sum_weight + r, weight);
-        S::store(x_.weight + r, S::mul(weight, S::set(unit)));
-        S::store(x_.residual_weight + r, S::mul(weight, S::set(unit / residual_parts)));
+        const F top = S::mul(S::load(x_.tile_maximum + r), S::load(x_.row_scale.data() + s.row + r)), before = S::load(running + r);
+        // Weights by tile do not depend on the running maximum, which is just the unit of the sums. It may lag by 16 then, so that the
+        // output is rarely rescaled.
+        const F now = S::max(by_tile && int8_weights ? S::sub(top, S::set(16)) : top, before), relative_to = by_tile ? top : now;
+        const F keep = exp2<S, 5>(S::sub(before, now)), weight = exp2<S, 5>(S::sub(relative_to, now));
+        change = S::max(S::sub(S::set(1), keep), change);
+        S::store(running + r, now);
+        S::store(now_->keep + r, keep);
+        S::store(now_->weight + r, S::mul(weight, S::set(unit)));
+        S::store(now_->residual_weight + r, S::mul(weight, S::set(unit / residual_parts)));
+        S::store(now_->sum_weight + r, weight);
         S::store(x_.offset + r, S::sub(S::set(a_.log2_top_), relative_to));
       }
-      for (int r = 0; r < padded; ++r) {
-        if (x_.tile_maximum[r] == -infinity) {
-          x_.keep[r] = 1;
-          x_.weight[r] = x_.residual_weight[r] = 0;
-        } else {
-          x_.maximum[static_cast<std::size_t>(r0 + r)] = maximum[r];
-        }
-      }
+      now_->kept = S::reduce_max(change) == 0;
+      for (int r = 0; r < rows; ++r)
+        if (x_.tile_maximum[r] == -infinity) x_.offset[r] = -infinity;  // sees no key in the tile: all weights 0
     }
 
-    void weigh_row(int r0, int r) {
-      const Weights& w = p_.recipe.weights;
-      if constexpr (int8_weights) {
-        if (w.output == Sum::rounded && w.lse == Sum::rounded)
-          weigh_row_int8<false>(r0, r);
-        else
-          weigh_row_int8<true>(r0, r);
-      } else if constexpr (std::is_same_v<Weight, Bf16>) {
-        weigh_row_bf16(r0, r);
-      } else {
-        if (w.type == DType::f16)
-          weigh_row_f32<round_f16<S>>(r0, r);
-        else if (w.type == DType::e4m3)
-          weigh_row_f32<round_e4m3<S>>(r0, r);
-        else
-          weigh_row_f32<not_rounded<S>>(r0, r);
+    // Makes the u8 weights of a step, a vector of them each time. Beside INT8 products only its two multiplications take time: additions,
+    // maxima, shuffles and conversions have units of their own, which the products leave idle.
+    template <bool unrounded>
+    struct Weigher {
+      const Scratch* x;
+      std::byte* weights;
+      float (*sums)[W];
+      unsigned next, end;
+
+      int left() const { return static_cast<int>(end - next); }
+      [[gnu::always_inline]] void operator()() {
+        const unsigned r = next / vectors;
+        const F p = exp2_u8<S>(S::fma(S::load(x->scores + next * W), S::load(x->factor[r]), S::set(x->offset[r])));
+        S::store_u8(weights + next * W, S::to_int(p));
+        if constexpr (unrounded) S::store(sums[r], S::add(S::load(sums[r]), p));
+        ++next;
       }
+    };
+
+    template <bool unrounded>
+    void weigh_int8(const Step& s, const Step& before) {
+      const int rows = round_up(s.rows, R);
+      if (unrounded) std::fill_n(now_->unrounded[0], rows * W, 0.f);
+      Weigher<unrounded> weigher{&x_, now_->weights, now_->unrounded, 0, static_cast<unsigned>(rows * vectors)};
+      if (overlapped && before.rows) accumulate(before, weigher);
+      while (weigher.left()) weigher();
+    }
+
+    void weigh(const Step& s) {
+      const Weights& w = p_.recipe.weights;
+      for (int r = 0; r < round_up(s.rows, R); ++r)
+        if (x_.tile_maximum[r] == -infinity)
+          std::memset(now_->weights + r * tile_tokens * weight_bytes, 0, tile_tokens * weight_bytes);
+        else if constexpr (std::is_same_v<Weight, Bf16>)
+          weigh_row_bf16(s.row, r);
+        else if (w.type == DType::f16)
+          weigh_row_f32<round_f16<S>>(s.row, r);
+        else if (w.type == DType::e4m3)
+          weigh_row_f32<round_e4m3<S>>(s.row, r);
+        else
+          weigh_row_f32<not_rounded<S>>(s.row, r);
     }
 
     // 2^(scores - what they are relative to), times the recipe's top: vector v of a row.
-    template <int terms>
-    struct Exponential {
-      const float* scores;
-      F factor, offset;
-      F operator()(int v) const { return exp2<S, terms>(S::fma(S::load(scores + v * W), factor, offset)); }
-    };
-    template <int terms>
-    Exponential<terms> exponential(int r0, int r) const {
-      return {x_.scores + r * tile_tokens, S::mul(S::set(x_.row_scale[static_cast<std::size_t>(r0 + r)]), key_scale_),
-              S::set(x_.offset[r])};
-    }
-
-    template <bool both>
-    void weigh_row_int8(int r0, int r) {
-      const auto weight = exponential<3>(r0, r);
-      F unrounded = S::zero();
-      I sum = S::set_i(0);
-      unroll<vectors / 4>([&](auto quad) {
-        I u[4];
-        unroll<4>([&](auto i) {
-          const F p = weight(quad * 4 + i);
-          u[i] = S::to_int(p);
-          if constexpr (both) unrounded = S::add(unrounded, p);
-        });
-        const I packed = S::pack4(u[0], u[1], u[2], u[3]);
-        S::store_i(x_.weights + r * tile_tokens + quad * 4 * W, packed);
-        sum = S::dot4(sum, packed, S::set_i(0x01010101));
-      });
-      add_sums(r0, r, S::to_float(sum), unrounded);
+    F exponential(int r, int v) const {
+      return exp2<S, 5>(S::fma(S::load(x_.scores + r * tile_tokens + v * W), S::load(x_.factor[r]), S::set(x_.offset[r])));
     }
 
     void weigh_row_bf16(int r0, int r) {
-      const auto weight = exponential<5>(r0, r);
       F sum = S::zero();
       unroll<vectors / 2>([&](auto pair) {
-        const F a = weight(pair * 2), b = weight(pair * 2 + 1);
-        S::store_i(x_.weights + (r * tile_tokens + pair * 2 * W) * 2, S::pack_bf16(a, b));
+        const F a = exponential(r, pair * 2), b = exponential(r, pair * 2 + 1);
+        S::store_i(now_->weights + (r * tile_tokens + pair * 2 * W) * 2, S::pack_bf16(a, b));
         sum = S::add(sum, S::add(a, b));
       });
-      add_sums(r0, r, sum, sum);
+      add_sums(*now_, r0, r, sum, sum);
     }
 
     template <F (*round)(F)>
     void weigh_row_f32(int r0, int r) {
-      const auto weight = exponential<5>(r0, r);
       F unrounded = S::zero(), rounded = S::zero();
       unroll<vectors>([&](auto v) {
-        const F p = weight(v), u = round(p);
-        S::store(reinterpret_cast<float*>(x_.weights) + r * tile_tokens + v * W, u);
+        const F p = exponential(r, v), u = round(p);
+        S::store(reinterpret_cast<float*>(now_->weights) + r * tile_tokens + v * W, u);
         unrounded = S::add(unrounded, p);
         rounded = S::add(rounded, u);
       });
-      add_sums(r0, r, rounded, unrounded);
+      add_sums(*now_, r0, r, rounded, unrounded);
     }
 
-    void add_sums(int r0, int r, F rounded, F unrounded) {
-      const F keep = S::set(x_.keep[r]), weight = S::set(x_.sum_weight[r]);
+    // Of the u8 weights of a register block's rows.
+    void add_sums_int8(int r0, int first) {
+      for (int r = first; r < first + R; ++r) {
+        I sum = S::set_i(0);
+        unroll<vectors / 4>(
+            [&](auto v) { sum = S::dot4(sum, S::load_i(done_->weights + r * tile_tokens + v * 4 * W), S::set_i(0x01010101)); });
+        add_sums(*done_, r0, r, S::to_float(sum), a_.sums_unrounded_ ? S::load(done_->unrounded[r]) : S::zero());
+      }
+    }
+
+    void add_sums(const Weighed& of, int r0, int r, F rounded, F unrounded) {
+      const F keep = S::set(of.keep[r]), weight = S::set(of.sum_weight[r]);
       const auto add = [&](float* sum, Sum kind) {
         S::store(sum, S::fma(S::load(sum), keep, S::mul(weight, kind == Sum::rounded ? rounded : unrounded)));
       };
       add(x_.output_sum[r0 + r], p_.recipe.weights.output);
-      add(x_.lse_sum[r0 + r], p_.recipe.weights.lse);
+      if (p_.recipe.weights.lse != p_.recipe.weights.output) add(x_.lse_sum[r0 + r], p_.recipe.weights.lse);
     }
 
-    void accumulate(std::int64_t tile, int r0, int rows, const Range& part) {
+    template <class Aside>
+    void accumulate(const Step& s, Aside& aside) {
+      const float* keep = done_->kept ? nullptr : done_->keep;
       if constexpr (int8_weights) {
-        const int bytes = l_.template tile_value_bytes<Int8>();
-        product(panels_.values.data() + tile * bytes, r0, rows, part, x_.keep, x_.weight);
-        const std::int32_t flagged = panels_.residual_of.empty() ? -1 : panels_.residual_of[static_cast<std::size_t>(tile)];
-        if (flagged < 0) return;
-        float ones[L::step];
-        std::fill_n(ones, L::step, 1.f);
-        product(panels_.residuals.data() + std::int64_t{flagged} * bytes, r0, rows, part, ones, x_.residual_weight);
+        product(panels_.values + s.tile * a_.tile_value_bytes_, s, keep, done_->weight, aside);
+        const std::int32_t flagged = panels_.residual_of.empty() ? -1 : panels_.residual_of[static_cast<std::size_t>(s.tile)];
+        if (flagged >= 0) product(panels_.residuals.data() + flagged * a_.tile_value_bytes_, s, nullptr, done_->residual_weight, aside);
       } else {
-        product(x_.values.data(), r0, rows, part, x_.keep, x_.weight);
+        product(x_.values.data(), s, keep, done_->weight, aside);
       }
     }
 
-    void product(const std::byte* values, int r0, int rows, const Range& part, const float* keep, const float* weight) {
+    template <class Aside>
+    void product(const std::byte* values, const Step& s, const float* keep, const float* weight, Aside& aside) {
       using P = Products<S, Weight>;
+      const int begin = static_cast<int>(s.part.begin), end = static_cast<int>(s.part.end);
       for (int c = 0; c < l_.width; c += L::panel)
-        for (int r = 0; r < rows; r += R) {
+        for (int r = 0; r < s.rows; r += R) {
           const auto call = [&]<int NV>(std::integral_constant<int, NV>) {
-            const std::byte *w = x_.weights + r * tile_tokens * weight_bytes, *v = values + c * tile_tokens * weight_bytes;
-            float* out = x_.out.data() + std::int64_t{r0 + r} * l_.width + c;
-            const int begin = static_cast<int>(part.begin), end = static_cast<int>(part.end);
-            rows - r == 1 ? P::template values<1, NV>(w, v, begin, end, keep + r, weight + r, out, l_.width)
-                          : P::template values<R, NV>(w, v, begin, end, keep + r, weight + r, out, l_.width);
+            const std::byte *w = done_->weights + r * tile_tokens * weight_bytes, *v = values + c * tile_tokens * weight_bytes;
+            float* out = x_.out.data() + std::int64_t{s.row + r} * l_.width + c;
+            const float* kept = keep ? keep + r : nullptr;
+            if (int8_weights && weight == done_->weight && c == 0) add_sums_int8(s.row, r);  // hidden by the product
+            if (int8_weights) prefetch(v + a_.tile_value_bytes_, NV * W * tile_tokens, s.row + r);
+            s.rows - r == 1 ? P::template values<1, NV>(w, v, begin, end, kept, weight + r, out, l_.width, aside)
+                            : P::template values<R, NV>(w, v, begin, end, kept, weight + r, out, l_.width, aside);
           };
           with_vectors(l_.panel_width(c) / W, call);
         }
@@ -548,7 +581,9 @@ class Attention {
       if (!output.lse.data) return;
       float lse = -infinity;
       if (factor != 0) {
-        lse = (x_.maximum[i] + std::log2(S::reduce_add(S::load(x_.lse_sum[i])) / p_.recipe.weights.top)) * std::numbers::ln2_v<float>;
+        const bool same = p_.recipe.weights.lse == p_.recipe.weights.output;
+        const float total = same ? sum : S::reduce_add(S::load(x_.lse_sum[i]));
+        lse = (x_.maximum[i] + std::log2(total / p_.recipe.weights.top)) * std::numbers::ln2_v<float>;
         if (const Tensor& correction = a_.operands_.query.correction; correction.data)
           lse += p_.scale * *reinterpret_cast<const float*>(row(correction, sequence_.batch, head(r), token));
       }
@@ -565,6 +600,12 @@ class Attention {
     const std::int64_t first_row_;
     const int rows_;
     const Locator value_;
+    Weighed *now_ = &x_.weighed[0], *done_ = &x_.weighed[1];  // of the step that is weighed, and of the one before
+    struct {
+      int left() const { return 0; }
+      void operator()() {}
+    } nothing_;
+    bool biased_ = false;                                // the tile has a bias
     F key_scale_;                                        // of the tile's keys, lane by lane, where the products have left it out; else 1
     alignas(64) float channel_scale_[max_dim + W] = {};  // what each channel of the output is multiplied by at the end
   };
@@ -572,12 +613,16 @@ class Attention {
   const Problem& p_;
   const Operands operands_;
   const L layout_;
-  const float log2_top_ = std::log2(p_.recipe.weights.top);
+  const float log2_top_ = std::log2(p_.recipe.weights.top) - (int8_weights ? exp2_u8_shift<S> : 0);
+  const bool sums_unrounded_ = p_.recipe.weights.output == Sum::unrounded || p_.recipe.weights.lse == Sum::unrounded;
   // Groups of a whole tile repeat every 8 keys: one vector holds the scales of all, and they wait for the exponential.
   const bool keys_share_scales_ = int8_scores && p_.recipe.key.groups.block == tile_tokens && W % 8 == 0;
   std::vector<Unit> units_;
+  const std::int64_t tile_key_bytes_ = int8_scores ? layout_.template tile_key_bytes<Int8>() : 0;  // of panels
+  const std::int64_t tile_value_bytes_ = int8_weights ? layout_.template tile_value_bytes<Int8>() : 0;
   std::vector<Panels<S>> panels_;
-  int threads_ = 1;  // no more than there are tasks
+  Buffer<std::byte> memory_;  // of the panels of a wave
+  int threads_ = 1;           // no more than there are tasks
   std::vector<Scratch> scratch_;
 };
 

@@ -7,8 +7,7 @@
 namespace chitu::cpu {
 
 // 2^x for x in [-126, 127]; below, and for NaN, 2^-126. x = n + f with f in [-1/2, 1/2]; n comes out of the low bits of x + 1.5 * 2^23.
-// 2^f is a polynomial of least relative error: 7.5e-5 (terms = 3, for weights that become 8 bits) or 9.2e-8 and
-// exactly 1 at 0 (terms = 5), for what is multiplied once a tile.
+// 2^f is a polynomial of least relative error: 7.5e-5 (terms = 3) or 9.2e-8 and exactly 1 at 0 (terms = 5).
 template <class S, int terms>
 typename S::F exp2(typename S::F x) {
   static_assert(terms == 3 || terms == 5);
@@ -31,11 +30,42 @@ typename S::F exp2(typename S::F x) {
   return S::of_bits(S::add_i(S::bits(p), S::template shift_left<23>(S::bits(shifted))));
 }
 
+// 2^x for weights that become 8 bits: relative error 1.2e-4 with a table, for only its two multiplications take time beside an INT8
+// product, else 7.5e-5. It is to be given x - exp2_u8_shift.
+//
+// x - shift = n + j / 16 + r with |r| <= 1/32, and 2^(j / 16 + shift + r) is nearly linear in r. To multiply by 2^n is to add n to the
+// exponent; what is added is n + j / 16, so the table holds numbers whose bits are too small by j / 16 of an exponent. The shift
+// keeps these between 1 and 2, and 2^(j / 16 + shift + r) on the same side of 2 for all r.
 template <class S>
-float exp2_of(float x) {
-  alignas(64) float lanes[S::width];
-  S::store(lanes, exp2<S, 5>(S::set(x)));
-  return lanes[0];
+constexpr float exp2_u8_shift = S::has_lookup ? 5.f / 32 : 0;
+
+struct Exp2Table {
+  alignas(64) float at[16] = {}, slope[16] = {};  // of r
+  constexpr Exp2Table() {
+    double power = 1.1143831478670627;  // 2^(5 / 32)
+    for (int j = 0; j < 16; ++j, power *= 1.0442737824274138 /* 2^(1 / 16) */) {
+      const bool above = power > 2;
+      const double mantissa = above ? power / 2 : power;
+      at[j] = static_cast<float>(mantissa * 1.000117282811692 + (above ? 1 : 0) - j / 16.);
+      slope[j] = static_cast<float>(mantissa * 0.693120075977664);
+    }
+  }
+};
+inline constexpr Exp2Table exp2_table;
+
+template <class S>
+typename S::F exp2_u8(typename S::F x) {
+  if constexpr (S::has_lookup) {
+    const auto magic = S::set(786432.f);  // 1.5 * 2^19
+    x = S::max(x, S::set(-126.f));
+    const auto shifted = S::add(x, magic);
+    const auto r = S::sub(x, S::sub(shifted, magic));
+    const auto bits = S::bits(shifted);
+    const auto p = S::fma(S::lookup(exp2_table.slope, bits), r, S::lookup(exp2_table.at, bits));
+    return S::of_bits(S::add_i(S::bits(p), S::template shift_left<19>(bits)));
+  } else {
+    return exp2<S, 3>(x);
+  }
 }
 
 // To the nearest FP16 and e4m3 numbers, ties to even, for 0 <= x <= the format's largest.

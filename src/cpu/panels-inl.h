@@ -50,16 +50,6 @@ struct Layout {
   static constexpr int block = 8 * step;  // rows of a task: what an unpacked tile serves
   static_assert(tile_tokens % panel == 0 && tile_tokens % (4 * W) == 0);
 
-  // The weights of a lane belong to keys that follow each other, but in 8 bits to keys i, i + W, i + 2 W, i + 3 W of 4 W: so four
-  // vectors of weights pack by shifts, without a shuffle. Either way lanes of `span` keys hold these keys.
-  template <class N>
-  static constexpr int span = std::is_same_v<N, Int8> ? 4 * W : N::group;
-
-  template <class N>
-  static constexpr int key_of(int lane, int i) {
-    return std::is_same_v<N, Int8> ? lane / W * 4 * W + i * W + lane % W : lane * N::group + i;
-  }
-
   int dim, width;  // channels; and up to whole vectors
   explicit Layout(int dim) : dim(dim), width(round_up(dim, W)) {}
 
@@ -130,7 +120,7 @@ struct Packer {
     Stored rows[N::group][row_numbers];
     for (int i = 0; i < N::group; ++i) std::fill(rows[i] + l.dim, rows[i] + row_numbers, Stored{});
     for (int lane = 0; lane < tile_tokens / N::group; ++lane) {
-      for (int i = 0; i < N::group; ++i) read(L::template key_of<N>(lane, i), rows[i]);
+      for (int i = 0; i < N::group; ++i) read(lane * N::group + i, rows[i]);
       for (int first = 0; first < l.width; first += L::panel) {
         const int width = l.panel_width(first);
         auto* out = reinterpret_cast<Stored*>(to + (first * tile_tokens / N::group + lane * width) * 4);
@@ -144,10 +134,10 @@ struct Packer {
 // The INT8 panels of one kv head of one sequence. Floating operands are unpacked tile by tile instead: theirs would take memory.
 template <class S>
 struct Panels {
-  Buffer<std::byte> keys;                 // [tile] as Packer::keys
+  std::byte* keys = nullptr;              // [tile] as Packer::keys
   Buffer<std::int32_t> key_start;         // [key]: -128 times its sum, for queries are stored + 128
   Buffer<float> key_scale;                // [key]
-  Buffer<std::byte> values;               // [tile] as Packer::values
+  std::byte* values = nullptr;            // [tile] as Packer::values
   Buffer<std::byte> residuals;            // [flagged tile] likewise
   std::vector<std::int32_t> residual_of;  // [tile]; -1, or index of a flagged tile
 };

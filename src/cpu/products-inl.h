@@ -2,6 +2,8 @@
 // The two products of attention, each a register block of NR rows by a few vectors, in F32, Bf16 or Int8.
 #pragma once
 
+#include <limits>
+
 #include "cpu/panels-inl.h"
 
 namespace chitu::cpu {
@@ -45,11 +47,12 @@ struct Products {
   using X = Lanes<S, N>;
   static constexpr int W = S::width, R = L::R, V = L::V;
 
-  // scores[r][j] = query r . key j, times the key's scale if any; top[r]: lane by lane the larger of top[r] and they.
+  // scores[r][j] = query r . key j, times the key's scale if any; top[r]: lane by lane the larger of top[r], unless this is the
+  // first panel, and they.
   // query: [lane][R], Int8 with 128 added; keys: [lane][panel]; start: [panel], Int8 only; key_scale: [panel] or null.
   template <int NR>
   [[gnu::noinline]] static void scores(const std::byte* query, const std::byte* keys, const std::int32_t* start, const float* key_scale,
-                                       int lanes, float* scores, float (*top)[W]) {
+                                       int lanes, float* scores, float (*top)[W], bool first) {
     typename X::Sum sum[NR * V];
     typename X::Vector k[V];
     unroll<NR * V>([&](auto i) {
@@ -66,7 +69,7 @@ struct Products {
       });
     }
     unroll<NR>([&](auto r) {
-      F t = S::load(top[r]);
+      F t = first ? S::set(-std::numeric_limits<float>::infinity()) : S::load(top[r]);
       unroll<V>([&](auto v) {
         F score = X::finish(sum[r * V + v]);
         if (key_scale) score = S::mul(score, S::load(key_scale + v * W));
@@ -77,26 +80,44 @@ struct Products {
     });
   }
 
-  // out[r] = out[r] * keep[r] + weight[r] * sum over the lanes of keys [begin, end) of weights[r] * values.
-  // weights: [R][tile_tokens] of 32 / group bits; values: [lane][NV * W].
-  template <int NR, int NV>
+  // out[r] = out[r] * keep[r] + weight[r] * sum over the lanes of keys [begin, end) of weights[r] * values; keep may be null, for all 1.
+  // weights: [R][tile_tokens] of 32 / group bits; values: [lane][NV * W]. aside() is called once a lane while it has work left, which hides
+  // there.
+  template <int NR, int NV, class Aside>
   [[gnu::noinline]] static void values(const std::byte* weights, const std::byte* values, int begin, int end, const float* keep,
-                                       const float* weight, float* out, int width) {
-    constexpr int span = L::template span<N>, span_lanes = span / N::group, row_bytes = tile_tokens / N::group * 4;
+                                       const float* weight, float* out, int width, Aside& aside) {
+    constexpr int row_bytes = tile_tokens / N::group * 4;
     typename X::Sum sum[NR * NV];
     typename X::Vector x[NV];
     unroll<NR * NV>([&](auto i) { sum[i] = X::zero(); });
-    for (int lane = begin / span * span_lanes; lane < (end + span - 1) / span * span_lanes; ++lane) {
+    const auto add = [&](int lane) __attribute__((always_inline)) {
       unroll<NV>([&](auto v) { x[v] = X::load(values + (lane * NV + v) * W * 4); });
       unroll<NR>([&](auto r) {
         const auto p = X::broadcast(weights + r * row_bytes + lane * 4);
         unroll<NV>([&](auto v) { sum[r * NV + v] = X::dot(sum[r * NV + v], p, x[v]); });
       });
+    };
+    int lane = begin / N::group;
+    const int lanes = (end + N::group - 1) / N::group;
+    // Two loops, for g++ 12 keeps sums in memory that live across a condition.
+    Aside hidden = aside;  // in registers
+    for (const int last = std::min(lanes, lane + hidden.left()); lane < last; ++lane) {
+      add(lane);
+      hidden();
     }
-    unroll<NR * NV>([&](auto i) {
-      float* to = out + i / NV * width + i % NV * W;
-      S::store(to, S::fma(S::load(to), S::set(keep[i / NV]), S::mul(X::finish(sum[i]), S::set(weight[i / NV]))));
-    });
+    aside = hidden;
+    for (; lane < lanes; ++lane) add(lane);
+    const auto finish = [&](auto kept) __attribute__((always_inline)) {
+      unroll<NR * NV>([&](auto i) {
+        float* to = out + i / NV * width + i % NV * W;
+        const F before = S::load(to), now = S::mul(X::finish(sum[i]), S::set(weight[i / NV]));
+        if constexpr (kept)
+          S::store(to, S::add(before, now));
+        else
+          S::store(to, S::fma(before, S::set(keep[i / NV]), now));
+      });
+    };
+    keep ? finish(std::false_type{}) : finish(std::true_type{});
   }
 };
 

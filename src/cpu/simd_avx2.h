@@ -13,6 +13,7 @@ struct Avx2 {
   using I = __m256i;
   static constexpr int width = 8;
   static constexpr bool has_bf16 = false;
+  static constexpr bool has_lookup = false, overlaps = false;
   static constexpr int block_rows = 4, block_vectors = 2;  // accumulators of a product: 8 of 16 registers
 
   static F zero() { return _mm256_setzero_ps(); }
@@ -84,10 +85,9 @@ struct Avx2 {
   static void store_u16(std::uint16_t* p, I x) {                                                             // of 0 ... 65535
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
   }
-  // Numbers 0 ... 255 of four vectors as the four bytes of each lane.
-  static I pack4(I a, I b, I c, I d) {
-    return _mm256_or_si256(_mm256_or_si256(a, _mm256_slli_epi32(b, 8)),
-                           _mm256_or_si256(_mm256_slli_epi32(c, 16), _mm256_slli_epi32(d, 24)));
+  static void store_u8(void* p, I x) {  // of 0 ... 255
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }
 
   // Lane i gets lane i ^ n.

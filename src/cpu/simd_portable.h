@@ -14,6 +14,7 @@ namespace chitu::cpu {
 struct Portable {
   static constexpr int width = 8;
   static constexpr bool has_bf16 = false;
+  static constexpr bool has_lookup = false, overlaps = false;
   static constexpr int block_rows = 2, block_vectors = 2;
   struct F {
     float lane[width];
@@ -142,15 +143,8 @@ struct Portable {
   static void store_u16(std::uint16_t* p, I x) {  // of 0 ... 65535
     for (int i = 0; i < width; ++i) p[i] = static_cast<std::uint16_t>(x.lane[i]);
   }
-  // Numbers 0 ... 255 of four vectors as the four bytes of each lane.
-  static I pack4(I a, I b, I c, I d) {
-    I packed;
-    auto* bytes = reinterpret_cast<unsigned char*>(packed.lane);
-    for (int i = 0; i < width; ++i) {
-      const I* from[4] = {&a, &b, &c, &d};
-      for (int j = 0; j < 4; ++j) bytes[4 * i + j] = static_cast<unsigned char>(from[j]->lane[i]);
-    }
-    return packed;
+  static void store_u8(void* p, I x) {  // of 0 ... 255
+    for (int i = 0; i < width; ++i) static_cast<std::uint8_t*>(p)[i] = static_cast<std::uint8_t>(x.lane[i]);
   }
 
   // Lane i gets lane i ^ n.
