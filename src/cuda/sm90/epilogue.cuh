@@ -7,7 +7,7 @@
 namespace chitu::cuda::sm90 {
 
 // Each warp on its own: normalises its 16 rows and stores them, 64 channels at a time, through its 2 KB of shared memory. Whatever has to
-// be read is read before anything is stored. m: the reference; l: sums of weights for the output and the LSE, l_unit their unit of 1.
+// be read is read before anything is stored. m: the references; o_unit: what o is to be multiplied by beside.
 template <class L>
 __device__ __forceinline__ void finish(const Params& p, const typename L::At at, int buffer, const float (&o)[L::halves][L::width / 2],
                                        const float (&m)[2], const float (&output_sum)[2], const float (&lse_sum)[2], float o_unit) {

@@ -45,7 +45,8 @@ struct Loop {
   static constexpr DType weight_type = recipe.weights.type == DType::f32 ? input : recipe.weights.type;
   static_assert(weight_type == value_type);
   static constexpr bool integer_scores = score_type == DType::i8, integer_values = value_type == DType::u8;
-  static constexpr bool sums_in_place = form.value_bytes == 2;  // the tensor cores add to the output; else each tile's product is added
+  static constexpr bool sums_in_place = form.value_bytes == 2;      // the tensor cores add to the output; else each tile's product is added
+  static constexpr bool folds = !sums_in_place && !integer_values;  // that addition scales the output to a new reference on the way
   // The reference may lag this many powers of two behind the maximum, where a weight's precision does not depend on its size.
   static constexpr float lag = by_tile || sums_in_place ? 8 : 0;
 

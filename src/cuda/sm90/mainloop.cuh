@@ -199,7 +199,8 @@ struct Consumer {
         const bool masked = tile < whole.x || tile >= whole.y;
         std::uint32_t weights[form.value_bytes * 16];
         float unrounded[2] = {0, 0};
-        float x[2], moved[2];
+        float x[2];               // the maxima, then what the tile's integer product is multiplied by
+        float moved[2];           // what the output so far is multiplied by, with L::folds
         Product t[L::width / 2];  // of one half of the channels
         const auto value = first_value.plus(used_value * L::value_bytes);
         const auto soften = [&](auto& scores) {
@@ -211,8 +212,8 @@ struct Consumer {
           }
           x[0] = quad_maximum(x[0]);
           x[1] = quad_maximum(x[1]);
-          if constexpr (!L::by_tile && (L::sums_in_place || L::integer_values)) rows.refer(x);
-          if constexpr (!L::by_tile && !(L::sums_in_place || L::integer_values)) {
+          if constexpr (!L::by_tile && !L::folds) rows.refer(x);
+          if constexpr (L::folds) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
               const float n = fmaxf(rows.m[r], x[r]);
@@ -270,7 +271,6 @@ struct Consumer {
               weighted<false>(t, weights, value.plus(half * L::width * tile_tokens));
               ptx::wgmma_commit();
             }
-            float w[2] = {integer_unit, integer_unit};
             if (half == 0) {
               next();
               int last = 1;
@@ -294,16 +294,13 @@ struct Consumer {
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
                   if constexpr (L::unrounded_sums)
-                    rows.unrounded[r] =
-                        L::integer_values ? rows.unrounded[r] + unrounded[r] : fmaf(rows.unrounded[r], moved[r], unrounded[r]);
+                    rows.unrounded[r] = L::folds ? fmaf(rows.unrounded[r], moved[r], unrounded[r]) : rows.unrounded[r] + unrounded[r];
                   x[r] = integer_unit;
                 }
                 if constexpr (L::integer_values) rows.rounded += __uint2float_rn(rounded);
               }
               if constexpr (L::integer_values) rows.offset = fmaf(__uint_as_float(rounded * value_offset), mine(x[0], x[1]), rows.offset);
             }
-            w[0] = x[0];
-            w[1] = x[1];
             ptx::wgmma_wait();
             if (half == L::halves - 1) ptx::barrier_arrive(L::split ? at.value_empty(used_value) : at.empty(used));
 #pragma unroll
@@ -311,7 +308,7 @@ struct Consumer {
               const int r = i >> 1 & 1;
               float& o = rows.o[half][i];
               if constexpr (L::integer_values)
-                o = fmaf(__uint_as_float(t[i]), w[r], o);
+                o = fmaf(__uint_as_float(t[i]), x[r], o);
               else
                 o = fmaf(o, moved[r], t[i]);
             }

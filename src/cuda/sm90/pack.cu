@@ -36,24 +36,10 @@ struct ColumnsShared {                         // of each warp's part of a tile
   float top[most_columns / 32];
 };
 
-__device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, float d) {
-  std::uint32_t r;
-  asm("{ .reg .b16 low, high;\n"
-      "cvt.rn.satfinite.e4m3x2.f32 low, %2, %1; cvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
-      "mov.b32 %0, {low, high}; }"
-      : "=r"(r)
-      : "f"(a), "f"(b), "f"(c), "f"(d));
-  return r;
-}
 template <Number number>
 __device__ __forceinline__ std::uint32_t pack_8bit(float a, float b, float c, float d) {
-  return number == Number::i8 ? ptx::pack_i8(a, b, c, d) : pack_e4m3(a, b, c, d);
+  return number == Number::i8 ? ptx::pack_i8(a, b, c, d) : ptx::pack_e4m3(a, b, c, d);
 }
-__device__ __forceinline__ std::uint32_t pack_f16(float a, float b) {
-  const __half2 h = __floats2half2_rn(a, b);
-  return *reinterpret_cast<const std::uint32_t*>(&h);
-}
-
 __device__ __forceinline__ void mark(const Params& p, std::uint8_t* flags, std::int64_t tile, bool spoilt) {
   flags[tile] = spoilt;
   if (spoilt) *p.spoilt = 1;
@@ -290,7 +276,8 @@ __device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int u
     write([&](int j, std::uint8_t* to) {
       float y[8];
       stored(j, y);
-      *reinterpret_cast<uint4*>(to) = make_uint4(pack_f16(y[0], y[1]), pack_f16(y[2], y[3]), pack_f16(y[4], y[5]), pack_f16(y[6], y[7]));
+      *reinterpret_cast<uint4*>(to) =
+          make_uint4(ptx::pack_f16(y[0], y[1]), ptx::pack_f16(y[2], y[3]), ptx::pack_f16(y[4], y[5]), ptx::pack_f16(y[6], y[7]));
     });
   } else {
     const std::uint32_t sign = is_query && p.scale < 0 ? 0x80008000u : 0;
