@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # update_readme.sh [bench|accuracy|gpu]...: fills these blocks of README.md (all, unless named), between <!-- NAME:begin --> and
 # <!-- NAME:end -->: bench and accuracy with what build/chitu measures on this machine (run it on a quiet one, after ./run.sh), gpu
-# with a digest of bench/results/gpu_peers.csv, which bench/peers.py wrote on a machine with a GPU.
+# with a digest of bench/results/gpu_peers.csv, gpu_long.csv and gpu_captured.csv, which bench/peers.py and tools/gpu_tables.sh wrote on a
+# machine with a GPU.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -75,6 +76,31 @@ attention of the others, all in turn in one process. All of it, the others' FP8 
       for (s = 1; s <= shapes; ++s) {
         printf "%s | %.3f (%s) |", order[s], best[order[s]], who[order[s]]
         for (i = 1; i <= method_count; ++i) printf " %s |", (order[s], methods[i]) in cell ? cell[order[s], methods[i]] : "-"
+        print ""
+      }
+    }'
+  printf '\n%s\n\n' "Long sequences and captured heads, by \`tools/gpu_tables.sh\`: how much faster than \`exact\` of this library, and relative L1 to double
+precision on sampled rows. All of it: [gpu_long.csv](bench/results/gpu_long.csv), [gpu_captured.csv](bench/results/gpu_captured.csv), and
+[gpu_filled.csv](bench/results/gpu_filled.csv) for 1K to 16K tokens."
+  for table in bench/results/gpu_long.csv bench/results/gpu_captured.csv; do tail -n +2 "$table"; done | awk -F, '
+    $1 == "method" { for (i = 1; i <= NF; ++i) column[$i] = i; next }
+    {
+      shape = "| " $column["data"] " | " $column["dim"] " | " $column["heads"] " | " $column["tokens"] " | " ($column["causal"] == "true" ? "causal" : "none")
+      if (!(shape in exact)) order[++shapes] = shape
+      name = $column["method"]
+      if (name == "exact") { exact[shape] = sprintf("%.2f", $column["total_ms"]); next }
+      if (!(name in seen)) { seen[name]; methods[++method_count] = name }
+      cell[shape, name] = sprintf("%.2fx, %.4f", $column["speedup"], $column["rel_l1"])
+    }
+    END {
+      printf "| data | dim | heads | tokens | mask | `exact` ms |"
+      for (i = 1; i <= method_count; ++i) printf " `%s` |", methods[i]
+      printf "\n| --- | ---: | ---: | ---: | --- | ---: |"
+      for (i = 1; i <= method_count; ++i) printf " ---: |"
+      print ""
+      for (s = 1; s <= shapes; ++s) {
+        printf "%s | %s |", order[s], exact[order[s]]
+        for (i = 1; i <= method_count; ++i) printf " %s |", cell[order[s], methods[i]]
         print ""
       }
     }'
