@@ -125,8 +125,9 @@ std::string timed_rows(const Workload& w, const Measurement& m) {
 }
 
 std::string runs_text(const MeasureSettings& settings, Device device) {
-  if (device == Device::cpu || settings.runs) return count(settings.runs.value_or(settings.cpu_runs), "run");
-  return fmt::format("{} to {} runs (as many as take about a second)", least_gpu_runs, most_gpu_runs);
+  const std::string row = settings.in_a_row > 1 ? fmt::format(", {} in a row", settings.in_a_row) : "";
+  if (device == Device::cpu || settings.runs) return count(settings.runs.value_or(settings.cpu_runs), "run") + row;
+  return fmt::format("{} to {} runs (as many as take about a second){}", least_gpu_runs, most_gpu_runs, row);
 }
 
 std::string refused_text(std::span<const Measurement> measurements) {
@@ -141,6 +142,12 @@ void add_runs(CLI::App& command, MeasureSettings& settings) {
       .add_option("--runs", settings.runs,
                   fmt::format("Timed runs of each method; unless given {}, on a GPU {} to {}: as many as take about a second",
                               settings.cpu_runs, least_gpu_runs, most_gpu_runs))
+      ->check(CLI::Range(1, 1000));
+  command
+      .add_option("--in-a-row", settings.in_a_row,
+                  "Timed runs of a method before it is another's turn: a GPU that another method has driven to its power limit is slower "
+                  "for some calls")
+      ->capture_default_str()
       ->check(CLI::Range(1, 1000));
 }
 
@@ -166,16 +173,18 @@ std::vector<Measurement> measure(const Workload& w, std::span<const Method* cons
   }
   if (call_ms.empty()) throw Error(ErrorCode::unsupported, nothing_runs(results));
   const int runs = runs_of(settings, w.device, call_ms);
-  for (int run = 0; run < runs; ++run)
+  for (int done = 0, row; done < runs; done += row) {
+    row = std::min(settings.in_a_row, runs - done);
     for (std::size_t i = 0; i < meters.size(); ++i) {
       if (!meters[i]) continue;
       show(*methods[i]);
-      meters[i]->run();
-      progress.advance((work - warm_up_work) / (static_cast<double>(call_ms.size()) * runs));
-      if (run + 1 < runs) continue;
+      for (int run = 0; run < row; ++run) meters[i]->run();
+      progress.advance((work - warm_up_work) * row / (static_cast<double>(call_ms.size()) * runs));
+      if (done + row < runs) continue;
       results[i] = meters[i]->finish();
       results[i].runs = runs;
     }
+  }
   return results;
 }
 

@@ -39,6 +39,7 @@ Quantized rows_of(const Quantized& query, const RowRun& run);
 struct MeasureSettings {
   std::optional<int> runs{};  // unless given: cpu_runs on a CPU; on a GPU as many as take about a second of each method, 3 ... 31
   int cpu_runs = 5;
+  int in_a_row = 1;          // runs of a method before it is another's turn
   double sample_above = 20;  // seconds: on a CPU, a method whose call would take longer is timed on a sample of query rows
 };
 

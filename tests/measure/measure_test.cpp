@@ -142,8 +142,9 @@ TEST(Measure, SampledRowsHaveTheErrorsOfTheWholeCall) {
 TEST(Measure, ErrorsOfAllRowsAreThoseOfTheMethod) {
   const Workload w = workload(200, causal);
   const Truth truth = truth_of(w, spread_rows(200, 200));
-  const auto all = measured(w, truth, {.runs = 2});
+  const auto all = measured(w, truth, {.runs = 3, .in_a_row = 2});
   for (const Measurement& m : all) {
+    EXPECT_EQ(m.runs, 3);
     const HostTensor out = allocate(DType::f32, w.query.shape), lse = allocate(DType::f32, {1, 4, 200, 1});
     attention(w.query, w.key, w.value, {out.tensor, lse.tensor}, {.recipe = m.method->recipe, .window = causal, .threads = 1});
     double difference = 0, size = 0;

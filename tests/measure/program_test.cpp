@@ -147,6 +147,7 @@ TEST(Refusals, NameTheThingAndLeaveNoFile) {
       {"bench --dim 300", "--dim"},
       {"bench --heads 6 --kv-heads 4", "--kv-heads"},
       {"bench --runs 0", "--runs"},
+      {"bench --in-a-row 0", "--in-a-row"},
       {"bench --rows 0", "--rows"},
       {"bench --kernel cpu.gpu --lengths 64", "cpu.gpu"},
       {"bench --input missing.safetensors", "missing.safetensors"},

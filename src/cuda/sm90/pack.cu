@@ -125,7 +125,7 @@ __device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int u
 #pragma unroll
   for (int j = 0; j < rows; ++j) {
     const bool is_token = row0 + j * row_step < tokens;
-    x[j] = is_token && real ? load_piece(from + j * row_step * in.token) : make_uint4(0, 0, 0, 0);
+    x[j] = is_token && real ? load_input(from + j * row_step * in.token) : make_uint4(0, 0, 0, 0);
     absent |= static_cast<std::uint32_t>(!is_token) << j;
   }
   ptx::wait_for_previous();  // for the statistics
@@ -321,7 +321,7 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
                   (std::int64_t{s.key_begin} + first) * p.value.token + channel0;
   uint4 x[16];
 #pragma unroll
-  for (int i = 0; i < 16; ++i) x[i] = real && i < keys ? load_piece(from + i * p.value.token) : make_uint4(0, 0, 0, 0);
+  for (int i = 0; i < 16; ++i) x[i] = real && i < keys ? load_input(from + i * p.value.token) : make_uint4(0, 0, 0, 0);
   ptx::wait_for_previous();  // for the statistics
 
   std::uint32_t most[4] = {};
@@ -354,7 +354,7 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
     // The largest |v / λ| of a channel is that of its largest |v|.
     float top = 0;
 #pragma unroll
-    for (int c = 0; c < 8; ++c) top = fmaxf(top, from_bits<T>(most[c / 2] >> c % 2 * 16 & 0xffff) * factor[c]);
+    for (int c = 0; c < 8; ++c) top = fmaxf(top, low<T>(most[c / 2] >> c % 2 * 16 & 0xffff) * factor[c]);
 #pragma unroll
     for (int n = 16; n; n /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, n));
     if (lane == 0) shared.top[warp] = top;
@@ -362,7 +362,7 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
     const auto size_of = [&](int i) {
       float sum = 0;
 #pragma unroll
-      for (int c = 0; c < 8; ++c) sum += from_bits<T>(word(x[i], c / 2) >> c % 2 * 16 & 0x7fff) * factor[c];
+      for (int c = 0; c < 8; ++c) sum += low<T>(word(x[i], c / 2) >> c % 2 * 16 & 0x7fff) * factor[c];
       return sum;
     };
     const bool upper = column & 2, odd = column & 1;
@@ -408,7 +408,7 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
       static_cast<uint4*>(tile)[(channel0 + c) * 8 + (block ^ c)] = make_uint4(words[0], words[1], words[2], words[3]);
     }
   };
-  const auto scaled = [&](int i, int c) { return from_bits<T>(word(x[i], c / 2) >> c % 2 * 16 & 0xffff) * factor[c]; };
+  const auto scaled = [&](int i, int c) { return low<T>(word(x[i], c / 2) >> c % 2 * 16 & 0xffff) * factor[c]; };
   void* tile = p.tiles + at.index * call.form.tile_bytes() + call.form.key_bytes();
   if (quant.type == DType::e4m3)
     write.template operator()<Number::e4m3>(tile, scaled);

@@ -3,13 +3,11 @@
 // pack.cu makes the operands.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
+#include "cuda/sm90/halves.cuh"
 #include "cuda/sm90/params.h"
 
 namespace chitu::cuda::sm90 {
@@ -81,25 +79,12 @@ struct Statistics {
   __device__ std::int64_t records(Role role) const { return role == Role::query ? queries : role == Role::key ? keys : values; }
 };
 
-// ---- numbers of 16 bits, f16 or bf16, 8 of them in a piece of 16 bytes
-
-template <class T>
-constexpr std::uint32_t infinity_bits = std::is_same_v<T, __half> ? 0x7c00 : 0x7f80;
-
-__device__ __forceinline__ std::uint32_t word(const uint4& x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; }
-
-template <class T>
-__device__ __forceinline__ float from_bits(std::uint32_t bits) {
-  if constexpr (std::is_same_v<T, __half>)
-    return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
-  else
-    return __uint_as_float(bits << 16);
-}
+// ---- numbers of 16 bits
 
 template <class T>
 __device__ __forceinline__ void unpack(const uint4& x, float (&y)[8]) {
 #pragma unroll
-  for (int c = 0; c < 8; ++c) y[c] = from_bits<T>(word(x, c / 2) >> c % 2 * 16 & 0xffff);
+  for (int c = 0; c < 8; ++c) y[c] = low<T>(word(x, c / 2) >> c % 2 * 16 & 0xffff);
 }
 
 // The larger sizes, two at a time: without their signs, numbers are ordered as their bits are.
@@ -119,14 +104,6 @@ __device__ __forceinline__ uint4 finite_part(const uint4& x) {
     return ((w & 0x7fff) < infinity_bits<T> ? w & 0xffffu : 0) | ((w >> 16 & 0x7fff) < infinity_bits<T> ? w & 0xffff0000u : 0);
   };
   return make_uint4(part(x.x), part(x.y), part(x.z), part(x.w));
-}
-
-// Volatile, so that loads stay where they are written: all of them before the first use.
-template <class T>
-__device__ __forceinline__ uint4 load_piece(const T* p) {
-  uint4 r;
-  asm volatile("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
-  return r;
 }
 
 }  // namespace chitu::cuda::sm90

@@ -65,8 +65,8 @@ struct Part {
     for (int w = 0; w < 4; ++w) {
       largest[w] = larger(largest[w], word(x, w));
       if constexpr (with_sums) {
-        sum[2 * w] += from_bits<T>(word(x, w) & signs & 0xffff);
-        sum[2 * w + 1] += from_bits<T>((word(x, w) & signs) >> 16);
+        sum[2 * w] += low<T>(word(x, w) & signs & 0xffff);
+        sum[2 * w + 1] += low<T>((word(x, w) & signs) >> 16);
       }
     }
   }
@@ -92,7 +92,7 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
       uint4 x[batch];
 #pragma unroll
       for (int j = 0; j < batch; ++j)
-        x[j] = i + j * groups < tokens.count ? load_piece(tokens.at(i + j * groups) + piece * 8) : make_uint4(0, 0, 0, 0);
+        x[j] = i + j * groups < tokens.count ? load_input(tokens.at(i + j * groups) + piece * 8) : make_uint4(0, 0, 0, 0);
 #pragma unroll
       for (int j = 0; j < batch; ++j) part.add(x[j], signs);
     }
@@ -103,7 +103,7 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
     piece = lane;
     if (!is_value) taken = 0;
     for (int i = warp; i < tokens.count; i += groups) {
-      uint4 x = lane < pieces ? load_piece(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
+      uint4 x = lane < pieces ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
       if (is_value)
         x = finite_part<T>(x);
       else if (__any_sync(~0u, nonfinite<T>(largest(x))))
@@ -136,7 +136,7 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
       most = max(most, std::uint32_t{shared.largest[g * dim + c]});
     }
     if constexpr (with_sums) record[1 + c] = sum;
-    reinterpret_cast<float*>(record + 1 + dim)[c] = from_bits<T>(most);
+    reinterpret_cast<float*>(record + 1 + dim)[c] = low<T>(most);
   }
 }
 
