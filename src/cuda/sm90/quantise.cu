@@ -3,8 +3,7 @@
 // docs/numerics.md, "Quantising", is the specification; docs/kernels/sm90.md has the bound and what was measured.
 //
 //   - A small kernel makes the keys' centre and λ from the sample. The main kernel starts beside it, queries first: they need the sample
-//   only
-//     for their corrections, at the end.
+//     for their corrections only, at the end.
 //   - The rotation runs on the tensor cores: +-1 times a 16-bit value is exact, sums are fp32. Four channel bits by one mma.m16n8k16, the
 //     others by additions in registers. A 16-byte piece is an operand as it stands, and the result packs into 16 bytes that stay together.
 //   - The centre is subtracted by linearity, one more mma with the centre in every row; q . centre is a third operand. Both are exact
