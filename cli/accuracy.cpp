@@ -65,43 +65,20 @@ Table table_of(const Workload& w, const std::vector<Measurement>& measurements) 
   return table;
 }
 
-Json json_of(const Workload& w, const Truth& truth, const Measurement& m) {
+Json row_of(const Workload& w, const Truth& truth, const Measurement& m) {
   const Errors& e = m.errors;
-  const Shape& q = w.query.shape;
   const auto known = [&](auto x) { return m.refused.empty() ? Json(x) : Json(); };
-  return {{"method", m.method->name},
-          {"data", w.data},
-          {"dtype", name(w.query.type)},
-          {"batch", q[0]},
-          {"heads", q[1]},
-          {"kv_heads", w.key.shape[1]},
-          {"dim", q[3]},
-          {"tokens", q[2]},
-          {"keys", w.key.shape[2]},
-          {"causal", w.window.right == 0},
-          {"window", w.window == everything || w.window == causal ? Json() : Json(window_text(w.window))},
-          {"device", w.device == Device::cuda ? "cuda" : "cpu"},
-          {"refused", m.refused.empty() ? Json() : Json(m.refused)},
-          {"compared_rows", total(truth.runs)},
-          {"cosine", known(e.cosine)},
-          {"rel_l1", known(e.relative_l1)},
-          {"rmse", known(e.rmse)},
-          {"max_diff", known(e.max_diff)},
-          {"mean_diff", known(e.mean_diff)},
-          {"worst_head", known(e.worst_head.head)},
-          {"worst_head_batch", known(e.worst_head.batch)},
-          {"worst_head_rel_l1", known(e.worst_head.relative_l1)},
-          {"worst_row_query", known(e.worst_row.query)},
-          {"worst_row_head", known(e.worst_row.head)},
-          {"worst_row_batch", known(e.worst_row.batch)},
-          {"worst_row_rel_l1", known(e.worst_row.relative_l1)},
-          {"lse_max_diff", known(e.lse_max_diff)},
-          {"lse_mean_diff", known(e.lse_mean_diff)},
-          {"total_ms", known(m.total.median)},
-          {"total_ms_min", known(m.total.min)},
-          {"total_ms_max", known(m.total.max)},
-          {"runs", m.runs},
-          {"sampled_rows", m.sampled_rows ? Json(*m.sampled_rows) : Json()}};
+  Json row = json_of(w, truth, m);
+  row.update({{"cosine", known(e.cosine)},
+              {"rmse", known(e.rmse)},
+              {"worst_head", known(e.worst_head.head)},
+              {"worst_head_batch", known(e.worst_head.batch)},
+              {"worst_head_rel_l1", known(e.worst_head.relative_l1)},
+              {"worst_row_query", known(e.worst_row.query)},
+              {"worst_row_head", known(e.worst_row.head)},
+              {"worst_row_batch", known(e.worst_row.batch)},
+              {"worst_row_rel_l1", known(e.worst_row.relative_l1)}});
+  return row;
 }
 
 void print_section(const Workload& w, const Truth& truth, const std::vector<Measurement>& measurements) {
@@ -170,7 +147,7 @@ void accuracy(const AccuracyFlags& flags) {
     measurements.push_back(measure(w, methods, truth, flags.settings, progress, 1));
     progress.clear();
     print_section(w, truth, measurements.back());
-    for (const Measurement& m : measurements.back()) rows_json.push_back(json_of(w, truth, m));
+    for (const Measurement& m : measurements.back()) rows_json.push_back(row_of(w, truth, m));
   }
   drop_refused(methods, measurements);
   const auto candidates = candidates_of(source.data(), measurements);

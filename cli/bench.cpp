@@ -109,48 +109,23 @@ std::vector<Row> rows_of(const Workload& w, const std::vector<Measurement>& meas
   return rows;
 }
 
-Json json_of(const Workload& w, const Truth& truth, const Row& row) {
-  const Measurement& m = row.measurement;
-  const Errors& e = m.errors;
-  const Shape& q = w.query.shape;
+Json json_of(const Workload& w, const Truth& truth, const Row& r) {
+  const Measurement& m = r.measurement;
   const auto known = [&](double x) { return m.refused.empty() && !std::isnan(x) ? Json(x) : Json(); };
-  Json window;
-  if (w.window != everything && w.window != causal) window = window_text(w.window);
-  return {{"method", m.method->name},
-          {"data", w.data},
-          {"dtype", name(w.query.type)},
-          {"batch", q[0]},
-          {"heads", q[1]},
-          {"kv_heads", w.key.shape[1]},
-          {"dim", q[3]},
-          {"tokens", q[2]},
-          {"causal", w.window.right == 0},
-          {"window", window},
-          {"device", w.device == Device::cuda ? "cuda" : "cpu"},
-          {"refused", m.refused.empty() ? Json() : Json(m.refused)},
-          {"quantise_ms", known(m.quantise.median)},
-          {"quantise_ms_min", known(m.quantise.min)},
-          {"quantise_ms_max", known(m.quantise.max)},
-          {"attention_ms", known(m.attention.median)},
-          {"attention_ms_min", known(m.attention.min)},
-          {"attention_ms_max", known(m.attention.max)},
-          {"total_ms", known(m.total.median)},
-          {"total_ms_min", known(m.total.min)},
-          {"total_ms_max", known(m.total.max)},
-          {"runs", m.runs},
-          {"sampled_rows", m.sampled_rows ? Json(*m.sampled_rows) : Json()},
-          {"tflops", known(row.tflops)},
-          {"attention_tflops", known(row.attention_tflops)},
-          {"quantise_gb_s", known(row.quantise_gb_s)},
-          {"sm_mhz", m.sm_mhz ? Json(*m.sm_mhz) : Json()},
-          {"peak_percent", known(row.peak_percent)},
-          {"speedup", known(row.speedup)},
-          {"max_diff", known(e.max_diff)},
-          {"mean_diff", known(e.mean_diff)},
-          {"rel_l1", known(e.relative_l1)},
-          {"lse_max_diff", known(e.lse_max_diff)},
-          {"lse_mean_diff", known(e.lse_mean_diff)},
-          {"compared_rows", total(truth.runs)}};
+  Json row = json_of(w, truth, m);
+  row.update({{"quantise_ms", known(m.quantise.median)},
+              {"quantise_ms_min", known(m.quantise.min)},
+              {"quantise_ms_max", known(m.quantise.max)},
+              {"attention_ms", known(m.attention.median)},
+              {"attention_ms_min", known(m.attention.min)},
+              {"attention_ms_max", known(m.attention.max)},
+              {"tflops", known(r.tflops)},
+              {"attention_tflops", known(r.attention_tflops)},
+              {"quantise_gb_s", known(r.quantise_gb_s)},
+              {"sm_mhz", m.sm_mhz ? Json(*m.sm_mhz) : Json()},
+              {"peak_percent", known(r.peak_percent)},
+              {"speedup", known(r.speedup)}});
+  return row;
 }
 
 // "-" where the number is unknown.

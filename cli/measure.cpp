@@ -120,6 +120,36 @@ void require_unchanged(const Measurement& first, const Output& output, const Tru
     throw Error(ErrorCode::internal, fmt::format("{} gave another output in its last run than in its first", first.method->name));
 }
 
+Json json_of(const Workload& w, const Truth& truth, const Measurement& m) {
+  const Shape& q = w.query.shape;
+  const Errors& e = m.errors;
+  const auto known = [&](double x) { return m.refused.empty() ? Json(x) : Json(); };
+  return {{"method", m.method->name},
+          {"data", w.data},
+          {"dtype", name(w.query.type)},
+          {"batch", q[0]},
+          {"heads", q[1]},
+          {"kv_heads", w.key.shape[1]},
+          {"dim", q[3]},
+          {"tokens", q[2]},
+          {"keys", w.key.shape[2]},
+          {"causal", w.window.right == 0},
+          {"window", w.window == everything || w.window == causal ? Json() : Json(window_text(w.window))},
+          {"device", w.device == Device::cuda ? "cuda" : "cpu"},
+          {"refused", m.refused.empty() ? Json() : Json(m.refused)},
+          {"runs", m.runs},
+          {"sampled_rows", m.sampled_rows ? Json(*m.sampled_rows) : Json()},
+          {"total_ms", known(m.total.median)},
+          {"total_ms_min", known(m.total.min)},
+          {"total_ms_max", known(m.total.max)},
+          {"compared_rows", total(truth.runs)},
+          {"rel_l1", known(e.relative_l1)},
+          {"max_diff", known(e.max_diff)},
+          {"mean_diff", known(e.mean_diff)},
+          {"lse_max_diff", known(e.lse_max_diff)},
+          {"lse_mean_diff", known(e.lse_mean_diff)}};
+}
+
 std::string timed_rows(const Workload& w, const Measurement& m) {
   return m.sampled_rows ? fmt::format("{} of {}", *m.sampled_rows, w.query.shape[2]) : "all";
 }

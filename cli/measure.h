@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cli/progress.h"
+#include "cli/report.h"
 #include "cli/statistics.h"
 #include "cli/workload.h"
 
@@ -56,11 +57,13 @@ struct Measurement {
   std::string refused{};        // why the GPU does not run the method; the rest is then not a number. Never on a CPU
 };
 
+// What bench and accuracy both write of a measurement: keys in one order, null for what a refused method does not have.
+Json json_of(const Workload& workload, const Truth& truth, const Measurement& measurement);
 std::string timed_rows(const Workload& workload, const Measurement& measurement);  // "all", "768 of 4096"
 std::string refused_text(std::span<const Measurement> measurements);               // a list in Markdown for below the table, or nothing
 
 std::string runs_text(const MeasureSettings& settings, Device device);  // "5 runs"
-void add_runs(CLI::App& command, MeasureSettings& settings);            // the option --runs
+void add_runs(CLI::App& command, MeasureSettings& settings);            // the options --runs and --in-a-row
 
 // On the device of the workload. work: what all of it adds to the progress.
 std::vector<Measurement> measure(const Workload& workload, std::span<const Method* const> methods, const Truth& truth,
