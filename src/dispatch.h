@@ -7,11 +7,10 @@
 #include <vector>
 
 #include "chitu/attention.h"
+#include "common/tiles.h"
 #include "common/visible.h"
 
 namespace chitu {
-
-constexpr std::int64_t tiles_of(std::int64_t tokens) { return (tokens + tile_tokens - 1) / tile_tokens; }
 
 // One sequence of a batch: a batch entry, or a part of a packed one.
 struct Sequence {

@@ -12,6 +12,18 @@ fail() {
   exit 1
 }
 
+# For awk programs on a CSV: column numbers by name from its header; a table with a column to the right for each of `methods`.
+readonly awk_tables='
+  function read_header(  i) { for (i = 1; i <= NF; ++i) column[$i] = i }
+  function add_method(name) { if (!(name in known)) { known[name]; methods[++method_count] = name } }
+  function print_head(names, rule, quote,  i) {
+    printf "%s", names
+    for (i = 1; i <= method_count; ++i) printf " %s |", quote methods[i] quote
+    printf "\n%s", rule
+    for (i = 1; i <= method_count; ++i) printf " ---: |"
+    print ""
+  }'
+
 # The tables of run.sh as a part of a page: headings two levels down, the machine as a list, no line of it twice.
 bench() {
   tools/bench_tables.sh | sed -E 's/^## /#### /; s/^(Machine|Peaks|Times|TFLOPS|Differences: to)/- &/' | awk '!(/^- / && seen[$0]++)'
@@ -23,22 +35,18 @@ accuracy() {
   table=$(mktemp)
   build/chitu accuracy --data all --csv "$table" >/dev/null
   printf '%s\n\n' "\`build/chitu accuracy --data all\`: relative L1, and that of the worst row"
-  awk -F, '
-    NR == 1 { for (i = 1; i <= NF; ++i) column[$i] = i; next }
+  awk -F, "$awk_tables"'
+    NR == 1 { read_header(); next }
     $column["method"] == "exact" { next }
     {
       method = $column["method"]
       data = $column["data"]
-      if (!(method in cells)) { methods[++method_count] = method; cells[method] }
+      add_method(method)
       if (!(data in rows)) { order[++data_count] = data; rows[data] = "| " data " |" }
       rows[data] = rows[data] sprintf(" %.4f (%.3f) |", $column["rel_l1"], $column["worst_row_rel_l1"])
     }
     END {
-      printf "| data |"
-      for (i = 1; i <= method_count; ++i) printf " %s |", methods[i]
-      printf "\n| --- |"
-      for (i = 1; i <= method_count; ++i) printf " ---: |"
-      print ""
+      print_head("| data |", "| --- |", "")
       for (i = 1; i <= data_count; ++i) print rows[order[i]]
     }' "$table"
   rm "$table"
@@ -50,8 +58,8 @@ gpu() {
   printf '%s\n\n' "\`$(sed -n '1{s/^# //;s/;.*//;p}' "$table")\` on one $(sed -n '1{s/^[^;]*; //;p}' "$table")."
   printf '%s\n\n' "Milliseconds of a call from bf16 tensors, quantisation included, and how much faster that is than the fastest 16-bit
 attention of the others, all in turn in one process. All of it, the others' FP8 too: [$table]($table)."
-  tail -n +2 "$table" | awk -F, '
-    NR == 1 { for (i = 1; i <= NF; ++i) column[$i] = i; next }
+  tail -n +2 "$table" | awk -F, "$awk_tables"'
+    NR == 1 { read_header(); next }
     $column["absent"] != "" { next }
     {
       shape = "| " $column["dim"] " | " $column["batch"] " x " $column["heads"] " | " $column["length"] " | " ($column["causal"] ? "causal" : "none")
@@ -63,16 +71,12 @@ attention of the others, all in turn in one process. All of it, the others' FP8 
         who[shape] = name ", " $column["dtype"]
       }
       if (sub(/^chitu /, "", name) && $column["dtype"] == "bf16") {
-        if (!(name in seen)) { seen[name]; methods[++method_count] = name }
+        add_method(name)
         cell[shape, name] = sprintf("%.3f (%.2fx)", ms, $column["speedup"])
       }
     }
     END {
-      printf "| dim | batch x heads | tokens | mask | others, 16-bit |"
-      for (i = 1; i <= method_count; ++i) printf " `%s` |", methods[i]
-      printf "\n| ---: | ---: | ---: | --- | ---: |"
-      for (i = 1; i <= method_count; ++i) printf " ---: |"
-      print ""
+      print_head("| dim | batch x heads | tokens | mask | others, 16-bit |", "| ---: | ---: | ---: | --- | ---: |", "`")
       for (s = 1; s <= shapes; ++s) {
         printf "%s | %.3f (%s) |", order[s], best[order[s]], who[order[s]]
         for (i = 1; i <= method_count; ++i) printf " %s |", (order[s], methods[i]) in cell ? cell[order[s], methods[i]] : "-"
@@ -82,22 +86,18 @@ attention of the others, all in turn in one process. All of it, the others' FP8 
   printf '\n%s\n\n' "Long sequences and captured heads, by \`tools/gpu_tables.sh\`: how much faster than \`exact\` of this library, and relative L1 to double
 precision on sampled rows. All of it: [gpu_long.csv](bench/results/gpu_long.csv), [gpu_captured.csv](bench/results/gpu_captured.csv), and
 [gpu_filled.csv](bench/results/gpu_filled.csv) for 1K to 16K tokens."
-  for table in bench/results/gpu_long.csv bench/results/gpu_captured.csv; do tail -n +2 "$table"; done | awk -F, '
-    $1 == "method" { for (i = 1; i <= NF; ++i) column[$i] = i; next }
+  for table in bench/results/gpu_long.csv bench/results/gpu_captured.csv; do tail -n +2 "$table"; done | awk -F, "$awk_tables"'
+    $1 == "method" { read_header(); next }
     {
       shape = "| " $column["data"] " | " $column["dim"] " | " $column["heads"] " | " $column["tokens"] " | " ($column["causal"] == "true" ? "causal" : "none")
       if (!(shape in exact)) order[++shapes] = shape
       name = $column["method"]
       if (name == "exact") { exact[shape] = sprintf("%.2f", $column["total_ms"]); next }
-      if (!(name in seen)) { seen[name]; methods[++method_count] = name }
+      add_method(name)
       cell[shape, name] = sprintf("%.2fx, %.4f", $column["speedup"], $column["rel_l1"])
     }
     END {
-      printf "| data | dim | heads | tokens | mask | `exact` ms |"
-      for (i = 1; i <= method_count; ++i) printf " `%s` |", methods[i]
-      printf "\n| --- | ---: | ---: | ---: | --- | ---: |"
-      for (i = 1; i <= method_count; ++i) printf " ---: |"
-      print ""
+      print_head("| data | dim | heads | tokens | mask | `exact` ms |", "| --- | ---: | ---: | ---: | --- | ---: |", "`")
       for (s = 1; s <= shapes; ++s) {
         printf "%s | %s |", order[s], exact[order[s]]
         for (i = 1; i <= method_count; ++i) printf " %s |", cell[order[s], methods[i]]

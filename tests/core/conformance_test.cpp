@@ -32,12 +32,6 @@ const std::vector<std::int64_t> head_ratios{1, 4, 8};
 const std::vector<DType> types{DType::f32, DType::f16, DType::bf16};
 const std::vector<Layout> layouts{Layout::bhsd, Layout::bshd, Layout::padded};
 
-std::vector<std::int64_t> random_starts(Random& random, std::int64_t tokens) {
-  std::vector<std::int64_t> starts{0, random.below(tokens + 1), random.below(tokens + 1), random.below(tokens + 1), tokens};
-  std::sort(starts.begin(), starts.end());
-  return starts;
-}
-
 void set_mask(Case& c, Mask mask, Random& random) {
   const std::int64_t queries = c.query.shape()[2], keys = c.key.shape()[2];
   Options& o = c.options;

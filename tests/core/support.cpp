@@ -93,6 +93,12 @@ bool Array::gaps_untouched() const {
   return true;
 }
 
+std::vector<std::int64_t> random_starts(Random& random, std::int64_t tokens) {
+  std::vector<std::int64_t> starts{0, random.below(tokens + 1), random.below(tokens + 1), random.below(tokens + 1), tokens};
+  std::sort(starts.begin(), starts.end());
+  return starts;
+}
+
 Array normal(Random& random, DType type, const Shape& shape, Layout layout) {
   Array array(type, shape, layout);
   array.fill([&](auto...) { return random.normal(); });

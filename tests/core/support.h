@@ -69,6 +69,8 @@ class Array {
 };
 
 Array normal(Random& random, DType type, const Shape& shape, Layout layout = Layout::bhsd);
+// Of four packed sequences, perhaps empty ones.
+std::vector<std::int64_t> random_starts(Random& random, std::int64_t tokens);
 
 // The same elements, each a view of t: tokens [begin, end) of every head.
 Tensor tokens_of(const Tensor& t, std::int64_t begin, std::int64_t end);

@@ -70,8 +70,8 @@ std::vector<Place> places_of(const Shape& q, const Shape& k, const std::vector<s
     at.query_positions = {at.keys - at.queries, 1};
     at.key_positions = {0, 1};
     all.push_back(at);
-    at.query_tile += cuda::sm90::tiles_of(at.queries);
-    at.key_tile += cuda::sm90::tiles_of(at.keys);
+    at.query_tile += tiles_of(at.queries);
+    at.key_tile += tiles_of(at.keys);
   }
   all.push_back(at);
   return all;
@@ -128,7 +128,7 @@ struct Packed {
     make(residuals, p.residuals, form.residuals ? key_tiles * tile_tokens * form.dim : 0);
     make(passes, p.passes, 2 * key_tiles);
     make(key_scale, p.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
-    make(ranges, p.ranges, std::int64_t{tile_tokens} * (packed ? p.query_tiles : cuda::sm90::tiles_of(p.same.queries)));
+    make(ranges, p.ranges, std::int64_t{tile_tokens} * (packed ? p.query_tiles : tiles_of(p.same.queries)));
     make(spoilt_queries, p.spoilt_queries, query_tiles);
     make(spoilt_keys, p.spoilt_keys, key_tiles);
     make(spoilt_values, p.spoilt_values, key_tiles);

@@ -8,10 +8,9 @@
 
 #include "chitu/attention.h"
 #include "common/sample.h"
+#include "common/tiles.h"
 
 namespace chitu::cuda::sm90 {
-
-constexpr int tiles_of(int tokens) { return (tokens + tile_tokens - 1) / tile_tokens; }
 
 // A tensor: its memory and the strides of batch, head and token, in elements.
 struct View {

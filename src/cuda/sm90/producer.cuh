@@ -40,18 +40,17 @@ __device__ Block block_of(const Params& p, int item, int nothing) {
 
 // Writes Item::share and Item::what. ranges: of the sequence's queries.
 template <class L>
-__device__ void describe(const int2* ranges, int queries, int row, std::uint32_t item) {
+__device__ void describe_item(const int2* ranges, int queries, int row, std::uint32_t item) {
   using Item = typename L::Item;
   constexpr int block = L::form.block_queries;
   const auto range = [&](int r) { return ranges[min(r, queries - 1)]; };
-  const auto ceiling = [](int keys) { return (keys + tile_tokens - 1) / tile_tokens; };
-  const int first = range(row).x / tile_tokens, end = max(first, ceiling(range(row + block - 1).y));
+  const int first = range(row).x / tile_tokens, end = max(first, tiles_of(range(row + block - 1).y));
 #pragma unroll 1
   for (int w = 0; w < L::warpgroups; ++w) {
     const int2 top = range(row + w * 64), bottom = range(row + w * 64 + 63);
     const bool none = top.x >= bottom.y;
-    ptx::store_int4(item + offsetof(Item, share) + w * 16, none ? end : top.x / tile_tokens, none ? end : ceiling(bottom.y),
-                    ceiling(bottom.x), top.y / tile_tokens);
+    ptx::store_int4(item + offsetof(Item, share) + w * 16, none ? end : top.x / tile_tokens, none ? end : tiles_of(bottom.y),
+                    tiles_of(bottom.x), top.y / tile_tokens);
   }
   ptx::store_int4(item + offsetof(Item, what), min(block, queries - row), first, end, 0);
 }
@@ -93,7 +92,7 @@ __device__ void produce_items(const Params& p, const typename L::At shared, floa
     }
     ptx::store_int4(to + offsetof(Item, queries), query_tile * p.heads + block.head * tiles_of(queries), tiles_of(queries), block.row,
                     range_row);
-    describe<L>(p.ranges + range_row - block.row, queries, block.row, to);
+    describe_item<L>(p.ranges + range_row - block.row, queries, block.row, to);
     ptx::barrier_arrive(at.described(ring.place()));
     if (ahead) item = static_cast<int>(gridDim.x) + atomicAdd(p.items_taken, 1);
   }
