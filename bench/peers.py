@@ -133,35 +133,52 @@ def flash_attention_3(fp8):
     def make(tensors, dtype, causal):
         try:
             from flash_attn_interface import flash_attn_func
-        except ImportError as error:
+        except ModuleNotFoundError as error:  # one that is there and does not load is listed with its own reason
             raise Absent("flash_attn_interface is not installed") from error
         # Its order is [batch, tokens, heads, dim]; the copies are made outside of the times.
         query, key, value = (x.transpose(1, 2).contiguous() for x in tensors[dtype])
-        first = lambda result: result[0] if isinstance(result, tuple) else result
-        if not fp8:
-            return Contender("FlashAttention-3", dtype, True, lambda: first(flash_attn_func(query, key, value, causal=causal)),
-                             out=lambda: first(flash_attn_func(query, key, value, causal=causal)).transpose(1, 2))
 
-        def run(quantised):
+        def run(q, k, v, **scales):  # its kernels write the log-sum-exp whether it is asked for or not
+            return flash_attn_func(q, k, v, causal=causal, return_attn_probs=True, **scales)
+
+        if not fp8:
+            total = lambda: run(query, key, value)
+            return Contender("FlashAttention-3", dtype, True, total, out=lambda: total()[0].transpose(1, 2),
+                             lse=lambda: total()[1].unsqueeze(-1))
+
+        def run_fp8(quantised):
             (q, q_scale), (k, k_scale), (v, v_scale) = quantised
-            spread = lambda scale, x: scale.expand(x.shape[0], x.shape[2])
-            return first(flash_attn_func(q, k, v, causal=causal, q_descale=spread(q_scale, k), k_descale=spread(k_scale, k),
-                                         v_descale=spread(v_scale, v)))
+            spread = lambda scale: scale.expand(key.shape[0], key.shape[2])
+            return run(q, k, v, q_descale=spread(q_scale), k_descale=spread(k_scale), v_descale=spread(v_scale))
 
         quantised = [to_e4m3(x) for x in (query, key, value)]
-        return Contender("FlashAttention-3 FP8", dtype, False, lambda: run([to_e4m3(x) for x in (query, key, value)]),
-                         lambda: run(quantised), lambda: run(quantised).transpose(1, 2))
+        kernel = lambda: run_fp8(quantised)
+        return Contender("FlashAttention-3 FP8", dtype, False, lambda: run_fp8([to_e4m3(x) for x in (query, key, value)]), kernel,
+                         lambda: kernel()[0].transpose(1, 2), lambda: kernel()[1].unsqueeze(-1))
 
     return make
 
 
 def sage_attention(tensors, dtype, causal):
     try:
-        from sageattention import sageattn
-    except ImportError as error:
+        from sageattention import core, sageattn
+    except ModuleNotFoundError as error:
         raise Absent("sageattention is not installed") from error
+    from sageattention.sm90_compile import qk_int8_sv_f8_accum_f32_fuse_v_scale_attn_inst_buf as attention
+
     query, key, value = tensors[dtype]
-    return Contender("SageAttention", dtype, False, lambda: sageattn(query, key, value, tensor_layout="HND", is_causal=causal))
+    call = lambda **more: sageattn(query, key, value, tensor_layout="HND", is_causal=causal, **more)
+    # What sageattn does on Hopper before its kernel: keys less their mean, values padded to whole blocks.
+    q, q_scale, k, k_scale = core.per_thread_int8_triton(query, key, key.mean(dim=2, keepdim=True), tensor_layout="HND", BLKQ=64, WARPQ=16,
+                                                         BLKK=128, WARPK=128)
+    padded = torch.nn.functional.pad(value, (0, 0, 0, -value.shape[2] % 128))
+    v, v_scale, _ = core.per_channel_fp8(padded, tensor_layout="HND", smooth_v=False)
+    out, per_thread, hnd, lse = torch.empty_like(query), 3, 1, 0
+
+    def kernel():
+        attention(q, k, v, out, q_scale, k_scale, v_scale, hnd, int(causal), per_thread, query.shape[3] ** -0.5, lse)
+
+    return Contender("SageAttention", dtype, False, call, kernel, lse=lambda: call(return_lse=True)[1].unsqueeze(-1))
 
 
 def contenders_of(library, methods):

@@ -39,4 +39,15 @@ __device__ __forceinline__ uint4 load_input(const T* p) {
 template <class T>
 constexpr std::uint32_t infinity_bits = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
 
+// With 0 for numbers that are not finite.
+template <class T>
+__device__ __forceinline__ std::uint32_t finite_part(std::uint32_t w) {
+  const std::uint32_t both = infinity_bits<T> | infinity_bits<T> << 16;
+  return w & ~__vcmpeq2(w & both, both);
+}
+template <class T>
+__device__ __forceinline__ uint4 finite_part(const uint4& x) {
+  return make_uint4(finite_part<T>(x.x), finite_part<T>(x.y), finite_part<T>(x.z), finite_part<T>(x.w));
+}
+
 }  // namespace chitu::cuda::sm90

@@ -69,10 +69,14 @@ struct Loop {
   static constexpr int query_bytes = form.block_queries * row_bytes, key_bytes = form.key_bytes();
   static constexpr int value_bytes = form.tile_bytes() - key_bytes;
   static constexpr int halves = dim == 256 ? 2 : 1, width = dim / halves;  // channels of a product with values
-  // Products with the values of the first keys start while the weights of the others are computed. Only here do registers allow it.
-  static constexpr bool early = dim == 64;
-  // The exponential of a group of 8 that the next group waits for, of weigh(); by measurement.
-  static constexpr int chained = dim != 128 || sums_in_place ? 0 : integer_values ? 3 : 7;
+  // Products with the values of the first keys start while the weights of the others are computed: where registers allow it, and it pays.
+  static constexpr bool early = dim == 64 && warpgroups == 3;
+  // Of the pipeline of weigh(), in pairs of keys, by measurement: how far scores are converted and scaled ahead of their exponentials, how
+  // long after these they are packed, and up to which pair the order is kept, after every how many. Not while a product is under way:
+  // that takes registers.
+  static constexpr int converts_ahead = by_tile ? 10 : 8, scales_ahead = 8, packs_behind = 8;
+  static constexpr int ordered_pairs = !early ? 32 : integer_scores ? 8 : 0, order_step = integer_scores ? 1 : 4;
+  static_assert(scales_ahead <= converts_ahead);
 
   struct Item {
     float query_scale[query_scales ? form.block_queries / form.query_scale_rows : 4];

@@ -97,13 +97,4 @@ __device__ __forceinline__ bool nonfinite(std::uint32_t sizes) {
   return (sizes & 0xffff) >= infinity_bits<T> || sizes >> 16 >= infinity_bits<T>;
 }
 
-// 0 for what is not finite.
-template <class T>
-__device__ __forceinline__ uint4 finite_part(const uint4& x) {
-  const auto part = [](std::uint32_t w) {
-    return ((w & 0x7fff) < infinity_bits<T> ? w & 0xffffu : 0) | ((w >> 16 & 0x7fff) < infinity_bits<T> ? w & 0xffff0000u : 0);
-  };
-  return make_uint4(part(x.x), part(x.y), part(x.z), part(x.w));
-}
-
 }  // namespace chitu::cuda::sm90

@@ -109,6 +109,19 @@ __device__ __forceinline__ int thread_again() {
   return t;
 }
 
+// ---- the order of instructions
+// What is written before this is executed before what is written after it: the compiler moves no arithmetic past a conditional exit.
+// zero: 0, which the compiler must not know. It finds that one test is enough, and the machine code has only that.
+__device__ __forceinline__ void keep_order(float zero) {
+  asm volatile("{ .reg .pred p; setp.ne.f32 p, %0, 0f00000000; @p exit; }" ::"f"(zero) : "memory");
+}
+// x + y, here and not where the sum is used.
+__device__ __forceinline__ std::uint32_t add_here(std::uint32_t x, std::uint32_t y) {
+  std::uint32_t r;
+  asm volatile("add.u32 %0, %1, %2;" : "=r"(r) : "r"(x), "r"(y));
+  return r;
+}
+
 // ---- arithmetic
 __device__ __forceinline__ float exp2_approx(float x) {
   float y;
@@ -120,16 +133,18 @@ __device__ __forceinline__ float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// Rounded to even and saturated; two instructions. Not with .ftz, which would keep the compiler from fusing conversion and packing.
-__device__ __forceinline__ std::uint32_t pack_u8(float a, float b, float c, float d) {
+// Rounded to even and saturated: a and b as two bytes, then the first two of `next`. One instruction; not with .ftz, which would keep the
+// compiler from fusing conversion and packing.
+__device__ __forceinline__ std::uint32_t pack_u8(float a, float b, std::uint32_t next) {
   std::uint32_t r;
-  asm("{ .reg .s32 x, y, z, w;\n"
-      "cvt.rni.s32.f32 x, %1; cvt.rni.s32.f32 y, %2; cvt.rni.s32.f32 z, %3; cvt.rni.s32.f32 w, %4;\n"
-      "cvt.pack.sat.u8.s32.b32 z, w, z, 0; cvt.pack.sat.u8.s32.b32 %0, y, x, z; }"
+  asm("{ .reg .s32 x, y;\n"
+      "cvt.rni.s32.f32 x, %1; cvt.rni.s32.f32 y, %2;\n"
+      "cvt.pack.sat.u8.s32.b32 %0, y, x, %3; }"
       : "=r"(r)
-      : "f"(a), "f"(b), "f"(c), "f"(d));
+      : "f"(a), "f"(b), "r"(next));
   return r;
 }
+// Four signed bytes, in two instructions.
 __device__ __forceinline__ std::uint32_t pack_i8(float a, float b, float c, float d) {
   std::uint32_t r;
   asm("{ .reg .s32 x, y, z, w;\n"
@@ -141,6 +156,14 @@ __device__ __forceinline__ std::uint32_t pack_i8(float a, float b, float c, floa
 }
 
 // The same of e4m3.
+__device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, std::uint32_t next) {
+  std::uint32_t r;
+  asm("{ .reg .b16 x, y, z;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 x, %2, %1; mov.b32 {y, z}, %3; mov.b32 %0, {x, y}; }"
+      : "=r"(r)
+      : "f"(a), "f"(b), "r"(next));
+  return r;
+}
 __device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, float d) {
   std::uint32_t r;
   asm("{ .reg .b16 x, y;\n"

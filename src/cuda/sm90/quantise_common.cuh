@@ -85,17 +85,6 @@ __device__ __forceinline__ bool has_nonfinite(const std::uint32_t (&w)[4]) {
   return max(largest & 0xffffu, largest >> 16) >= infinity_bits<T>;
 }
 
-// The word with 0 for numbers that are not finite.
-template <class T>
-__device__ __forceinline__ std::uint32_t finite_part(std::uint32_t w) {
-  const std::uint32_t both = infinity_bits<T> | infinity_bits<T> << 16;
-  return w & ~__vcmpeq2(w & both, both);
-}
-template <class T>
-__device__ __forceinline__ uint4 finite_part(const uint4& x) {
-  return make_uint4(finite_part<T>(x.x), finite_part<T>(x.y), finite_part<T>(x.z), finite_part<T>(x.w));
-}
-
 // ---- tiles
 
 // n / divisor for 0 <= n < 2^31 by a multiplication.

@@ -117,8 +117,12 @@ Params params_of(const Problem& p, const Form& form, const std::vector<Place>& p
   return r;
 }
 
+// The quantiser that is tuned for chitu; pack() does everything.
+bool has_own_quantiser(const Recipe& recipe, int dim) { return recipe == recipes::chitu && (dim == 64 || dim == 128); }
+
 // Gives the arrays their places; returns the bytes of all.
-std::size_t lay_out(Params& r, const Form& form, bool packed, Place*& places, std::byte* memory) {
+std::size_t lay_out(Params& r, const Problem& p, const Form& form, Place*& places, std::byte* memory) {
+  const bool packed = !p.query_starts.empty();
   const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = query_tiles * tile_tokens,
                      key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads;
   Arena arena(memory);
@@ -138,15 +142,12 @@ std::size_t lay_out(Params& r, const Form& form, bool packed, Place*& places, st
   arena.take(r.spoilt_queries, query_tiles);
   arena.take(r.spoilt_keys, key_tiles);
   arena.take(r.spoilt_values, key_tiles);
-  arena.take(r.statistics, statistics_count(r));
+  arena.take(r.statistics, has_own_quantiser(p.recipe, r.dim) ? 0 : statistics_count(r));
   arena.take(places, packed ? r.sequences : 0);
   r.centre = centre;
   r.places = packed ? places : nullptr;
   return arena.bytes();
 }
-
-// The quantiser that is tuned for chitu; pack() does everything.
-bool has_own_quantiser(const Recipe& recipe, int dim) { return recipe == recipes::chitu && (dim == 64 || dim == 128); }
 
 bool no_queries(const Problem& p) {
   const Shape& s = p.query.tensor().shape;
@@ -175,7 +176,7 @@ std::size_t workspace_bytes(const Problem& p) {
   const Form form = form_of(p.recipe, p.dim());
   Params r = params_of(p, form, places_of(p, form));
   Place* places = nullptr;
-  return lay_out(r, form, !p.query_starts.empty(), places, nullptr);
+  return lay_out(r, p, form, places, nullptr);
 }
 
 Call::Call(const Problem& p)
@@ -185,14 +186,13 @@ Call::Call(const Problem& p)
       stream_(static_cast<cudaStream_t>(p.stream)),
       guard_(device_) {
   const Form form = form_of(recipe_, p.dim());
-  const bool packed = !p.query_starts.empty();
   std::vector<Place> places = places_of(p, form);
   params_ = params_of(p, form, places);
   std::byte* memory = static_cast<std::byte*>(p.workspace);
   require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
-  if (!memory) memory = memory_.emplace(lay_out(params_, form, packed, places_on_gpu_, nullptr), device_, stream_).data();
-  lay_out(params_, form, packed, places_on_gpu_, memory);
-  if (packed) {
+  if (!memory) memory = memory_.emplace(lay_out(params_, p, form, places_on_gpu_, nullptr), device_, stream_).data();
+  lay_out(params_, p, form, places_on_gpu_, memory);
+  if (!p.query_starts.empty()) {
     places.pop_back();
     places_ = std::move(places);
   }

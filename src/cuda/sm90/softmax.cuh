@@ -20,10 +20,6 @@ __device__ __forceinline__ Number unseen_score() {
     return unseen;
 }
 
-// A score as a float, without the offset of weigh().
-__device__ __forceinline__ float number(float x) { return x; }
-__device__ __forceinline__ float number(std::uint32_t x) { return __uint_as_float(x + magic_bits); }
-
 __device__ __forceinline__ float quad_maximum(float x) {
   x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
   return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
@@ -101,44 +97,64 @@ __device__ __forceinline__ void scale_keys(const std::uint32_t (&s)[64], std::ui
   }
 }
 
-// Eight weights of a row in a block of 32 keys, straight into the layout of a wgmma operand (8-bit values stand in the matching order).
-template <class L>
-__device__ __forceinline__ void pack(const float (&e)[8], int block, int r, std::uint32_t (&p)[L::form.value_bytes * 16]) {
-  if constexpr (L::sums_in_place) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      p[8 * block + 4 * (i >> 1) + 2 * (i & 1) + r] =
-          L::weight_type == DType::f16 ? ptx::pack_f16(e[2 * i], e[2 * i + 1]) : ptx::pack_bf16(e[2 * i], e[2 * i + 1]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-      p[4 * block + 2 * i + r] = L::integer_values ? ptx::pack_u8(e[4 * i], e[4 * i + 1], e[4 * i + 2], e[4 * i + 3])
-                                                   : ptx::pack_e4m3(e[4 * i], e[4 * i + 1], e[4 * i + 2], e[4 * i + 3]);
-  }
-}
-
-// P = round(top 2^(s c - maximum)), and its row sums before rounding if they are wanted; f = log2(top) - maximum. An integer becomes a
-// float by an integer addition of the magic constant, whose offset disappears in f: the compiler spreads these additions over two pipes,
-// where I2FP would all go to the one that suffers most beside wgmma. Each group of 8 gets f through a false dependency on the group before,
-// by a zero the compiler cannot see: without it come all FFMA, then all MUFU, then all conversions.
-// after(block) is called when those of 32 keys are there.
+// P = round(top 2^(s c - maximum)), and its row sums before rounding if they are wanted; offset = log2(top) - maximum. Weights go straight
+// into the layout of a wgmma operand (8-bit values stand in the matching order). An integer becomes a float by an integer addition of the
+// magic constant, whose offset disappears in f: the compiler spreads these additions over two pipes, where I2FP would all go to the one
+// that suffers most beside wgmma.
+// A pipeline of pairs of keys, whose order is kept: left to itself the compiler has all FFMA first, then all MUFU, then all conversions,
+// and each in its turn keeps the others waiting. after(block) is called when the weights of 32 keys are there.
 template <class L, class Number, class After>
 __device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2], const float (&offset)[2], float zero,
                                       std::uint32_t (&p)[L::form.value_bytes * 16], float (&sums)[2], After after) {
   constexpr bool integers = !std::is_same_v<Number, float>;
   const float f[2] = {integers ? fmaf(-magic, c[0], offset[0]) : offset[0], integers ? fmaf(-magic, c[1], offset[1]) : offset[1]};
-  float before = 0;
+  // Of a block of 32 keys first the four pairs of row r, then those of row r + 8. Of the bytes of a word the last two come first.
+  constexpr int pairs = 32;
+  const auto block = [](int i) { return i >> 3; };
+  const auto row = [](int i) { return i >> 2 & 1; };
+  const auto pair = [](int i) { return L::sums_in_place ? i & 3 : (i & 3) ^ 1; };
+  float x[pairs][2];
+  const auto convert = [&](int i) {
 #pragma unroll
-  for (int group = 0; group < 8; ++group) {
-    const int block = group >> 1, r = group & 1;  // 32 keys; row
-    const float g = group ? fmaf(before, zero, f[r]) : f[0];
-    float e[8];
+    for (int k = 0; k < 2; ++k) {
+      const Number score = s[16 * block(i) + 4 * pair(i) + 2 * row(i) + k];
+      if constexpr (integers)
+        x[i][k] = __uint_as_float(ptx::add_here(score, magic_bits));
+      else
+        x[i][k] = score;
+    }
+  };
+  const auto scale = [&](int i) {
 #pragma unroll
-    for (int u = 0; u < 8; ++u) e[u] = ptx::exp2_approx(fmaf(number(s[16 * block + 4 * (u >> 1) + (u & 1) + 2 * r]), c[r], g));
-    before = e[L::chained];
-    pack<L>(e, block, r, p);
-    if constexpr (L::unrounded_sums) sums[r] += ((e[0] + e[1]) + (e[2] + e[3])) + ((e[4] + e[5]) + (e[6] + e[7]));
-    if (r == 1) after(block);
+    for (float& y : x[i]) y = fmaf(y, c[row(i)], f[row(i)]);
+  };
+  const auto exponentiate = [&](int i) {
+#pragma unroll
+    for (float& y : x[i]) y = ptx::exp2_approx(y);
+  };
+  const auto pack = [&](int i) {
+    const float a = x[i][0], b = x[i][1];
+    const int half = pair(i) >> 1, second = pair(i) & 1;
+    if constexpr (L::sums_in_place) {
+      p[8 * block(i) + 4 * half + 2 * second + row(i)] = L::weight_type == DType::f16 ? ptx::pack_f16(a, b) : ptx::pack_bf16(a, b);
+    } else {
+      std::uint32_t& to = p[4 * block(i) + 2 * half + row(i)];
+      to = L::integer_values ? ptx::pack_u8(a, b, second ? 0 : to) : ptx::pack_e4m3(a, b, second ? 0 : to);
+    }
+    if constexpr (L::unrounded_sums) sums[row(i)] += a + b;
+    if (i % 8 == 7) after(block(i));
+  };
+#pragma unroll
+  for (int i = 0; i < L::converts_ahead; ++i) convert(i);
+#pragma unroll
+  for (int i = 0; i < L::scales_ahead; ++i) scale(i);
+#pragma unroll
+  for (int i = 0; i < pairs + L::packs_behind; ++i) {
+    if (i < pairs) exponentiate(i);
+    if (i + L::converts_ahead < pairs) convert(i + L::converts_ahead);
+    if (i + L::scales_ahead < pairs) scale(i + L::scales_ahead);
+    if (i >= L::packs_behind) pack(i - L::packs_behind);
+    if (i < L::ordered_pairs && (i + 1) % L::order_step == 0) ptx::keep_order(zero);
   }
 }
 
