@@ -5,6 +5,7 @@ cuDNN's FP8 (package nvidia-cudnn-frontend), FlashAttention-3 (flash_attn_interf
 
 All run in one process on the same tensors, in turn, timed by the GPU's events; "total" begins with 16-bit tensors, so quantising is in
 it; "kernel" is attention alone where an interface offers it apart. What is not installed, or refuses a call, is listed with the reason.
+Kernels that drive the GPU to its power limit make those after them slower: --in-a-row and --rest keep them apart.
 
     cmake -S . -B build-shared -G Ninja -DBUILD_SHARED_LIBS=ON -DCHITU_CLI=OFF -DCHITU_TESTS=OFF && cmake --build build-shared
     bench/peers.py --csv peers.csv
@@ -20,6 +21,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 
 import torch
 
@@ -46,14 +48,14 @@ class Contender:
         self.out, self.lse = out or (lambda: total()), lse or (lambda: None)
 
 
-def ours(library, method):
+def ours(library, method, build):
     def make(tensors, dtype, causal):
         query, key, value = tensors[dtype]
         out, lse = torch.empty_like(query), torch.empty(*query.shape[:3], 1, device=query.device)
         stream = torch.cuda.current_stream().cuda_stream
         call = library.attention(query, key, value, out, method, causal=causal, stream=stream)
         with_lse = library.attention(query, key, value, out, method, lse=lse, causal=causal, stream=stream)
-        return Contender(f"chitu {method}", dtype, False, call, out=lambda: with_lse(), lse=lambda: lse)
+        return Contender(f"chitu {method}{build}", dtype, False, call, out=lambda: with_lse(), lse=lambda: lse)
 
     return make
 
@@ -181,9 +183,10 @@ def sage_attention(tensors, dtype, causal):
     return Contender("SageAttention", dtype, False, call, kernel, lse=lambda: call(return_lse=True)[1].unsqueeze(-1))
 
 
-def contenders_of(library, methods):
-    """(name, type, function that makes it)"""
-    everyone = [(f"chitu {m}", dtype, ours(library, m)) for m in methods for dtype in HALF]
+def contenders_of(libraries, methods):
+    """(name, type, function that makes it); libraries: {what their names end with: Library}"""
+    everyone = [(f"chitu {m}{build}", dtype, ours(library, m, build)) for m in methods for build, library in libraries.items()
+                for dtype in HALF]
     everyone += [(f"torch SDPA {b}", dtype, torch_sdpa(b)) for b in ("flash", "cuDNN") for dtype in HALF]
     everyone += [("FlashAttention-3", dtype, flash_attention_3(False)) for dtype in HALF]
     everyone += [("FlashAttention-3 FP8", "bf16", flash_attention_3(True)), ("cuDNN FP8", "bf16", cudnn_fp8),
@@ -221,19 +224,26 @@ def errors_of(contender, truth, rows):
     return l1, None if lse is None else (lse[:, :, rows].double() - truth[1]).abs().max().item()
 
 
-def measure(contenders, runs):
-    """Milliseconds of each run: {(contender, "total" or "kernel"): [...]}. Every one once a round, each round beginning with another; no
-    call waits for the one before, so that what the host does between them is not in the times."""
+def measure(contenders, runs, in_a_row, rest):
+    """Milliseconds of each run: {(contender, "total" or "kernel"): [...]}. A turn is `in_a_row` calls after `rest` seconds without work;
+    each round of turns begins with another. No call waits for the one before, so that what the host does between them is not in the times.
+    Not counted: a first round of one call each, and the first call after a rest, which may meet an idle clock."""
     calls = [(c, what, function) for c in contenders for what, function in (("total", c.total), ("kernel", c.kernel)) if function]
     marks = {(c, what): [] for c, what, _ in calls}
-    for run in range(-1, runs):  # the first round is not counted
-        start = max(run, 0) % len(calls)
+    for c, what, function in calls:
+        function()
+    for turn, done in enumerate(range(0, runs, in_a_row)):
+        start = turn % len(calls)
         for c, what, function in calls[start:] + calls[:start]:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            function()
-            end.record()
-            if run >= 0:
+            if rest:
+                torch.cuda.synchronize()
+                time.sleep(rest)
+                function()
+            for _ in range(min(in_a_row, runs - done)):
+                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                begin.record()
+                function()
+                end.record()
                 marks[c, what].append((begin, end))
     torch.cuda.synchronize()
     return {call: [begin.elapsed_time(end) for begin, end in pairs] for call, pairs in marks.items()}
@@ -353,7 +363,7 @@ def shapes_of(flags):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", default="build-shared/libchitu.so")
+    parser.add_argument("--library", default="build-shared/libchitu.so", help="PATH,...: of several builds the names end with the path")
     parser.add_argument("--methods", default="all", help="this library's: all, or NAME,... (those that no kernel takes are listed)")
     parser.add_argument("--lengths", type=counts, default=[1024, 4096, 16384], help="tokens, like 1K,4K,16K")
     parser.add_argument("--dims", type=counts, default=[128, 64], help="channels of a head")
@@ -361,14 +371,18 @@ def main():
     parser.add_argument("--channels", type=count, default=2048, help="of all heads")
     parser.add_argument("--causal", choices=("no", "yes", "both"), default="both")
     parser.add_argument("--runs", type=int, default=31)
+    parser.add_argument("--in-a-row", type=int, default=1, help="runs of one before it is another's turn")
+    parser.add_argument("--rest", type=int, default=0, help="milliseconds before each turn in which the GPU does nothing")
     parser.add_argument("--rows", type=int, default=64, help="query rows of each head compared with float64; 0: none are")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--csv", help="write the rows here as well")
     flags = parser.parse_args()
-    if flags.runs < 1 or flags.rows < 0:
-        parser.error("--runs must be 1 or more, --rows 0 or more")
+    if flags.runs < 1 or flags.in_a_row < 1 or flags.rows < 0 or flags.rest < 0:
+        parser.error("--runs and --in-a-row must be 1 or more, --rows and --rest 0 or more")
     shapes = list(shapes_of(flags))
-    library = Library(flags.library)
+    paths = flags.library.split(",")
+    libraries = {f" ({path})" if paths[1:] else "": Library(path) for path in paths}
+    library = next(iter(libraries.values()))
     methods = library.methods() if flags.methods == "all" else flags.methods.split(",")
     unknown = [m for m in methods if m not in library.methods()]
     if unknown:
@@ -377,16 +391,17 @@ def main():
         raise SystemExit("peers.py: there is no GPU that PyTorch can use")
 
     heading = machine(library)
-    print(f"{heading}\n\nRandom normal tensors, medians of {flags.runs} runs in turn. total: from 16-bit tensors, quantising included. TFLOPS: "
+    turns = f"in turns of {flags.in_a_row}" + (f" after {flags.rest} ms of rest" if flags.rest else "")
+    print(f"{heading}\n\nRandom normal tensors, medians of {flags.runs} runs {turns}. total: from 16-bit tensors, quantising included. TFLOPS: "
           "4 x dim operations for each visible pair of query and key.")
     table = []
     for shape in shapes:
         batch, heads, length, dim, causal = shape
         tensors = tensors_for(batch, heads, length, dim, flags.seed)
-        present, absent = ready(contenders_of(library, methods), tensors, causal)
+        present, absent = ready(contenders_of(libraries, methods), tensors, causal)
         if not present:
             raise SystemExit(f"peers.py: nothing runs: {absent[0][2]}")
-        times = measure(present, flags.runs)
+        times = measure(present, flags.runs, flags.in_a_row, flags.rest / 1000)
         rows = torch.linspace(0, length - 1, min(flags.rows, length), device=DEVICE).long()
         truths = {d: truth_of(*tensors[d], rows, causal) for d in HALF} if flags.rows else {}
         table_rows = rows_of(shape, present, absent, times, truths, rows)

@@ -156,6 +156,11 @@ class GpuMeter : public Meter {
     m.whole_end.record();
   }
 
+  void rest(std::chrono::milliseconds time) override {
+    check(cudaDeviceSynchronize());
+    Meter::rest(time);
+  }
+
   Measurement finish() override {
     result_.sm_mhz = clock_under_way();
     require_unchanged(result_, results(), truth_);

@@ -5,6 +5,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <numeric>
 
 #include "cli/gpu.h"
@@ -155,7 +156,8 @@ std::string timed_rows(const Workload& w, const Measurement& m) {
 }
 
 std::string runs_text(const MeasureSettings& settings, Device device) {
-  const std::string row = settings.in_a_row > 1 ? fmt::format(", {} in a row", settings.in_a_row) : "";
+  std::string row = settings.in_a_row > 1 ? fmt::format(", {} in a row", settings.in_a_row) : "";
+  if (settings.rest_ms > 0) row += fmt::format(" after {} ms of rest", settings.rest_ms);
   if (device == Device::cpu || settings.runs) return count(settings.runs.value_or(settings.cpu_runs), "run") + row;
   return fmt::format("{} to {} runs (as many as take about a second){}", least_gpu_runs, most_gpu_runs, row);
 }
@@ -179,6 +181,9 @@ void add_runs(CLI::App& command, MeasureSettings& settings) {
                   "for some calls")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
+  command.add_option("--rest", settings.rest_ms, "Milliseconds before each turn in which the device does nothing, against the same")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 60000));
 }
 
 std::vector<Measurement> measure(const Workload& w, std::span<const Method* const> methods, const Truth& truth,
@@ -208,6 +213,7 @@ std::vector<Measurement> measure(const Workload& w, std::span<const Method* cons
     for (std::size_t i = 0; i < meters.size(); ++i) {
       if (!meters[i]) continue;
       show(*methods[i]);
+      if (settings.rest_ms > 0) meters[i]->rest(std::chrono::milliseconds(settings.rest_ms));
       for (int run = 0; run < row; ++run) meters[i]->run();
       progress.advance((work - warm_up_work) * row / (static_cast<double>(call_ms.size()) * runs));
       if (done + row < runs) continue;

@@ -41,6 +41,7 @@ struct MeasureSettings {
   std::optional<int> runs{};  // unless given: cpu_runs on a CPU; on a GPU as many as take about a second of each method, 3 ... 31
   int cpu_runs = 5;
   int in_a_row = 1;          // runs of a method before it is another's turn
+  int rest_ms = 0;           // before each turn the device does nothing for so long
   double sample_above = 20;  // seconds: on a CPU, a method whose call would take longer is timed on a sample of query rows
 };
 
@@ -63,7 +64,7 @@ std::string timed_rows(const Workload& workload, const Measurement& measurement)
 std::string refused_text(std::span<const Measurement> measurements);               // a list in Markdown for below the table, or nothing
 
 std::string runs_text(const MeasureSettings& settings, Device device);  // "5 runs"
-void add_runs(CLI::App& command, MeasureSettings& settings);            // the options --runs and --in-a-row
+void add_runs(CLI::App& command, MeasureSettings& settings);            // the options --runs, --in-a-row and --rest
 
 // On the device of the workload. work: what all of it adds to the progress.
 std::vector<Measurement> measure(const Workload& workload, std::span<const Method* const> methods, const Truth& truth,

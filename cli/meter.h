@@ -2,8 +2,10 @@
 // What measure() asks of a device, for each method on a workload.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <span>
+#include <thread>
 #include <vector>
 
 #include "cli/measure.h"
@@ -21,6 +23,8 @@ class Meter {
   // (unsupported, out_of_memory) where the device cannot run it.
   virtual double warm_up() = 0;
   virtual void run() = 0;  // timed
+  // Waits for what has been run, then for this time.
+  virtual void rest(std::chrono::milliseconds time) { std::this_thread::sleep_for(time); }
   // After the last run, before another's: checks that the output is that of the warm-up still.
   virtual Measurement finish() = 0;
 

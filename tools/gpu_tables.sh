@@ -4,7 +4,7 @@
 #   tools/gpu_tables.sh PROGRAM RESULTS PART... [-- BENCH_ARGUMENT...]
 #     PROGRAM   chitu; RESULTS: the folder for gpu_PART.md and gpu_PART.csv
 #     PART      filled    1K, 4K and 16K tokens, 32768 tokens x 2048 channels a call
-#               alone     the same and dim 256, each method in a process of its own: none finds the GPU at the power limit of another
+#               alone     the same, and dim 256, in rows of calls after a rest: no method finds the GPU at the power limit of another
 #               long      10K and 100K tokens, 2048 channels; 1M tokens, one head
 #               captured  the heads in data/, as far as they were captured
 #     BENCH_ARGUMENT   goes to each `chitu bench`: --method chitu, --runs 5
@@ -43,11 +43,10 @@ filled() { # MASK, or nothing
   bench --lengths 1K,4K,16K --tokens-per-call 32K --heads 32 --dim 64 --rows 32 "$@"
 }
 alone() {
-  for method in chitu sage2 fp8 int8 int8-half sage exact; do
-    bench --method "$method" --lengths 1K,4K,16K --tokens-per-call 32K --heads 16 --dim 128 --rows 1 "$@"
-    bench --method "$method" --lengths 1K,4K,16K --tokens-per-call 32K --heads 32 --dim 64 --rows 1 "$@"
-    bench --method "$method" --lengths 16K --tokens-per-call 32K --heads 8 --dim 256 --rows 1 "$@"
-  done
+  local turns=(--in-a-row 11 --runs 33 --rest 200 --rows 4)
+  bench --lengths 1K,4K,16K --tokens-per-call 32K --heads 16 --dim 128 "${turns[@]}" "$@"
+  bench --lengths 1K,4K,16K --tokens-per-call 32K --heads 32 --dim 64 "${turns[@]}" "$@"
+  bench --lengths 16K --tokens-per-call 32K --heads 8 --dim 256 "${turns[@]}" "$@"
 }
 long() {
   bench --lengths 10K,100K --heads 16 --dim 128 --rows 16 "$@"

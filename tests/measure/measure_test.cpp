@@ -142,7 +142,7 @@ TEST(Measure, SampledRowsHaveTheErrorsOfTheWholeCall) {
 TEST(Measure, ErrorsOfAllRowsAreThoseOfTheMethod) {
   const Workload w = workload(200, causal);
   const Truth truth = truth_of(w, spread_rows(200, 200));
-  const auto all = measured(w, truth, {.runs = 3, .in_a_row = 2});
+  const auto all = measured(w, truth, {.runs = 3, .in_a_row = 2, .rest_ms = 1});
   for (const Measurement& m : all) {
     EXPECT_EQ(m.runs, 3);
     const HostTensor out = allocate(DType::f32, w.query.shape), lse = allocate(DType::f32, {1, 4, 200, 1});

@@ -2,6 +2,7 @@
 // The built program: exit statuses, what its JSON and CSV hold, and that docs/methods.md is not stale.
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -66,6 +67,14 @@ TEST(Bench, AlwaysMeasuresExactAndSaysWhatItSampled) {
   EXPECT_EQ(rows[1].at("sampled_rows"), 768);
   EXPECT_NE(o.out.find("768 of 3072"), std::string::npos);
   EXPECT_NE(o.out.find("on 32 of 3072 query rows"), std::string::npos);
+}
+
+TEST(Bench, RestsBeforeEachTurn) {
+  const auto start = std::chrono::steady_clock::now();
+  const Outcome o = chitu("bench --method sage --lengths 64 --heads 1 --dim 8 --runs 3 --in-a-row 2 --rest 100");
+  ASSERT_EQ(o.status, 0) << o.error;
+  EXPECT_GE(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(400));  // two turns of exact and of sage
+  EXPECT_NE(o.out.find("3 runs, 2 in a row after 100 ms of rest"), std::string::npos) << o.out;
 }
 
 class TensorFile {
@@ -148,6 +157,7 @@ TEST(Refusals, NameTheThingAndLeaveNoFile) {
       {"bench --heads 6 --kv-heads 4", "--kv-heads"},
       {"bench --runs 0", "--runs"},
       {"bench --in-a-row 0", "--in-a-row"},
+      {"bench --rest -1", "--rest"},
       {"bench --rows 0", "--rows"},
       {"bench --kernel cpu.gpu --lengths 64", "cpu.gpu"},
       {"bench --input missing.safetensors", "missing.safetensors"},
