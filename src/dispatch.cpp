@@ -11,28 +11,39 @@
 namespace chitu {
 namespace {
 
-// Empty, or why a product whose operands the recipe stores as `quant` cannot be computed in `arithmetic`.
-std::string mismatch(Arithmetic arithmetic, const Quant& quant, std::initializer_list<const Operand*> operands, const char* product) {
+using Operands = std::initializer_list<const Operand*>;
+
+// Can a product whose operands the recipe stores as `quant` be computed in `arithmetic`?
+bool fits(Arithmetic arithmetic, const Quant& quant, Operands operands) {
   const auto stored_as = [&](DType type) {
     if (quant.scaling != Scaling::none) return quant.type == type;
     return std::all_of(operands.begin(), operands.end(), [&](const Operand* o) { return o->tensor().type == type; });
   };
-  const std::string computes = std::string("computes ") + product + " in " + name(arithmetic) + ", ";
   switch (arithmetic) {
     case Arithmetic::any:
-      return {};
+      return true;
     case Arithmetic::f32:
-      return stored_as(DType::i8) ? computes + "the recipe in int8" : "";
+      return !stored_as(DType::i8);
     case Arithmetic::f16:
-      return stored_as(DType::f16) ? "" : computes + "the operands are not f16";
+      return stored_as(DType::f16);
     case Arithmetic::bf16:
-      return stored_as(DType::bf16) ? "" : computes + "the operands are not bf16";
+      return stored_as(DType::bf16);
     case Arithmetic::fp8:
-      return stored_as(DType::e4m3) ? "" : computes + "the recipe does not";
+      return stored_as(DType::e4m3);
     case Arithmetic::int8:
-      return stored_as(DType::i8) ? "" : computes + "the recipe does not";
+      return stored_as(DType::i8);
   }
-  return {};
+  return false;
+}
+bool scores_fit(const Kernel& k, const Problem& p) { return fits(k.scores, p.recipe.key, {&p.query, &p.key}); }
+bool weights_fit(const Kernel& k, const Problem& p) { return fits(k.weights, p.recipe.value, {&p.value}); }
+
+std::string misfit(Arithmetic arithmetic, const char* product) {
+  const bool by_operands = arithmetic == Arithmetic::f16 || arithmetic == Arithmetic::bf16;
+  return std::string("computes ") + product + " in " + name(arithmetic) + ", " +
+         (by_operands                     ? std::string("the operands are not ") + name(arithmetic)
+          : arithmetic == Arithmetic::f32 ? "the recipe in int8"
+                                          : "the recipe does not");
 }
 
 // Throws unless Options::kernel, if given, is a row's name.
@@ -63,18 +74,18 @@ std::string refusal(const Kernel& k, const Problem& p) {
   if (k.refuses)
     if (std::string why = k.refuses(p); !why.empty()) return why;
   if (!k.available()) return "this machine lacks its instructions";
-  if (std::string why = mismatch(k.scores, p.recipe.key, {&p.query, &p.key}, "scores"); !why.empty()) return why;
-  return mismatch(k.weights, p.recipe.value, {&p.value}, "weights . values");
+  if (!scores_fit(k, p)) return misfit(k.scores, "scores");
+  if (!weights_fit(k, p)) return misfit(k.weights, "weights . values");
+  return {};
 }
 
 const Kernel& select(const Problem& p) {
   check_kernel(p);
+  for (const Kernel& k : kernel_table())  // the cheap questions first: a GPU's row asks its driver
+    if (scores_fit(k, p) && weights_fit(k, p) && refusal(k, p).empty()) return k;
   std::string reasons;
-  for (const Kernel& k : kernel_table()) {
-    const std::string why = refusal(k, p);
-    if (why.empty()) return k;
-    reasons += "\n  " + std::string(k.name) + " (" + name(k.scores) + ", " + name(k.weights) + "): " + why;
-  }
+  for (const Kernel& k : kernel_table())
+    reasons += "\n  " + std::string(k.name) + " (" + name(k.scores) + ", " + name(k.weights) + "): " + refusal(k, p);
   throw Error(ErrorCode::unsupported, "no kernel takes this call:" + reasons);
 }
 
