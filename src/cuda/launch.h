@@ -40,8 +40,7 @@ void launch(void (*kernel)(Parameters), const Grid& grid, cudaStream_t stream, c
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = grid.overlaps ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, parameters), file, line);
-  check(cudaGetLastError(), file, line);
+  check(cudaLaunchKernelEx(&config, kernel, parameters), file, line);  // the launch's own error: one that the caller left is not ours
 }
 
 }  // namespace chitu::cuda

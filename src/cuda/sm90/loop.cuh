@@ -72,8 +72,8 @@ struct Loop {
   // Products with the values of the first keys start while the weights of the others are computed: where registers allow it, and it pays.
   static constexpr bool early = dim == 64 && warpgroups == 3;
   // Of the pipeline of weigh(), in pairs of keys, by measurement: how far scores are converted and scaled ahead of their exponentials, how
-  // long after these they are packed, and up to which pair the order is kept, after every how many. Not while a product is under way:
-  // that takes registers.
+  // long after these they are packed, and up to which pair the order is kept, after every how many. Where products start early an exit
+  // takes registers from the second block on; of floating-point scores there is less to put in order.
   static constexpr int converts_ahead = by_tile ? 10 : 8, scales_ahead = 8, packs_behind = 8;
   static constexpr int ordered_pairs = !early ? 32 : integer_scores ? 8 : 0, order_step = integer_scores ? 1 : 4;
   static_assert(scales_ahead <= converts_ahead);
@@ -99,6 +99,8 @@ struct Loop {
   static constexpr int key_places = room(query_places) > 6 ? 6 : room(query_places) < 2 ? 1 : room(query_places);
   static constexpr bool split = key_places == 1;
   static constexpr int value_places = key_places;
+  static_assert(!split || !passes, "the main loop hands keys back before it reads these");
+  static_assert(!form.residuals || !unrounded_sums, "a residual plane must not count in the sums");
 
   struct Shared {
     alignas(1024) std::uint8_t query[query_places][query_bytes];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on Hopper, of any of the methods' recipes: one CTA a multiprocessor, a producer warp and warpgroups of 64 query rows each.
+// Attention on Hopper, of any of the methods' recipes: one CTA a multiprocessor, a warpgroup that produces, others of 64 query rows each.
 // docs/kernels/sm90.md draws the schedule and has what was measured.
 //
 //   item: the block of queries of a head that a CTA takes. The producer takes items from a counter, writes what the warpgroups need of one
@@ -195,7 +195,7 @@ struct Consumer {
         c[0] = fmaxf(c[0], 1e-37f);
         c[1] = fmaxf(c[1], 1e-37f);
         const int2 whole = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16 + 8);
-        ptx::wgmma_wait();
+        ptx::wgmma_wait(s);
         const bool masked = tile < whole.x || tile >= whole.y;
         std::uint32_t weights[form.value_bytes * 16];
         float unrounded[2] = {0, 0};
@@ -261,7 +261,7 @@ struct Consumer {
 #pragma unroll
           for (int r = 0; r < 2; ++r) rows.unrounded[r] += unrounded[r];
           ++tile;
-          ptx::wgmma_wait();
+          ptx::wgmma_wait(rows.o);
           ptx::barrier_arrive(L::split ? at.value_empty(used_value) : at.empty(used));
         } else {
 #pragma unroll
@@ -301,7 +301,7 @@ struct Consumer {
               }
               if constexpr (L::integer_values) rows.offset = fmaf(__uint_as_float(rounded * value_offset), mine(x[0], x[1]), rows.offset);
             }
-            ptx::wgmma_wait();
+            ptx::wgmma_wait(t);
             if (half == L::halves - 1) ptx::barrier_arrive(L::split ? at.value_empty(used_value) : at.empty(used));
 #pragma unroll
             for (int i = 0; i < L::width / 2; ++i) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What was not finite, after the attention kernel; and the table of a packed call's sequences, before all others.
+// What was not finite, after the attention kernel.
 //
 // The quantisers left such tokens out: a spoilt query or key stands among the operands as a row of zeros, a spoilt number of a value as a
 // zero. Here the rows that exact attention would spoil are spoilt (docs/numerics.md, "NaN and infinity"), in the manner of
@@ -304,31 +304,7 @@ __global__ void __launch_bounds__(threads, 2) mend_kernel(const __grid_constant_
   for (int i = blockIdx.x; i < p.query_tiles * p.heads; i += gridDim.x) QueryTile<bf16>(p, i, shared).run();
 }
 
-// ---- the sequences
-
-constexpr int places_at_once = 62;
-
-// A part of the table, as an argument of a kernel: so it is copied by the launch and the host's memory need not live on.
-struct PlacesPart {
-  Place* to;
-  int count;
-  Place places[places_at_once];
-};
-static_assert(sizeof(PlacesPart) <= 4096, "the arguments of a kernel");
-
-__global__ void __launch_bounds__(places_at_once) describe_kernel(const __grid_constant__ PlacesPart part) {
-  if (threadIdx.x < part.count) part.to[threadIdx.x] = part.places[threadIdx.x];
-}
-
 }  // namespace
-
-void describe(const Place* places, int count, Place* to, cudaStream_t stream) {
-  for (int first = 0; first < count; first += places_at_once) {
-    PlacesPart part{to + first, std::min(count - first, places_at_once), {}};
-    std::copy_n(places + first, part.count, part.places);
-    launch(describe_kernel, {.blocks = 1, .threads = places_at_once}, stream, part);
-  }
-}
 
 void mend(const Params& p, bool bf16, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(std::min(p.query_tiles * p.heads, most_blocks));

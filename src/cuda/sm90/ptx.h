@@ -6,12 +6,13 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace chitu::cuda::sm90::ptx {
 
 __device__ __forceinline__ std::uint32_t shared_address(const void* p) { return static_cast<std::uint32_t>(__cvta_generic_to_shared(p)); }
 
-// ---- mbarriers: `full` ones count bytes that copies bring, `empty` ones the warps that are done.
+// ---- mbarriers: `full` ones count bytes that copies bring, `empty` ones the threads that are done.
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
@@ -155,7 +156,7 @@ __device__ __forceinline__ std::uint32_t pack_i8(float a, float b, float c, floa
   return r;
 }
 
-// The same of e4m3.
+// Of e4m3, the first as of u8.
 __device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, std::uint32_t next) {
   std::uint32_t r;
   asm("{ .reg .b16 x, y, z;\n"
@@ -186,7 +187,23 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float a, float b) {
 // ---- warpgroup matrix instructions; the products are in wgmma.cuh
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
+// Waits for all products. d: what they write, so that the compiler reads none of it before; arrays of arrays too.
+template <class Number, int count>
+__device__ __forceinline__ void written(Number (&d)[count]) {
+#pragma unroll
+  for (Number& x : d)
+    if constexpr (std::is_array_v<Number>)
+      written(x);
+    else if constexpr (std::is_same_v<Number, float>)
+      asm volatile("" : "+f"(x)::"memory");
+    else
+      asm volatile("" : "+r"(x)::"memory");
+}
+template <class D>
+__device__ __forceinline__ void wgmma_wait(D& d) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  written(d);
+}
 
 // A matrix in shared memory whose rows of `row_bytes` (64 or 128) are swizzled; groups of 8 rows follow each other, and panels of as many
 // columns as a row has, where the instruction spans several, after `panel_bytes`. Only the low word depends on the address, so that a

@@ -100,7 +100,7 @@ __device__ __forceinline__ void scale_keys(const std::uint32_t (&s)[64], std::ui
 // P = round(top 2^(s c - maximum)), and its row sums before rounding if they are wanted; offset = log2(top) - maximum. Weights go straight
 // into the layout of a wgmma operand (8-bit values stand in the matching order). An integer becomes a float by an integer addition of the
 // magic constant, whose offset disappears in f: the compiler spreads these additions over two pipes, where I2FP would all go to the one
-// that suffers most beside wgmma.
+// that suffers most beside wgmma. (Of a product with values even that is dear: integer_unit.)
 // A pipeline of pairs of keys, whose order is kept: left to itself the compiler has all FFMA first, then all MUFU, then all conversions,
 // and each in its turn keeps the others waiting. after(block) is called when the weights of 32 keys are there.
 template <class L, class Number, class After>

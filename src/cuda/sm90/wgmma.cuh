@@ -59,8 +59,6 @@ template <DType type, bool add, class Number>
 __device__ __forceinline__ void weighted(Number (&d)[32], const std::uint32_t* a, std::uint64_t b) {
   if constexpr (type == DType::u8)
     CHITU_PRODUCT_32("m64n64k32.s32.u8.u8", "+r", "");
-  else if constexpr (type == DType::i8)
-    CHITU_PRODUCT_32("m64n64k32.s32.u8.s8", "+r", "");
   else if constexpr (type == DType::e4m3)
     CHITU_PRODUCT_32("m64n64k32.f32.e4m3.e4m3", "+f", ", 1, 1");
   else if constexpr (type == DType::f16)
@@ -72,8 +70,6 @@ template <DType type, bool add, class Number>
 __device__ __forceinline__ void weighted(Number (&d)[64], const std::uint32_t* a, std::uint64_t b) {
   if constexpr (type == DType::u8)
     CHITU_PRODUCT_64("m64n128k32.s32.u8.u8", "+r", "");
-  else if constexpr (type == DType::i8)
-    CHITU_PRODUCT_64("m64n128k32.s32.u8.s8", "+r", "");
   else if constexpr (type == DType::e4m3)
     CHITU_PRODUCT_64("m64n128k32.f32.e4m3.e4m3", "+f", ", 1, 1");
   else if constexpr (type == DType::f16)
