@@ -23,7 +23,7 @@ namespace chitu::cuda::sm90 {
 namespace {
 
 constexpr int threads = 256, warps = threads / 32;
-constexpr int most_blocks = 2 * 132;  // what runs at once: a call without spoilt tokens does not pay for more
+constexpr int resident = 2;  // CTAs of a multiprocessor
 constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
 
 enum class Row : int {
@@ -297,7 +297,7 @@ class QueryTile {
 };
 
 template <bool bf16>
-__global__ void __launch_bounds__(threads, 2) mend_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(threads, resident) mend_kernel(const __grid_constant__ Params p) {
   ptx::wait_for_previous();
   if (*p.spoilt == 0) return;
   __shared__ Shared shared;
@@ -306,8 +306,9 @@ __global__ void __launch_bounds__(threads, 2) mend_kernel(const __grid_constant_
 
 }  // namespace
 
-void mend(const Params& p, bool bf16, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(std::min(p.query_tiles * p.heads, most_blocks));
+void mend(const Params& p, bool bf16, int processors, cudaStream_t stream) {
+  // No more than run at once: a call without spoilt tokens does not pay for more.
+  const auto blocks = static_cast<unsigned>(std::min(p.query_tiles * p.heads, resident * processors));
   launch(bf16 ? mend_kernel<true> : mend_kernel<false>, {.blocks = blocks, .threads = threads, .overlaps = true}, stream, p);
 }
 

@@ -45,13 +45,6 @@ __device__ __forceinline__ void mark(const Params& p, std::uint8_t* flags, std::
   if (spoilt) *p.spoilt = 1;
 }
 
-// What an attention kernel needs of a tile's values.
-__device__ __forceinline__ void write_passes(const Params& p, std::int64_t tile, float scale, bool flagged) {
-  auto* passes = reinterpret_cast<int4*>(p.passes + 2 * tile);  // of both the second half: value, last, flagged, unused
-  passes[1] = make_int4(__float_as_int(scale), 1, flagged, 0);
-  passes[3] = make_int4(__float_as_int(scale * (1 / residual_parts)), 0, flagged, 0);
-}
-
 // ---- rows
 
 // Joins each of `rows` numbers over the `lanes` lanes of a row; lane i has the result of x[i % 8].

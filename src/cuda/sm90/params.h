@@ -122,6 +122,6 @@ void quantise(const Params& params, bool bf16, cudaStream_t stream);            
 void pack(const Params& params, const Recipe& recipe, bool bf16, cudaStream_t stream);  // any recipe and dim
 std::int64_t statistics_count(const Params& params);                                    // what pack() needs of Params::statistics
 void attend(const Params& params, const Recipe& recipe, bool bf16, int processors, cudaStream_t stream);
-void mend(const Params& params, bool bf16, cudaStream_t stream);  // what was not finite
+void mend(const Params& params, bool bf16, int processors, cudaStream_t stream);  // what was not finite
 
 }  // namespace chitu::cuda::sm90

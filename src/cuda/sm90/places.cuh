@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Device code that all quantisers share: which sequence a unit of work belongs to, and what a call's first kernel leaves for the others.
+// Device code that all quantisers share: which sequence a unit of work belongs to, what a call's first kernel leaves for the others, and
+// what the attention kernel needs of a tile's values.
 #pragma once
 
+#include <cstddef>
+
+#include "common/limits.h"
 #include "common/visible.h"
 #include "cuda/sm90/params.h"
 
@@ -57,6 +61,14 @@ __device__ inline void prepare(const Params& p, int thread, int threads) {
     const Range seen = visible(p.window, s.query_positions.first + query * s.query_positions.step, s.key_positions, s.keys);
     p.ranges[i] = query < s.queries ? make_int2(static_cast<int>(seen.begin), static_cast<int>(seen.end)) : make_int2(0, 0);
   }
+}
+
+// What an attention kernel needs of a tile's values.
+__device__ __forceinline__ void write_passes(const Params& p, std::int64_t tile, float scale, bool flagged) {
+  static_assert(offsetof(PassScales, value) == 16 && offsetof(PassScales, last) == 20 && offsetof(PassScales, flagged) == 24);
+  auto* passes = reinterpret_cast<int4*>(p.passes + 2 * tile);  // of both the second half
+  passes[1] = make_int4(__float_as_int(scale), 1, flagged, 0);
+  passes[3] = make_int4(__float_as_int(scale * (1 / residual_parts)), 0, flagged, 0);
 }
 
 }  // namespace chitu::cuda::sm90

@@ -177,11 +177,7 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
   }
   const bool flagged = tile_barrier_or(1 + part.group, warps * 32, small);
   const float scale = divide(top, 127);
-  if (part.warp == 0 && part.lane == 0) {
-    auto* passes = reinterpret_cast<int4*>(p.passes + 2 * part.at.index);  // of both the second half: value, last, flagged, unused
-    passes[1] = make_int4(__float_as_int(scale), 1, flagged, 0);
-    passes[3] = make_int4(__float_as_int(scale * (1 / residual_parts)), 0, flagged, 0);
-  }
+  if (part.warp == 0 && part.lane == 0) write_passes(p, part.at.index, scale, flagged);
   if (flagged) quantise_residuals<T, dim>(job, unit, scale, inverse);
 }
 

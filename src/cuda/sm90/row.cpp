@@ -207,8 +207,9 @@ void Call::quantise() const {
 }
 
 void Call::attend() const {
-  sm90::attend(params_, recipe_, bf16_, multiprocessors(device_), stream_);
-  mend(params_, bf16_, stream_);
+  const int processors = multiprocessors(device_);
+  sm90::attend(params_, recipe_, bf16_, processors, stream_);
+  mend(params_, bf16_, processors, stream_);
 }
 
 void run(const Problem& p) {
