@@ -52,6 +52,8 @@ accuracy() {
   rm "$table"
 }
 
+commit_of() { sed -n '1s/.*; \(commit .*\)/\1/p' "bench/results/gpu_$1.csv"; }
+
 # Of each shape the fastest 16-bit attention of others and this library's methods, from bf16 tensors.
 gpu() {
   local table=bench/results/gpu_peers.csv
@@ -84,8 +86,8 @@ attention of the others, all in turn in one process. All of it, the others' FP8 
       }
     }'
   printf '\n%s\n\n' "Long sequences and captured heads, by \`tools/gpu_tables.sh\`: how much faster than \`exact\` of this library, and relative L1 to double
-precision on sampled rows. All of it: [gpu_long.csv](bench/results/gpu_long.csv), [gpu_captured.csv](bench/results/gpu_captured.csv), and
-[gpu_filled.csv](bench/results/gpu_filled.csv) for 1K to 16K tokens."
+precision on sampled rows. All of it: [gpu_long.csv](bench/results/gpu_long.csv) ($(commit_of long)), [gpu_captured.csv](bench/results/gpu_captured.csv)
+($(commit_of captured)), and [gpu_filled.csv](bench/results/gpu_filled.csv) ($(commit_of filled)) for 1K to 16K tokens."
   for table in bench/results/gpu_long.csv bench/results/gpu_captured.csv; do tail -n +2 "$table"; done | awk -F, "$awk_tables"'
     $1 == "method" { read_header(); next }
     {
