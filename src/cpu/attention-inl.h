@@ -483,9 +483,11 @@ class Attention {
           weigh_row_f32<not_rounded<S>>(s.row, r);
     }
 
-    // 2^(scores - what they are relative to), times the recipe's top: vector v of a row.
+    // 2^(scores - what they are relative to), times the recipe's top: vector v of a row. The product is rounded as update_maxima() rounds
+    // that of the maximum, which fma() would not: from scores of 2^31 on, 2^(their difference) is anything but 1.
     F exponential(int r, int v) const {
-      return exp2<S, 5>(S::fma(S::load(x_.scores + r * tile_tokens + v * W), S::load(x_.factor[r]), S::set(x_.offset[r])));
+      const F score = S::mul(S::load(x_.scores + r * tile_tokens + v * W), S::load(x_.factor[r]));
+      return exp2<S, 5>(S::add(score, S::set(x_.offset[r])));
     }
 
     void weigh_row_bf16(int r0, int r) {

@@ -331,6 +331,21 @@ TEST_P(Fault, OptionsSwallowed) {
   EXPECT_THROW(attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipe(), .kernel = "cpu.magic"}), Error);
 }
 
+TEST(Exact, LargestScoreWeighs1) {
+  // Scores of 1e10 lie so far apart that a row is one value, and their products with the scale round by more than 127.
+  Random random(63);
+  Array q(DType::f32, {1, 1, 8, 64}), k(DType::f32, {1, 1, 300, 64}), v(DType::f32, {1, 1, 300, 64});
+  for (Array* x : {&q, &k}) x->fill([&](auto...) { return 1e5f * random.normal(); });
+  v.fill([](auto, auto, std::int64_t t, auto) { return static_cast<float>(t); });
+  const oracle::Exact exact = oracle::attention({q, k, v, {}});
+  for (const std::string& kernel : available_kernels()) {
+    SCOPED_TRACE(kernel);
+    const Result r = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipes::exact, .kernel = kernel});
+    EXPECT_LE(relative_l1(r.out.numbers(), exact.out), 1e-5);
+    for (std::size_t i = 0; i < exact.lse.size(); ++i) EXPECT_NEAR(r.lse.numbers()[i], exact.lse[i], 1e-5 * exact.lse[i]);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Methods, Fault, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
 
 // Address space without memory behind it, until it is touched.
