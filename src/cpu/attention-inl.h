@@ -40,6 +40,7 @@ class Attention {
   static constexpr bool int8_scores = std::is_same_v<Score, Int8>, int8_weights = std::is_same_v<Weight, Int8>;
   static constexpr float infinity = std::numeric_limits<float>::infinity();
   static constexpr int weight_bytes = 4 / Weight::group;
+  static constexpr float lag = 16;  // how far a running maximum may, where it does
   // The next step's weights are made in the shade of a step's product with the values.
   static constexpr bool overlapped = int8_weights && S::overlaps;
 
@@ -414,7 +415,7 @@ class Attention {
     // With the maxima of all rows: what the step's weights, sums and products are multiplied by.
     void update_maxima(const Step& s) {
       const bool by_tile = p_.recipe.weights.by_tile;
-      const float unit = value_.scales && a_.operands_.value.quant.scaling == Scaling::tile ? value_.scales[s.tile] : 1;
+      const float unit = a_.sum_unit_ * (value_.scales && a_.operands_.value.quant.scaling == Scaling::tile ? value_.scales[s.tile] : 1);
       const int rows = round_up(s.rows, R), padded = round_up(rows, W);
       std::fill(x_.tile_maximum + rows, x_.tile_maximum + padded, -infinity);
       float* running = x_.maximum.data() + s.row;
@@ -422,16 +423,16 @@ class Attention {
       for (int r = 0; r < padded; r += W) {
         // max() gives its second operand where the first is NaN: -inf times a scale of 0, or -inf - -inf below.
         const F top = S::mul(S::load(x_.tile_maximum + r), S::load(x_.row_scale.data() + s.row + r)), before = S::load(running + r);
-        // Weights by tile do not depend on the running maximum, which is just the unit of the sums. It may lag by 16 then, so that the
-        // output is rarely rescaled.
-        const F now = S::max(by_tile && int8_weights ? S::sub(top, S::set(16)) : top, before), relative_to = by_tile ? top : now;
+        // Weights by tile do not depend on the running maximum, which is just the unit of the sums. It may lag then, so that the output
+        // is rarely rescaled.
+        const F now = S::max(a_.lags_ ? S::sub(top, S::set(lag)) : top, before), relative_to = by_tile ? top : now;
         const F keep = exp2<S, 5>(S::sub(before, now)), weight = exp2<S, 5>(S::sub(relative_to, now));
         change = S::max(S::sub(S::set(1), keep), change);
         S::store(running + r, now);
         S::store(now_->keep + r, keep);
         S::store(now_->weight + r, S::mul(weight, S::set(unit)));
         S::store(now_->residual_weight + r, S::mul(weight, S::set(unit / residual_parts)));
-        S::store(now_->sum_weight + r, weight);
+        S::store(now_->sum_weight + r, S::mul(weight, S::set(a_.sum_unit_)));
         S::store(x_.offset + r, S::sub(S::set(a_.log2_top_), relative_to));
       }
       now_->kept = S::reduce_max(change) == 0;
@@ -482,9 +483,11 @@ class Attention {
           weigh_row_f32<not_rounded<S>>(s.row, r);
     }
 
-    // 2^(scores - what they are relative to), times the recipe's top: vector v of a row.
+    // 2^(scores - what they are relative to), times the recipe's top: vector v of a row. The product is rounded as update_maxima() rounds
+    // that of the maximum, which fma() would not: from scores of 2^31 on, 2^(their difference) is anything but 1.
     F exponential(int r, int v) const {
-      return exp2<S, 5>(S::fma(S::load(x_.scores + r * tile_tokens + v * W), S::load(x_.factor[r]), S::set(x_.offset[r])));
+      const F score = S::mul(S::load(x_.scores + r * tile_tokens + v * W), S::load(x_.factor[r]));
+      return exp2<S, 5>(S::add(score, S::set(x_.offset[r])));
     }
 
     void weigh_row_bf16(int r0, int r) {
@@ -583,7 +586,7 @@ class Attention {
       if (factor != 0) {
         const bool same = p_.recipe.weights.lse == p_.recipe.weights.output;
         const float total = same ? sum : S::reduce_add(S::load(x_.lse_sum[i]));
-        lse = (x_.maximum[i] + std::log2(total / p_.recipe.weights.top)) * std::numbers::ln2_v<float>;
+        lse = (x_.maximum[i] + std::log2(total / (p_.recipe.weights.top * a_.sum_unit_))) * std::numbers::ln2_v<float>;
         if (const Tensor& correction = a_.operands_.query.correction; correction.data)
           lse += p_.scale * *reinterpret_cast<const float*>(row(correction, sequence_.batch, head(r), token));
       }
@@ -614,6 +617,9 @@ class Attention {
   const Operands operands_;
   const L layout_;
   const float log2_top_ = std::log2(p_.recipe.weights.top) - (int8_weights ? exp2_u8_shift<S> : 0);
+  // Where running maxima lag, sums are this much smaller: a large scale times 2^lag would overflow, and spoil rows that do not see why.
+  const bool lags_ = p_.recipe.weights.by_tile && int8_weights;
+  const float sum_unit_ = lags_ ? std::exp2(-lag) : 1;
   const bool sums_unrounded_ = p_.recipe.weights.output == Sum::unrounded || p_.recipe.weights.lse == Sum::unrounded;
   // Groups of a whole tile repeat every 8 keys: one vector holds the scales of all, and they wait for the exponential.
   const bool keys_share_scales_ = int8_scores && p_.recipe.key.groups.block == tile_tokens && W % 8 == 0;

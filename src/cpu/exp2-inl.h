@@ -6,13 +6,15 @@
 
 namespace chitu::cpu {
 
-// 2^x for x in [-126, 127]; below, and for NaN, 2^-126. x = n + f with f in [-1/2, 1/2]; n comes out of the low bits of x + 1.5 * 2^23.
-// 2^f is a polynomial of least relative error: 7.5e-5 (terms = 3) or 9.2e-8 and exactly 1 at 0 (terms = 5).
+// 2^x for x in [-126, 127]. x = n + f with f in [-1/2, 1/2]; n comes out of the low bits of x + 1.5 * 2^23. 2^f is a polynomial of least
+// relative error: 7.5e-5 (terms = 3) or 9.2e-8 and exactly 1 at 0 (terms = 5). Below -126, and for NaN, terms = 3 gives about 2^-126, for
+// weights that are rounded to 0 then. terms = 5 must give 0, for 2^-126 times a large value is not small: at -127 the bits of 1 and those
+// of n add up to all zeros, and they fall towards it from 2^-126.
 template <class S, int terms>
 typename S::F exp2(typename S::F x) {
   static_assert(terms == 3 || terms == 5);
   const auto magic = S::set(12582912.f);
-  x = S::max(x, S::set(-126.f));
+  x = S::max(x, S::set(terms == 3 ? -126.f : -127.f));
   const auto shifted = S::add(x, magic);
   const auto f = S::sub(x, S::sub(shifted, magic));
   typename S::F p;

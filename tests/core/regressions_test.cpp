@@ -199,6 +199,49 @@ TEST_P(Fault, RowsInAnOpenTileSeeMaskedKeys) {
                     normal(random, DType::f32, {1, 1, 20, 64}), {.window = Window{3, 0}});
 }
 
+TEST_P(Fault, UnseenKeysWeighALittle) {
+  // The smallest positive weight times 3e38 is 3.5. The other sign leaves all scales as they are: rows in which it weighs 0 keep their
+  // bits.
+  const std::vector<std::int64_t> starts{0, 100, 300};
+  struct Case {
+    const char* name;
+    std::int64_t large, begin, end;  // the key with the large value, and the rows in which it weighs 0
+    Options options{};
+    float key = 0;  // all its numbers, unless 0
+  };
+  Random random(62);
+  for (auto& [name, large, begin, end, options, key] : std::vector<Case>{
+           {"causal", 200, 0, 200, {.window = causal}},
+           {"causal, scale 0", 200, 0, 200, {.window = causal, .scale = 0.f}},
+           {"left edge", 100, 141, 300, {.window = {40, 0}}},
+           {"next sequence", 100, 0, 100, {.query_starts = starts, .key_starts = starts}},
+           {"sequence before", 99, 100, 300, {.query_starts = starts, .key_starts = starts}},
+           {"infinite key", 150, 0, 300, {}, -infinity},
+           {"far below", 150, 0, 300, {}, -1e4f},
+       })
+    for (const DType type : {DType::f32, DType::bf16}) {
+      const Array q = constant({1, 1, 300, 16}, 1, type);
+      Array k = normal(random, type, {1, 1, 300, 16}), v = constant({1, 1, 300, 16}, 1, type);
+      for (std::int64_t c = 0; c < 16 && key != 0; ++c) k.set(0, 0, large, c, key);
+      options.recipe = recipe();
+      for (const std::string& kernel : available_kernels()) {
+        SCOPED_TRACE(testing::Message() << name << ", " << chitu::name(type) << ", " << kernel);
+        options.kernel = kernel;
+        const auto result = [&](float value) {
+          for (std::int64_t c = 0; c < 16; ++c) v.set(0, 0, large, c, value);
+          return attend(q.tensor(), k.tensor(), v.tensor(), options).out;
+        };
+        const Array plus = result(3e38f), minus = result(-3e38f);
+        for (std::int64_t t = begin; t < end; ++t) {
+          ASSERT_EQ(plus.get(0, 0, t, 3), minus.get(0, 0, t, 3)) << t;
+          if (GetParam().name == "exact") {
+            ASSERT_NEAR(plus.get(0, 0, t, 3), 1, 1e-2) << t;
+          }
+        }
+      }
+    }
+}
+
 TEST_P(Fault, InputsModifiedInPlace) {
   Random random(55);
   const Array q = normal(random, DType::f16, {1, 2, 140, 64}), k = normal(random, DType::f16, {1, 2, 140, 64}),
@@ -286,6 +329,21 @@ TEST_P(Fault, OptionsSwallowed) {
     for (std::size_t i = 0; i + 1 < seen.size(); ++i) EXPECT_NE(seen[i], seen.back());
   }
   EXPECT_THROW(attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipe(), .kernel = "cpu.magic"}), Error);
+}
+
+TEST(Exact, LargestScoreWeighs1) {
+  // Scores of 1e10 lie so far apart that a row is one value, and their products with the scale round by more than 127.
+  Random random(63);
+  Array q(DType::f32, {1, 1, 8, 64}), k(DType::f32, {1, 1, 300, 64}), v(DType::f32, {1, 1, 300, 64});
+  for (Array* x : {&q, &k}) x->fill([&](auto...) { return 1e5f * random.normal(); });
+  v.fill([](auto, auto, std::int64_t t, auto) { return static_cast<float>(t); });
+  const oracle::Exact exact = oracle::attention({q, k, v, {}});
+  for (const std::string& kernel : available_kernels()) {
+    SCOPED_TRACE(kernel);
+    const Result r = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipes::exact, .kernel = kernel});
+    EXPECT_LE(relative_l1(r.out.numbers(), exact.out), 1e-5);
+    for (std::size_t i = 0; i < exact.lse.size(); ++i) EXPECT_NEAR(r.lse.numbers()[i], exact.lse[i], 1e-5 * exact.lse[i]);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Methods, Fault, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
