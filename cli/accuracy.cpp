@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -31,21 +32,14 @@ struct AccuracyFlags {
 
 constexpr int none_within = 1;  // exit status
 
-std::int64_t count_of(const std::string& word, const char* option, std::int64_t otherwise) {
-  if (word.empty()) return otherwise;
-  const std::int64_t n = parse_count(word);
-  require(n >= 1, option, " is ", word, "; give 1 or more");
-  return n;
-}
-
 // Of data: the last rows, which see all keys. Of a file, whose rows may differ: spread over the sequence.
-RowRuns rows_for(const AccuracyFlags& flags, const Workload& w, bool is_file) {
+RowRuns rows_for(const Workload& w, bool is_file, std::int64_t wanted) {
   const std::int64_t queries = w.query.shape[2];
-  if (is_file) return spread_rows(queries, count_of(flags.rows, "--rows", affordable_rows(w)));
-  return last_rows(queries, count_of(flags.rows, "--rows", 256));
+  return is_file ? spread_rows(queries, wanted ? wanted : affordable_rows(w)) : last_rows(queries, wanted ? wanted : 256);
 }
 
 std::string place_text(const Place& p, std::int64_t batches) {
+  if (std::isnan(p.relative_l1)) return "-";
   const std::string batch = batches > 1 ? fmt::format("{}/", p.batch) : "";
   const std::string query = p.query >= 0 ? fmt::format(", query {}", p.query) : "";
   return fmt::format("{}{}{}: {}", batch, p.head, query, relative(p.relative_l1));
@@ -58,25 +52,29 @@ Table table_of(const Workload& w, const std::vector<Measurement>& measurements) 
   for (const Measurement& m : measurements) {
     const Errors& e = m.errors;
     if (!m.refused.empty()) continue;
-    table.rows.push_back({std::string(m.method->name), fmt::format("{:.6f}", e.cosine), relative(e.relative_l1), scientific(e.rmse),
-                          scientific(e.max_diff), place_text(e.worst_head, w.query.shape[0]), place_text(e.worst_row, w.query.shape[0]),
-                          scientific(e.lse_max_diff), scientific(e.lse_mean_diff), milliseconds(m.total.median), timed_rows(w, m)});
+    table.rows.push_back({std::string(m.method->name), std::isnan(e.cosine) ? "-" : fmt::format("{:.6f}", e.cosine),
+                          relative(e.relative_l1), scientific(e.rmse), scientific(e.max_diff), place_text(e.worst_head, w.query.shape[0]),
+                          place_text(e.worst_row, w.query.shape[0]), scientific(e.lse_max_diff), scientific(e.lse_mean_diff),
+                          milliseconds(m.total.median), timed_rows(w, m)});
   }
   return table;
 }
 
 Json row_of(const Workload& w, const Truth& truth, const Measurement& m) {
   const Errors& e = m.errors;
-  const auto known = [&](auto x) { return m.refused.empty() ? Json(x) : Json(); };
+  const auto known = [&](double x) { return m.refused.empty() ? json_number(x) : Json(); };
+  const auto place = [&](const Place& p, std::int64_t index) {
+    return m.refused.empty() && !std::isnan(p.relative_l1) ? Json(index) : Json();
+  };
   Json row = json_of(w, truth, m);
   row.update({{"cosine", known(e.cosine)},
               {"rmse", known(e.rmse)},
-              {"worst_head", known(e.worst_head.head)},
-              {"worst_head_batch", known(e.worst_head.batch)},
+              {"worst_head", place(e.worst_head, e.worst_head.head)},
+              {"worst_head_batch", place(e.worst_head, e.worst_head.batch)},
               {"worst_head_rel_l1", known(e.worst_head.relative_l1)},
-              {"worst_row_query", known(e.worst_row.query)},
-              {"worst_row_head", known(e.worst_row.head)},
-              {"worst_row_batch", known(e.worst_row.batch)},
+              {"worst_row_query", place(e.worst_row, e.worst_row.query)},
+              {"worst_row_head", place(e.worst_row, e.worst_row.head)},
+              {"worst_row_batch", place(e.worst_row, e.worst_row.batch)},
               {"worst_row_rel_l1", known(e.worst_row.relative_l1)}});
   return row;
 }
@@ -87,11 +85,15 @@ void print_section(const Workload& w, const Truth& truth, const std::vector<Meas
   const char* which = rows == q[2] ? "all" : truth.runs.size() == 1 ? "the last" : "spread";
   fmt::print("\n## {}: {}, {}, batch {}, {} ({} of keys), dim {}, {}, {}\n\n", w.data, count(q[2], "query row"),
              count(w.key.shape[2], "key"), q[0], count(q[1], "head"), w.key.shape[1], q[3], name(w.query.type), window_text(w.window));
-  fmt::print("{}{}\nCompared: {} rows of each head ({}).\n", table_of(w, measurements).markdown(), refused_text(measurements), rows, which);
+  fmt::print("{}{}", table_of(w, measurements).markdown(), refused_text(measurements));
+  if (nothing_compared(truth).empty()) fmt::print("\nCompared: {} of each head ({}).\n", count(rows, "row"), which);
+  fmt::print("{}", left_out_text(truth));
   std::fflush(stdout);
 }
 
-void print_recommendation(std::span<const Candidate> candidates, const std::optional<Candidate>& best, double bound) {
+// uncompared: what nothing was compared of, and why; empty: something of all data was.
+void print_recommendation(std::span<const Candidate> candidates, const std::optional<Candidate>& best, double bound,
+                          const std::string& uncompared) {
   Table table{.header = {"method", "worst rel L1", "on", "total ms", fmt::format("within {:g}", bound)}, .rows = {}};
   for (const Candidate& c : candidates)
     table.rows.push_back({std::string(c.method->name), relative(c.relative_l1), c.worst_data, milliseconds(c.total_ms),
@@ -99,6 +101,8 @@ void print_recommendation(std::span<const Candidate> candidates, const std::opti
   fmt::print("\n## Recommendation\n\n{}\n", table.markdown());
   if (best)
     fmt::print("Recommended: {}, the fastest of these within relative L1 {:g} on all data.\n", best->method->name, bound);
+  else if (!uncompared.empty())
+    fmt::print("Recommended: none; nothing was compared of {}.\n", uncompared);
   else
     fmt::print("Recommended: none; no method of these stays within relative L1 {:g} on all data.\n", bound);
 }
@@ -128,10 +132,15 @@ void drop_refused(std::vector<const Method*>& methods, std::vector<std::vector<M
 }
 
 void accuracy(const AccuracyFlags& flags) {
-  ReportFile csv_file(flags.csv), json_file(flags.json), plot_file(flags.plot);
+  ReportFile csv_file("--csv", flags.csv), json_file("--json", flags.json), plot_file("--plot", flags.plot);
+  require_different_files({&csv_file, &json_file, &plot_file});
+  require(flags.bound() > 0 && std::isfinite(flags.bound()), "--max-l1 is ", flags.bound(), "; it must be a finite number above 0");
+  check_runs(flags.settings);
   std::vector<const Method*> methods = methods_of(flags.workload.method);
+  const std::int64_t wanted_rows = flags.rows.empty() ? 0 : count_of("--rows", flags.rows);
+  const std::int64_t tokens = !flags.tokens.empty() ? count_of("--tokens", flags.tokens) : flags.workload.input.empty() ? 4096 : 0;
   const WorkloadSource source(flags.workload);
-  const std::int64_t tokens = count_of(flags.tokens, "--tokens", source.is_file() ? 0 : 4096);
+  source.check(methods, tokens);
   fmt::print(
       "Machine: {}\nTruth: exact attention in double precision. Outputs have the type of the data.\nTotal: median of {}, from the tensors "
       "as they came, quantisation included.\n",
@@ -140,10 +149,12 @@ void accuracy(const AccuracyFlags& flags) {
   Progress progress(static_cast<double>(source.data().size()));
   std::vector<std::vector<Measurement>> measurements;
   Json rows_json = Json::array();
+  std::string uncompared;
   for (const std::string& data : source.data()) {
     progress.show(data);
     const Workload w = source.make(data, tokens);
-    const Truth truth = truth_of(w, rows_for(flags, w, source.is_file()));
+    const Truth truth = truth_of(w, rows_for(w, source.is_file(), wanted_rows));
+    if (const std::string why = nothing_compared(truth); !why.empty()) uncompared = fmt::format("{}: {}", data, why);
     measurements.push_back(measure(w, methods, truth, flags.settings, progress, 1));
     progress.clear();
     print_section(w, truth, measurements.back());
@@ -152,7 +163,7 @@ void accuracy(const AccuracyFlags& flags) {
   drop_refused(methods, measurements);
   const auto candidates = candidates_of(source.data(), measurements);
   const auto best = recommend(candidates, flags.bound());
-  print_recommendation(candidates, best, flags.bound());
+  print_recommendation(candidates, best, flags.bound(), uncompared);
 
   if (plot_file.wanted()) write_plot(plot_file, methods, source, measurements, flags.bound());
   if (csv_file.wanted()) csv_file.write(csv(rows_json));
@@ -163,7 +174,7 @@ void accuracy(const AccuracyFlags& flags) {
                       {"recommended", best ? Json(best->method->name) : Json()}};
     json_file.write(report.dump(2) + "\n");
   }
-  if (!best && flags.max_l1) throw CLI::RuntimeError(none_within);
+  if (!uncompared.empty() || (!best && flags.max_l1)) throw CLI::RuntimeError(none_within);
 }
 
 }  // namespace
@@ -173,14 +184,13 @@ void add_accuracy(CLI::App& app) {
   CLI::App* command =
       app.add_subcommand("accuracy",
                          "Errors of the methods against double precision, and the fastest within a bound. Exit status 1 when "
-                         "--max-l1 is given and no method stays within");
+                         "--max-l1 is given and no method stays within, or nothing could be compared");
   flags->workload.add_to(*command);
   command->add_option("--tokens", flags->tokens, "Tokens, like 512 or 4K; 4K for data, all of a file unless given");
   command->add_option(
       "--rows", flags->rows,
       "Query rows of a head that are compared; the last 256 of data, of a file as many as a few seconds allow, unless given");
-  command->add_option("--max-l1", flags->max_l1, "Recommend the fastest method whose relative L1 is at most this; 0.02 unless given")
-      ->check(CLI::PositiveNumber);
+  command->add_option("--max-l1", flags->max_l1, "Recommend the fastest method whose relative L1 is at most this; 0.02 unless given");
   add_runs(*command, flags->settings);
   command->add_option("--plot", flags->plot, "Draw relative L1 of each method and data set here, an .svg");
   command->add_option("--csv", flags->csv, "Write the rows here as well");

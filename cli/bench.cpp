@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <limits>
 #include <memory>
 
 #include "cli/commands.h"
@@ -32,18 +31,14 @@ double work_at(std::int64_t tokens) { return tokens == 0 ? 1 : static_cast<doubl
 std::vector<std::int64_t> lengths_of(const BenchFlags& flags) {
   if (flags.lengths.empty()) return flags.workload.input.empty() ? std::vector<std::int64_t>{1024, 4096} : std::vector<std::int64_t>{0};
   std::vector<std::int64_t> lengths;
-  for (const std::string& word : split_list(flags.lengths)) {
-    lengths.push_back(parse_count(word));
-    require(lengths.back() >= 1, "--lengths has ", word, "; a length is 1 or more");
-  }
+  for (const std::string& word : list_of("--lengths", flags.lengths)) lengths.push_back(count_of("--lengths", word));
   return lengths;
 }
 
 // The batch of a call at this length, where --tokens-per-call says it.
 std::optional<std::int64_t> batch_of(const BenchFlags& flags, std::int64_t tokens) {
   if (flags.tokens_per_call.empty()) return {};
-  const std::int64_t all = parse_count(flags.tokens_per_call);
-  require(all >= 1, "--tokens-per-call is 0; give 1 or more");
+  const std::int64_t all = count_of("--tokens-per-call", flags.tokens_per_call);
   require(all % tokens == 0, "--tokens-per-call ", flags.tokens_per_call, " is no multiple of ", tokens, ", one of --lengths");
   return all / tokens;
 }
@@ -89,8 +84,6 @@ struct Row {
   double tflops, attention_tflops, quantise_gb_s, peak_percent, speedup;
 };
 
-constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
-
 std::vector<Row> rows_of(const Workload& w, const std::vector<Measurement>& measurements, const std::optional<Peaks>& peaks) {
   const auto exact =
       std::find_if(measurements.begin(), measurements.end(), [](const auto& m) { return m.method->recipe == recipes::exact; });
@@ -111,7 +104,7 @@ std::vector<Row> rows_of(const Workload& w, const std::vector<Measurement>& meas
 
 Json json_of(const Workload& w, const Truth& truth, const Row& r) {
   const Measurement& m = r.measurement;
-  const auto known = [&](double x) { return m.refused.empty() && !std::isnan(x) ? Json(x) : Json(); };
+  const auto known = [&](double x) { return m.refused.empty() ? json_number(x) : Json(); };
   Json row = json_of(w, truth, m);
   row.update({{"quantise_ms", known(m.quantise.median)},
               {"quantise_ms_min", known(m.quantise.min)},
@@ -209,6 +202,7 @@ void print_section(const Workload& w, const Truth& truth, const std::vector<Meas
   if (total(truth.runs) < q[2])
     fmt::print("\nDifferences on {} of {} query rows of each head, {}.\n", total(truth.runs), q[2],
                truth.runs.size() == 1 ? "the last" : fmt::format("in {} runs spread over the sequence", truth.runs.size()));
+  fmt::print("{}", left_out_text(truth));
   const bool sampled =
       std::any_of(measurements.begin(), measurements.end(), [](const Measurement& m) { return m.sampled_rows.has_value(); });
   if (sampled)
@@ -219,18 +213,23 @@ void print_section(const Workload& w, const Truth& truth, const std::vector<Meas
 }
 
 void bench(const BenchFlags& flags) {
-  ReportFile csv_file(flags.csv), json_file(flags.json);
+  ReportFile csv_file("--csv", flags.csv), json_file("--json", flags.json);
+  require_different_files({&csv_file, &json_file});
   const std::vector<const Method*> methods = methods_with_exact(flags.workload.method);
   const std::vector<std::int64_t> lengths = lengths_of(flags);
-  for (const std::int64_t tokens : lengths) batch_of(flags, tokens);  // refused before any work
-  const std::int64_t wanted_rows = flags.rows.empty() ? 0 : parse_count(flags.rows);
-  require(flags.rows.empty() || wanted_rows >= 1, "--rows is 0; give 1 or more");
+  const std::int64_t wanted_rows = flags.rows.empty() ? 0 : count_of("--rows", flags.rows);
   MeasureSettings settings = flags.settings;
   if (flags.sample_above) {
     require(flags.workload.device == "cpu", "--sample-above is for --device cpu; on a GPU every call is timed whole");
     settings.sample_above = *flags.sample_above;
   }
+  check_runs(settings);
   const WorkloadSource source(flags.workload);
+  for (const std::int64_t tokens : lengths) {
+    const Workload w = source.check(methods, tokens, batch_of(flags, tokens));
+    require(w.query.shape[2] == w.key.shape[2], flags.workload.input, " has ", w.query.shape[2], " queries and ", w.key.shape[2],
+            " keys; bench needs as many of both, give --lengths");
+  }
   std::optional<Peaks> peaks;
   if (source.device() == Device::cpu) peaks = measure_peaks(source.threads());
   print_heading(flags, source, peaks);
@@ -243,8 +242,6 @@ void bench(const BenchFlags& flags) {
     for (const std::int64_t tokens : lengths) {
       progress.show(data);
       const Workload w = source.make(data, tokens, batch_of(flags, tokens));
-      require(w.query.shape[2] == w.key.shape[2], flags.workload.input, " has ", w.query.shape[2], " queries and ", w.key.shape[2],
-              " keys; bench needs as many of both, give --lengths");
       const Truth truth = truth_of(w, spread_rows(w.query.shape[2], wanted_rows ? wanted_rows : affordable_rows(w)));
       const auto measurements = measure(w, methods, truth, settings, progress, work_at(tokens));
       const auto rows = rows_of(w, measurements, peaks);
@@ -274,12 +271,10 @@ void add_bench(CLI::App& app) {
       ->excludes(command->get_option("--input"));
   add_runs(*command, flags->settings);
   command->add_option("--rows", flags->rows, "Query rows of a head compared with double precision; unless given, those of a few seconds");
-  command
-      ->add_option("--sample-above", flags->sample_above,
-                   fmt::format("Seconds: on a CPU, a method whose call would take longer ({:g}, unless given) is timed on a sample of "
-                               "query rows, and the table says so",
-                               flags->settings.sample_above))
-      ->check(CLI::NonNegativeNumber);
+  command->add_option("--sample-above", flags->sample_above,
+                      fmt::format("Seconds: on a CPU, a method whose call would take longer ({:g}, unless given) is timed on a sample of "
+                                  "query rows, and the table says so",
+                                  flags->settings.sample_above));
   command->add_option("--csv", flags->csv, "Write the rows here as well");
   command->add_option("--json", flags->json, "Write machine, peaks and rows here as well");
   command->callback([flags] { bench(*flags); });

@@ -212,7 +212,7 @@ std::string describe_distributions() {
 
 std::vector<std::string> distribution_names(std::string_view list) {
   if (list != "all") {
-    std::vector<std::string> names = split_list(list);
+    std::vector<std::string> names = list_of("--data", list);
     for (const std::string& name : names) find(name);
     return names;
   }

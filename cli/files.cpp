@@ -13,6 +13,7 @@
 
 #include "chitu/error.h"
 #include "cli/formats.h"
+#include "cli/words.h"
 
 namespace chitu::cli {
 namespace {
@@ -21,16 +22,6 @@ namespace fs = std::filesystem;
 
 [[noreturn]] void fail(const std::string& why) { throw Error(ErrorCode::bad_argument, why); }
 [[noreturn]] void fail_errno(const std::string& what) { fail(what + ": " + std::strerror(errno)); }
-
-// Adds the file's name to what a parser or a header says.
-template <class Function>
-auto naming(const fs::path& path, Function function) {
-  try {
-    return function();
-  } catch (const Error& error) {
-    throw Error(error.code(), path.string() + ": " + error.what());
-  }
-}
 
 // A regular file to read from.
 class InputFile {

@@ -24,7 +24,8 @@ struct ExplainFlags {
 };
 
 void explain_call(const ExplainFlags& flags) {
-  const std::int64_t queries = parse_count(flags.queries), keys = flags.keys.empty() ? queries : parse_count(flags.keys);
+  const std::int64_t queries = count_of("--queries", flags.queries, 0);
+  const std::int64_t keys = flags.keys.empty() ? queries : count_of("--keys", flags.keys, 0);
   const bool gpu = device_of(flags.device) == Device::cuda;
   const DType type = dtype_of(!flags.dtype.empty() ? flags.dtype : gpu ? "bf16" : "f32");
   // explain() asks whether there is data and where, and reads none.
@@ -56,8 +57,8 @@ Json json_of(const SelfTest& t) {
   return {{"kernel", t.kernel},
           {"method", t.method},
           {"dtype", t.dtype},
-          {"rel_l1", t.refused ? Json() : Json(t.relative_l1)},
-          {"lse_max_diff", t.refused ? Json() : Json(t.lse_max_diff)},
+          {"rel_l1", t.refused ? Json() : json_number(t.relative_l1)},
+          {"lse_max_diff", t.refused ? Json() : json_number(t.lse_max_diff)},
           {"refused", t.refused},
           {"passed", t.passed}};
 }
@@ -101,7 +102,7 @@ Table test_table(const std::vector<SelfTest>& tests) {
 }
 
 void doctor(const DoctorFlags& flags) {
-  ReportFile json_file(flags.json);
+  ReportFile json_file("--json", flags.json);
   const int threads = thread_count(flags.threads);
   fmt::print("chitu {}, {}\nCPU: {}, {}\n\n{}\n{}\n{}\n", CHITU_VERSION, compiler(), cpu_model(), count(threads, "thread"),
              instruction_table().markdown(), gpus_text(), kernel_table().markdown());
@@ -131,12 +132,12 @@ void doctor(const DoctorFlags& flags) {
 
 void add_explain(CLI::App& app) {
   auto flags = std::make_shared<ExplainFlags>();
-  CLI::App* command = app.add_subcommand("explain", "Which kernel would run a call, and why the others would not");
+  CLI::App* command = app.add_subcommand("explain", "Which kernel runs a call, and why those tried before it do not");
   command->add_option("--method", flags->method, "Quantisation method (chitu methods lists them)")->capture_default_str();
   command->add_option("--batch", flags->batch, "Batch")->capture_default_str();
   command->add_option("--heads", flags->heads, "Query heads")->capture_default_str();
   command->add_option("--kv-heads", flags->kv_heads, "Key and value heads; as many as query heads unless given")
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::Range(1, most_heads));
   command->add_option("--queries", flags->queries, "Queries, like 512 or 4K")->capture_default_str();
   command->add_option("--keys", flags->keys, "Keys; as many as queries unless given");
   command->add_option("--dim", flags->dim, "Channels of a head")->capture_default_str();
@@ -166,7 +167,7 @@ void add_doctor(CLI::App& app) {
   CLI::App* command = app.add_subcommand("doctor",
                                          "This machine and build, and whether every kernel computes what it should. Exit status 1 "
                                          "when one does not");
-  command->add_option("--threads", flags->threads, "CPU threads; 0: all")->capture_default_str()->check(CLI::NonNegativeNumber);
+  command->add_option("--threads", flags->threads, "CPU threads; 0: all")->capture_default_str()->check(CLI::Range(0, max_threads));
   command->add_option("--json", flags->json, "Write the findings here as well");
   command->callback([flags] { doctor(*flags); });
 }

@@ -9,6 +9,7 @@
 #include <new>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "chitu/chitu.h"
 #include "cli/commands.h"
@@ -31,6 +32,16 @@ int fail(std::string_view what) {
   return failure;
 }
 
+// Of words that no command takes.
+std::string no_command(const CLI::App& app, const CLI::ExtrasError& error) {
+  const std::vector<std::string> words = app.remaining();
+  if (words.empty() || words.front().starts_with('-')) return error.what();
+  std::string names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    names += (names.empty() ? "" : ", ") + command->get_name();
+  return "there is no command '" + words.front() + "'; the commands are " + names;
+}
+
 int parse_and_run(CLI::App& app, int argc, char** argv) {
   int status = 0;
   try {
@@ -38,6 +49,8 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
     chitu::require(!app.get_subcommands().empty(), "no command is given; chitu --help lists them");
   } catch (const CLI::RuntimeError& verdict) {
     status = verdict.get_exit_code();
+  } catch (const CLI::ExtrasError& error) {
+    return fail(app.get_subcommands().empty() ? no_command(app, error) : error.what());
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) return fail(error.what());
     app.exit(error);  // --help, --version

@@ -6,11 +6,13 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <numeric>
 
 #include "cli/gpu.h"
 #include "cli/meter.h"
 #include "cli/report.h"
+#include "src/common/numbers.h"
 
 namespace chitu::cli {
 namespace {
@@ -35,6 +37,23 @@ std::string nothing_runs(const std::vector<Measurement>& refused) {
   std::string reasons;
   for (const Measurement& m : refused) reasons += fmt::format("{}{}: {}", reasons.empty() ? "" : "; ", m.method->name, m.refused);
   return "the GPU runs none of these methods: " + reasons;
+}
+
+void count_not_finite(Truth& truth) {
+  const Shape& s = truth.out.tensor.shape;
+  for (std::int64_t b = 0; b < s[0]; ++b)
+    for (std::int64_t h = 0; h < s[1]; ++h)
+      for (std::int64_t r = 0; r < s[2]; ++r) {
+        const auto* x = reinterpret_cast<const float*>(row(truth.out.tensor, b, h, r));
+        const auto spoilt = std::count_if(x, x + s[3], [](float number) { return !std::isfinite(number); });
+        truth.not_finite += spoilt;
+        truth.not_finite_rows += spoilt > 0;
+      }
+}
+
+std::int64_t rows_of_all_heads(const Truth& truth) {
+  const Shape& s = truth.out.tensor.shape;
+  return s[0] * s[1] * s[2];
 }
 
 }  // namespace
@@ -68,7 +87,8 @@ std::int64_t total(const RowRuns& runs) {
 Truth truth_of(const Workload& w, RowRuns runs) {
   const Shape& q = w.query.shape;
   const std::int64_t rows = total(runs);
-  Truth truth{std::move(runs), allocate(DType::f32, {q[0], q[1], rows, q[3]}), allocate(DType::f32, {q[0], q[1], rows, 1})};
+  Truth truth{
+      .runs = std::move(runs), .out = allocate(DType::f32, {q[0], q[1], rows, q[3]}), .lse = allocate(DType::f32, {q[0], q[1], rows, 1})};
   std::int64_t at = 0;
   for (const RowRun& run : truth.runs) {
     const RowRun part{at, run.count};
@@ -80,7 +100,23 @@ Truth truth_of(const Workload& w, RowRuns runs) {
                .kernel = "cpu.reference"});
     at += run.count;
   }
+  count_not_finite(truth);
   return truth;
+}
+
+std::string nothing_compared(const Truth& truth) {
+  const std::int64_t rows = rows_of_all_heads(truth);
+  if (rows == 0) return "there are no query rows";
+  return truth.not_finite == rows * truth.out.tensor.shape[3] ? "no number of the truth is finite" : "";
+}
+
+std::string left_out_text(const Truth& truth) {
+  if (const std::string why = nothing_compared(truth); !why.empty()) return fmt::format("\nNothing was compared: {}.\n", why);
+  if (truth.not_finite == 0) return "";
+  return fmt::format(
+      "\nLeft out: {} not finite in the truth, in {} of {} of all heads. A method that has anything else there has an infinite "
+      "difference.\n",
+      count(truth.not_finite, "number"), truth.not_finite_rows, count(rows_of_all_heads(truth), "row"));
 }
 
 Tensor rows_of(Tensor t, const RowRun& run) {
@@ -117,14 +153,15 @@ Errors compare(const Output& output, const Truth& truth) {
 }
 
 void require_unchanged(const Measurement& first, const Output& output, const Truth& truth) {
-  if (compare(output, truth).mean_diff != first.errors.mean_diff)
+  const double last = compare(output, truth).mean_diff, before = first.errors.mean_diff;
+  if (last != before && !(std::isnan(last) && std::isnan(before)))  // unknown: nothing was compared
     throw Error(ErrorCode::internal, fmt::format("{} gave another output in its last run than in its first", first.method->name));
 }
 
 Json json_of(const Workload& w, const Truth& truth, const Measurement& m) {
   const Shape& q = w.query.shape;
   const Errors& e = m.errors;
-  const auto known = [&](double x) { return m.refused.empty() ? Json(x) : Json(); };
+  const auto known = [&](double x) { return m.refused.empty() ? json_number(x) : Json(); };
   return {{"method", m.method->name},
           {"data", w.data},
           {"dtype", name(w.query.type)},
@@ -144,6 +181,7 @@ Json json_of(const Workload& w, const Truth& truth, const Measurement& m) {
           {"total_ms_min", known(m.total.min)},
           {"total_ms_max", known(m.total.max)},
           {"compared_rows", total(truth.runs)},
+          {"not_finite_rows", truth.not_finite_rows},
           {"rel_l1", known(e.relative_l1)},
           {"max_diff", known(e.max_diff)},
           {"mean_diff", known(e.mean_diff)},
@@ -156,10 +194,18 @@ std::string timed_rows(const Workload& w, const Measurement& m) {
 }
 
 std::string runs_text(const MeasureSettings& settings, Device device) {
-  std::string row = settings.in_a_row > 1 ? fmt::format(", {} in a row", settings.in_a_row) : "";
-  if (settings.rest_ms > 0) row += fmt::format(" after {} ms of rest", settings.rest_ms);
-  if (device == Device::cpu || settings.runs) return count(settings.runs.value_or(settings.cpu_runs), "run") + row;
-  return fmt::format("{} to {} runs (as many as take about a second){}", least_gpu_runs, most_gpu_runs, row);
+  const bool known = device == Device::cpu || settings.runs;
+  const int runs = settings.runs.value_or(known ? settings.cpu_runs : most_gpu_runs), row = std::min(settings.in_a_row, runs);
+  std::string text = known ? count(runs, "run") : fmt::format("{} to {} runs (as many as take about a second)", least_gpu_runs, runs);
+  if (row > 1) text += fmt::format(", {}{} in a row", known && runs % row == 0 ? "" : "up to ", row);  // the last turn may be shorter
+  if (settings.rest_ms > 0) text += fmt::format(" after {} ms of rest", settings.rest_ms);
+  return text;
+}
+
+void check_runs(const MeasureSettings& settings) {
+  require(!settings.runs || settings.in_a_row <= *settings.runs, "--in-a-row is ", settings.in_a_row, ", more than --runs ",
+          settings.runs.value_or(0));
+  require(settings.sample_above >= 0, "--sample-above is ", settings.sample_above, "; it must be 0 seconds or more");
 }
 
 std::string refused_text(std::span<const Measurement> measurements) {

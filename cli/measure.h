@@ -30,8 +30,12 @@ std::int64_t total(const RowRuns& runs);
 struct Truth {
   RowRuns runs;
   HostTensor out, lse;  // f32 [batch, heads, rows, dim] and [batch, heads, rows, 1]
+  // Of `out`: numbers that are not finite, and rows of all heads that hold some.
+  std::int64_t not_finite = 0, not_finite_rows = 0;
 };
 Truth truth_of(const Workload& workload, RowRuns runs);
+std::string nothing_compared(const Truth& truth);  // why no number can be compared with it; empty: some can
+std::string left_out_text(const Truth& truth);     // a paragraph for below the table, or nothing
 
 Tensor rows_of(Tensor tensor, const RowRun& run);
 // The rows of a quantised query, whose scales they keep. run.first must be a multiple of tile_tokens.
@@ -44,6 +48,7 @@ struct MeasureSettings {
   int rest_ms = 0;           // before each turn the device does nothing for so long
   double sample_above = 20;  // seconds: on a CPU, a method whose call would take longer is timed on a sample of query rows
 };
+void check_runs(const MeasureSettings& settings);
 
 // Times in milliseconds. quantise: quantize() of all three; attention: attention() of what came out; total: attention() of the
 // tensors as they came, unless sampled: then the sum of the two, the second extrapolated from `sampled_rows` rows of each head. On a
@@ -63,7 +68,7 @@ Json json_of(const Workload& workload, const Truth& truth, const Measurement& me
 std::string timed_rows(const Workload& workload, const Measurement& measurement);  // "all", "768 of 4096"
 std::string refused_text(std::span<const Measurement> measurements);               // a list in Markdown for below the table, or nothing
 
-std::string runs_text(const MeasureSettings& settings, Device device);  // "5 runs"
+std::string runs_text(const MeasureSettings& settings, Device device);  // "5 runs, up to 2 in a row"
 void add_runs(CLI::App& command, MeasureSettings& settings);            // the options --runs, --in-a-row and --rest
 
 // On the device of the workload. work: what all of it adds to the progress.

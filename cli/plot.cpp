@@ -84,6 +84,7 @@ std::string accuracy_plot(std::span<const std::string> methods, std::span<const 
     svg += text(left - 14, y + 4.5, "end", rows[r].data) + line(left, y, left + plot_width, y, "stroke=\"#eee\"");
     for (std::size_t m = 0; m < methods.size(); ++m) {
       const double x = rows[r].relative_l1[m];
+      if (std::isnan(x)) continue;  // nothing was compared
       svg += dot(axis.x(x), y, m, fmt::format("{}, {}: {:.3g}", methods[m], rows[r].data, x));
     }
   }

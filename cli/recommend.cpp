@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/recommend.h"
 
+#include <cmath>
+
 namespace chitu::cli {
 
 std::vector<Candidate> candidates_of(std::span<const std::string> data, std::span<const std::vector<Measurement>> measurements) {
@@ -11,7 +13,8 @@ std::vector<Candidate> candidates_of(std::span<const std::string> data, std::spa
       if (d == 0) candidates.push_back({measured.method, measured.errors.relative_l1, 0, data[0]});
       Candidate& c = candidates[m];
       c.total_ms += measured.total.median;
-      if (measured.errors.relative_l1 <= c.relative_l1) continue;
+      // Unknown on one is unknown on all: nothing was compared there.
+      if (measured.errors.relative_l1 <= c.relative_l1 || std::isnan(c.relative_l1)) continue;
       c.relative_l1 = measured.errors.relative_l1;
       c.worst_data = data[d];
     }

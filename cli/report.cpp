@@ -4,6 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+
+#include "chitu/error.h"
 
 namespace chitu::cli {
 
@@ -28,6 +31,8 @@ std::string Table::markdown() const {
   return result;
 }
 
+Json json_number(double x) { return std::isnan(x) ? Json() : std::isinf(x) ? Json(x > 0 ? "inf" : "-inf") : Json(x); }
+
 std::string csv(const Json& rows) {
   const auto cell = [](const Json& x) {
     if (!x.is_string()) return x.is_null() ? std::string() : x.dump();
@@ -50,7 +55,7 @@ std::string csv(const Json& rows) {
   return result;
 }
 
-ReportFile::ReportFile(const std::string& path) {
+ReportFile::ReportFile(std::string option, const std::string& path) : option_(std::move(option)) {
   if (!path.empty()) file_.emplace(path);
 }
 
@@ -59,9 +64,17 @@ void ReportFile::write(std::string_view text) {
   file_->publish();
 }
 
+void require_different_files(std::initializer_list<const ReportFile*> files) {
+  for (auto a = files.begin(); a != files.end(); ++a)
+    for (auto b = files.begin(); b != a; ++b)
+      if ((*a)->wanted() && (*b)->wanted())
+        require((*a)->file_->target() != (*b)->file_->target(), (*b)->option_, " and ", (*a)->option_, " are one file, ",
+                (*a)->file_->path().string());
+}
+
 std::string milliseconds(double x, int most_decimals) { return fmt::format("{:.{}f}", x, x < 10 ? most_decimals : x < 1000 ? 1 : 0); }
-std::string scientific(double x) { return fmt::format("{:.1e}", x); }
-std::string relative(double x) { return x == 0 || x >= 1e-4 ? fmt::format("{:.4f}", x) : fmt::format("{:.0e}", x); }
+std::string scientific(double x) { return std::isnan(x) ? "-" : fmt::format("{:.1e}", x); }
+std::string relative(double x) { return std::isnan(x) ? "-" : x == 0 || x >= 1e-4 ? fmt::format("{:.4f}", x) : fmt::format("{:.0e}", x); }
 std::string count(std::int64_t n, std::string_view thing) { return fmt::format("{} {}{}", n, thing, n == 1 ? "" : "s"); }
 
 }  // namespace chitu::cli

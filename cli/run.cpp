@@ -121,7 +121,7 @@ void add_run(CLI::App& app) {
   command->add_option("--scale", words->scale, "Scale of the scores; 1/sqrt(dim) unless given");
   command->add_option("--threads", words->threads, "CPU threads; 0, and unless given: all");
   add_device(*command, words->device);
-  command->add_option("--kernel", words->kernel, "Run this kernel or refuse (chitu explain lists them)");
+  command->add_option("--kernel", words->kernel, "Run this kernel or refuse (chitu methods lists them)");
   command->callback([words] { run(*words); });
 }
 

@@ -18,9 +18,20 @@ double difference(double x, double truth) {
   return std::isnan(d) ? infinity : d;
 }
 
+// A place where nothing was compared is not the worst.
+void keep_worst(Place& worst, const Place& place) {
+  if (place.relative_l1 > worst.relative_l1 || std::isnan(worst.relative_l1)) worst = place;
+}
+
 }  // namespace
 
 Comparison::Comparison(std::int64_t batches, std::int64_t heads) : heads_(heads), by_head_(static_cast<std::size_t>(batches * heads)) {}
+
+void Comparison::Sums::add(const Sums& other) {
+  difference += other.difference;
+  size += other.size;
+  elements += other.elements;
+}
 
 void Comparison::add(const Tensor& out, const Tensor& lse, const Tensor& true_out, const Tensor& true_lse, std::int64_t first_query) {
   for (std::int64_t b = 0; b < out.shape[0]; ++b)
@@ -28,10 +39,10 @@ void Comparison::add(const Tensor& out, const Tensor& lse, const Tensor& true_ou
       for (std::int64_t r = 0; r < out.shape[2]; ++r) {
         add_row(out, true_out, {b, h, first_query + r}, r);
         if (!lse.data) continue;
-        const double d = difference(load(row(lse, b, h, r), lse.type, 0), load(row(true_lse, b, h, r), true_lse.type, 0));
+        const double truth = load(row(true_lse, b, h, r), true_lse.type, 0), d = difference(load(row(lse, b, h, r), lse.type, 0), truth);
         lse_max_ = std::max(lse_max_, d);
         lse_sum_ += d;
-        ++rows_;
+        lse_rows_ += std::isfinite(truth);
       }
 }
 
@@ -44,31 +55,31 @@ void Comparison::add_row(const Tensor& out, const Tensor& truth, Place place, st
     max_ = std::max(max_, d);
     squares_ += d * d;
     if (!std::isfinite(t)) continue;
+    ++sums.elements;
     sums.size += std::fabs(t);
     products_ += o * t;
     out_squares_ += o * o;
     true_squares_ += t * t;
   }
-  elements_ += out.shape[3];
-  Sums& head = by_head_[static_cast<std::size_t>(place.batch * heads_ + place.head)];
-  head.difference += sums.difference;
-  head.size += sums.size;
+  by_head_[static_cast<std::size_t>(place.batch * heads_ + place.head)].add(sums);
   place.relative_l1 = sums.relative();
-  if (worst_row_.query < 0 || place.relative_l1 > worst_row_.relative_l1) worst_row_ = place;
+  keep_worst(worst_row_, place);
 }
 
 Errors Comparison::errors() const {
   Errors e;
-  if (elements_ == 0) return e;
   Sums all;
   for (std::size_t i = 0; i < by_head_.size(); ++i) {
-    all.difference += by_head_[i].difference;
-    all.size += by_head_[i].size;
+    all.add(by_head_[i]);
     const auto index = static_cast<std::int64_t>(i);
-    const Place place{index / heads_, index % heads_, -1, by_head_[i].relative()};
-    if (i == 0 || place.relative_l1 > e.worst_head.relative_l1) e.worst_head = place;
+    keep_worst(e.worst_head, {index / heads_, index % heads_, -1, by_head_[i].relative()});
   }
-  const auto elements = static_cast<double>(elements_);
+  if (lse_rows_ > 0 || lse_max_ > 0) {
+    e.lse_max_diff = lse_max_;
+    e.lse_mean_diff = lse_sum_ / static_cast<double>(lse_rows_);
+  }
+  if (all.nothing()) return e;
+  const auto elements = static_cast<double>(all.elements);
   e.max_diff = max_;
   e.mean_diff = all.difference / elements;
   e.relative_l1 = all.relative();
@@ -76,8 +87,6 @@ Errors Comparison::errors() const {
   // Two zero vectors agree; a NaN agrees with nothing.
   const double lengths = std::sqrt(out_squares_) * std::sqrt(true_squares_);
   e.cosine = all.difference == 0 ? 1 : lengths > 0 && std::isfinite(products_ / lengths) ? products_ / lengths : 0;
-  e.lse_max_diff = lse_max_;
-  e.lse_mean_diff = rows_ ? lse_sum_ / static_cast<double>(rows_) : 0;
   e.worst_row = worst_row_;
   return e;
 }

@@ -10,17 +10,20 @@
 
 namespace chitu::cli {
 
+inline constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
+
 // A head, or a row of one (query >= 0), and its relative L1.
 struct Place {
   std::int64_t batch = 0, head = 0, query = -1;
-  double relative_l1 = 0;
+  double relative_l1 = unknown;
 };
 
-// Over all elements compared; "relative L1" is sum |o - r| / sum |r|. A NaN or infinity that the truth does not have makes an
-// infinite difference.
+// Over all elements that are finite in the truth; "relative L1" is sum |o - r| / sum |r|. The others are left out where the output has
+// the same NaN or infinity; anything else there, and a NaN or infinity that the truth does not have, makes an infinite difference.
+// Unknown, not 0, where nothing was compared.
 struct Errors {
-  double max_diff = 0, mean_diff = 0, relative_l1 = 0, rmse = 0, cosine = 1;
-  double lse_max_diff = 0, lse_mean_diff = 0;
+  double max_diff = unknown, mean_diff = unknown, relative_l1 = unknown, rmse = unknown, cosine = unknown;
+  double lse_max_diff = unknown, lse_mean_diff = unknown;
   Place worst_head, worst_row;
 };
 
@@ -35,7 +38,10 @@ class Comparison {
  private:
   struct Sums {
     double difference = 0, size = 0;
-    double relative() const { return difference == 0 ? 0 : difference / size; }
+    std::int64_t elements = 0;  // finite in the truth
+    bool nothing() const { return elements == 0 && difference == 0; }
+    double relative() const { return nothing() ? unknown : difference == 0 ? 0 : difference / size; }
+    void add(const Sums& other);
   };
   void add_row(const Tensor& out, const Tensor& truth, Place place, std::int64_t row);
 
@@ -43,11 +49,11 @@ class Comparison {
   std::vector<Sums> by_head_;
   Place worst_row_;
   double max_ = 0, squares_ = 0, products_ = 0, out_squares_ = 0, true_squares_ = 0, lse_max_ = 0, lse_sum_ = 0;
-  std::int64_t elements_ = 0, rows_ = 0;
+  std::int64_t lse_rows_ = 0;  // finite in the truth
 };
 
 struct Spread {
-  double median = std::numeric_limits<double>::quiet_NaN(), min = median, max = median;
+  double median = unknown, min = unknown, max = unknown;
 };
 Spread spread_of(std::vector<double> values);  // at least one
 

@@ -63,4 +63,14 @@ Window window_of(bool is_causal, const std::string& window) {
   return {given.left, is_causal ? 0 : given.right};
 }
 
+std::int64_t count_of(const std::string& option, std::string_view word, std::int64_t least) {
+  const std::int64_t number = naming(option, [&] { return parse_count(word); });
+  require(number >= least, option, ": ", word, " is too few; it must be ", least, " or more");
+  return number;
+}
+
+std::vector<std::string> list_of(const std::string& option, std::string_view word) {
+  return naming(option, [&] { return split_list(word); });
+}
+
 }  // namespace chitu::cli

@@ -16,4 +16,18 @@ std::vector<std::string> split_list(std::string_view word);   // "a,b,c"; no par
 Window parse_window(std::string_view word);                   // "LEFT,RIGHT", each a count or -1: unbounded
 Window window_of(bool is_causal, const std::string& window);  // of --causal and --window together; window may be empty
 
+// Adds the name of what is read, an option or a file, to an Error's text.
+template <class Function>
+auto naming(const std::string& name, const Function& function) {
+  try {
+    return function();
+  } catch (const Error& error) {
+    throw Error(error.code(), name + ": " + error.what());
+  }
+}
+
+// The same of an option, which the error names. least: what the count must be.
+std::int64_t count_of(const std::string& option, std::string_view word, std::int64_t least = 1);
+std::vector<std::string> list_of(const std::string& option, std::string_view word);
+
 }  // namespace chitu::cli

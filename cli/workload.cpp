@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "cli/formats.h"
 #include "cli/gpu.h"
 #include "cli/words.h"
 #include "src/common/parallel.h"
@@ -35,9 +36,10 @@ void WorkloadFlags::add_to(CLI::App& command) {
   command.add_option("--layout", layout, "Order of the file's sizes: bhsd or bshd")->capture_default_str()->needs(file);
   CLI::Option* const of_data[] = {
       command.add_option("--data", data, "all, or names: NAME,... (listed below)")->capture_default_str(),
-      command.add_option("--batch", batch, "Batch")->capture_default_str()->check(CLI::PositiveNumber),
-      command.add_option("--heads", heads, "Query heads")->capture_default_str()->check(CLI::PositiveNumber),
-      command.add_option("--kv-heads", kv_heads, "Key and value heads; as many as query heads unless given")->check(CLI::PositiveNumber),
+      command.add_option("--batch", batch, "Batch")->capture_default_str()->check(CLI::Range(1, most_heads)),
+      command.add_option("--heads", heads, "Query heads")->capture_default_str()->check(CLI::Range(1, most_heads)),
+      command.add_option("--kv-heads", kv_heads, "Key and value heads; as many as query heads unless given")
+          ->check(CLI::Range(1, most_heads)),
       command.add_option("--dim", dim, "Channels of a head")->capture_default_str()->check(CLI::Range(1, max_dim)),
       command.add_option("--dtype", dtype, "Type of the data: f32, f16 or bf16; f32 on a CPU, bf16 on a GPU unless given"),
       command.add_option("--seed", seed, "Seed of the data")->capture_default_str(),
@@ -45,7 +47,7 @@ void WorkloadFlags::add_to(CLI::App& command) {
   for (CLI::Option* option : of_data) file->excludes(option);
   command.add_flag("--causal", causal, "No query sees a later key");
   command.add_option("--window", window, "LEFT,RIGHT: the keys a query sees before and after its own; -1: unbounded");
-  command.add_option("--threads", threads, "CPU threads; 0, and unless given: all")->check(CLI::NonNegativeNumber);
+  command.add_option("--threads", threads, "CPU threads; 0, and unless given: all")->check(CLI::Range(0, max_threads));
   add_device(command, device);
   command.add_option("--kernel", kernel, "Run this kernel or refuse (chitu methods lists them)");
   command.footer("Data, made from the seed:\n" + describe_distributions());
@@ -65,8 +67,9 @@ WorkloadSource::WorkloadSource(const WorkloadFlags& flags) : flags_(flags), wind
   const bool gpu = flags.device == "cuda";
   if (flags.dtype.empty()) flags_.dtype = gpu ? "bf16" : "f32";
   require(!gpu || !flags.threads, "--threads is for --device cpu; a GPU uses all of itself");
-  require(!gpu || dtype_of(flags_.dtype) != DType::f32, "--dtype f32 is for --device cpu; a GPU's kernels take f16 and bf16");
+  require(!gpu || flags_.dtype != name(DType::f32), "--dtype f32 is for --device cpu; a GPU's kernels take f16 and bf16");
   device_ = device_of(flags.device);
+  type_ = dtype_of(flags_.dtype);
   if (is_file()) {
     file_ = read(flags.input);
     data_ = {std::filesystem::path(flags.input).stem().string()};
@@ -79,6 +82,31 @@ WorkloadSource::WorkloadSource(const WorkloadFlags& flags) : flags_(flags), wind
 
 int WorkloadSource::threads() const { return thread_count(flags_.threads.value_or(0)); }
 
+Workload WorkloadSource::check(std::span<const Method* const> methods, std::int64_t tokens, std::optional<std::int64_t> batch) const {
+  Workload w;
+  if (is_file()) {
+    w = make(data_.front(), tokens);
+  } else {
+    static float no_data;  // the library looks at none
+    const auto tensor = [&](std::int64_t heads) {
+      const Shape shape{batch.value_or(flags_.batch), heads, tokens, flags_.dim};
+      naming("the data", [&] { checked_bytes(type_, shape); });
+      return dense(&no_data, type_, shape);
+    };
+    w.query = tensor(flags_.heads);
+    w.key = w.value = tensor(flags_.kv_heads);
+  }
+  // What a GPU's kernels do not take is listed with the results: for those, explain() checks the words and sizes alone.
+  for (const Method* m : methods) {
+    const Options options{.recipe = m->recipe, .window = window_, .threads = threads(), .kernel = flags_.kernel};
+    if (device_ == Device::cpu)
+      workspace_size(w.query, w.key, w.value, w.query, options);
+    else
+      explain(w.query, w.key, w.value, w.query, options);
+  }
+  return w;
+}
+
 Workload WorkloadSource::make(const std::string& data, std::int64_t tokens, std::optional<std::int64_t> batch) const {
   Workload w{.data = data, .window = window_, .threads = threads(), .kernel = flags_.kernel, .device = device_};
   if (is_file()) {
@@ -90,8 +118,8 @@ Workload WorkloadSource::make(const std::string& data, std::int64_t tokens, std:
     return w;
   }
   const std::int64_t batches = batch.value_or(flags_.batch);
-  w.memory = generate(data, {batches, flags_.heads, tokens, flags_.dim}, {batches, flags_.kv_heads, tokens, flags_.dim},
-                      dtype_of(flags_.dtype), flags_.seed);
+  w.memory =
+      generate(data, {batches, flags_.heads, tokens, flags_.dim}, {batches, flags_.kv_heads, tokens, flags_.dim}, type_, flags_.seed);
   w.query = w.memory.query.tensor;
   w.key = w.memory.key.tensor;
   w.value = w.memory.value.tensor;
@@ -104,7 +132,7 @@ std::vector<const Method*> methods_of(std::string_view list) {
     for (const Method& m : methods) result.push_back(&m);
     return result;
   }
-  for (const std::string& name : split_list(list)) {
+  for (const std::string& name : list_of("--method", list)) {
     const Method* method = &find_method(name);
     require(std::find(result.begin(), result.end(), method) == result.end(), "--method names ", name, " twice");
     result.push_back(method);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,6 +19,8 @@ class App;
 }
 
 namespace chitu::cli {
+
+inline constexpr int most_heads = 1 << 20;  // or batches, that an option takes
 
 struct WorkloadFlags {
   std::string method = "all", data = "normal", input{}, layout = "bhsd", dtype{}, window{}, kernel{}, device = "cpu";
@@ -43,7 +46,8 @@ struct Workload {
   double operations() const { return 4. * static_cast<double>(pairs()) * static_cast<double>(query.shape[3]); }
 };
 
-// Makes workloads of named distributions, or of the tensors in a file. The constructor refuses flags that cannot be honoured.
+// Makes workloads of named distributions, or of the tensors in a file. The constructor refuses flags that cannot be honoured; check()
+// sizes, and on a CPU kernels, that attention() would refuse.
 class WorkloadSource {
  public:
   explicit WorkloadSource(const WorkloadFlags& flags);
@@ -51,12 +55,15 @@ class WorkloadSource {
   bool is_file() const { return !flags_.input.empty(); }
   int threads() const;
   Device device() const { return device_; }
+  // The workload's tensors; of named distributions without data.
+  Workload check(std::span<const Method* const> methods, std::int64_t tokens, std::optional<std::int64_t> batch = {}) const;
   // The first `tokens` tokens of a file, 0 for all of them. batch: another one than the flags' for data.
   Workload make(const std::string& data, std::int64_t tokens, std::optional<std::int64_t> batch = {}) const;
 
  private:
   WorkloadFlags flags_;
   Device device_ = Device::cpu;
+  DType type_ = DType::f32;  // of data
   Window window_;
   std::vector<std::string> data_;
   Operands file_;

@@ -143,7 +143,8 @@ TEST(Run, WordsThatAreRefused) {
   const std::string in = write_inputs(folder, random_inputs(DType::f32), false, true);
   const std::string out = " --out " + (folder / "out.npy").string(), words = in + out;
   expect_refused(chitu(""), {"no command", "--help"});
-  expect_refused(chitu("fly"), {"fly"});
+  expect_refused(chitu("fly"), {"no command 'fly'", "run, bench, accuracy, explain, methods, doctor"});
+  expect_refused(chitu("--fly"), {"--fly"});
   expect_refused(chitu(words + " --colour"), {"--colour"});
   expect_refused(chitu(words + " extra"), {"extra"});
   expect_refused(chitu("run --inptu x.safetensors"), {"--inptu"});
@@ -226,6 +227,8 @@ TEST(Program, HelpAndVersion) {
     EXPECT_NE(help.out.find(word), std::string::npos) << word;
   for (const char* word : {"--q", "--input", "--lse", "--method", "--layout", "--causal", "--window", "--scale", "--threads", "--device"})
     EXPECT_NE(run_help.out.find(word), std::string::npos) << word;
+  EXPECT_NE(run_help.out.find("(chitu methods lists them)"), std::string::npos);
+  EXPECT_EQ(run_help.out.find("chitu explain"), std::string::npos);  // which stops at the first that takes a call
   EXPECT_EQ(version.out, "chitu " CHITU_VERSION "\n");
 }
 

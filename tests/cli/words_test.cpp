@@ -22,6 +22,15 @@ TEST(Words, WhatIsNoCountIsRefused) {
     expect_error([&] { parse_count(word); }, {std::string("'") + word + "'", "count"});
 }
 
+TEST(Words, OfAnOptionAreRefusedByItsName) {
+  EXPECT_EQ(count_of("--rows", "4K"), 4096);
+  EXPECT_EQ(count_of("--rows", "0", 0), 0);
+  expect_error([] { count_of("--rows", "1.5K"); }, {"--rows: '1.5K' is not a count"});
+  expect_error([] { count_of("--rows", "0"); }, {"--rows: 0 is too few", "1 or more"});
+  EXPECT_EQ(list_of("--data", "a,b"), (std::vector<std::string>{"a", "b"}));
+  expect_error([] { list_of("--data", "a,"); }, {"--data: 'a,' has an empty part"});
+}
+
 TEST(Words, Lists) {
   EXPECT_EQ(split_list("a"), std::vector<std::string>{"a"});
   EXPECT_EQ(split_list("a,b c,d"), (std::vector<std::string>{"a", "b c", "d"}));

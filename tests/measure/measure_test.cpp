@@ -169,6 +169,39 @@ TEST(Measure, TruthStaysAffordable) {
   EXPECT_LT(rows, 1000);
 }
 
+TEST(Truth, SaysWhatIsNotFinite) {
+  Workload w = workload(20, everything);
+  EXPECT_EQ(left_out_text(truth_of(w, {{0, 20}})), "");
+  reinterpret_cast<float*>(row(w.query, 0, 1, 7))[3] = std::nanf("");
+  const Truth some = truth_of(w, {{0, 20}});
+  EXPECT_EQ(some.not_finite, 24);
+  EXPECT_EQ(some.not_finite_rows, 1);
+  EXPECT_EQ(nothing_compared(some), "");
+  EXPECT_NE(left_out_text(some).find("24 numbers not finite in the truth, in 1 of 80 rows"), std::string::npos) << left_out_text(some);
+  const Truth none = truth_of(w, {{3, 0}});
+  EXPECT_EQ(nothing_compared(none), "there are no query rows");
+  for (std::int64_t h = 0; h < 2; ++h)
+    for (std::int64_t c = 0; c < 24; ++c) reinterpret_cast<float*>(row(w.key, 0, h, 0))[c] = std::nanf("");
+  const Truth all = truth_of(w, {{0, 20}});
+  EXPECT_EQ(all.not_finite_rows, 80);
+  EXPECT_EQ(nothing_compared(all), "no number of the truth is finite");
+  for (const Measurement& m : measured(w, all, {.runs = 1})) EXPECT_TRUE(std::isnan(m.errors.relative_l1)) << m.method->name;
+}
+
+TEST(Runs, ClaimNoMoreThanHappens) {
+  const auto text = [](const MeasureSettings& settings, Device device = Device::cpu) { return runs_text(settings, device); };
+  EXPECT_EQ(text({}), "5 runs");
+  EXPECT_EQ(text({.runs = 1}), "1 run");
+  EXPECT_EQ(text({.runs = 6, .in_a_row = 3}), "6 runs, 3 in a row");
+  EXPECT_EQ(text({.runs = 5, .in_a_row = 3, .rest_ms = 7}), "5 runs, up to 3 in a row after 7 ms of rest");
+  EXPECT_EQ(text({.in_a_row = 9}), "5 runs, 5 in a row");
+  EXPECT_NE(text({.in_a_row = 99}, Device::cuda).find("3 to 31 runs (as many as take about a second), up to 31 in a row"),
+            std::string::npos);
+  EXPECT_THROW(check_runs({.runs = 2, .in_a_row = 3}), Error);
+  check_runs({.runs = 3, .in_a_row = 3});
+  check_runs({.in_a_row = 9});
+}
+
 TEST(Words, WindowAndCausal) {
   EXPECT_EQ(window_of(false, ""), everything);
   EXPECT_EQ(window_of(true, ""), causal);

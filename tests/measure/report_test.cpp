@@ -4,6 +4,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "cli/methods_page.h"
 #include "cli/plot.h"
 #include "cli/recommend.h"
@@ -34,6 +36,11 @@ TEST(Report, NumbersKeepWhatMatters) {
   EXPECT_EQ(relative(.01694), "0.0169");
   EXPECT_EQ(relative(1.2e-6), "1e-06");
   EXPECT_EQ(relative(0), "0.0000");
+  EXPECT_EQ(relative(unknown), "-");
+  EXPECT_EQ(scientific(unknown), "-");
+  EXPECT_EQ(json_number(.5), .5);
+  EXPECT_TRUE(json_number(unknown).is_null());
+  EXPECT_EQ(json_number(std::numeric_limits<double>::infinity()), "inf");  // as null it would vanish
 }
 
 std::vector<Measurement> measured(std::initializer_list<std::pair<double, double>> l1_and_ms) {
@@ -76,6 +83,16 @@ TEST_F(Recommendation, NeverTakesAMethodThatGaveNan) {
   EXPECT_FALSE(recommend(candidates, .5).has_value());
 }
 
+TEST_F(Recommendation, NeverTakesAMethodOfWhichNothingWasComparedOnSomeData) {
+  for (const std::size_t d : {0, 1}) {
+    auto measurements = measurements_;
+    measurements[d][1].errors = {};
+    const auto candidates = candidates_of(data_, measurements);
+    EXPECT_TRUE(std::isnan(candidates[1].relative_l1)) << d;
+    EXPECT_EQ(recommend(candidates, .02)->method, &methods[0]) << d;
+  }
+}
+
 std::size_t occurrences(const std::string& text, std::string_view part) {
   std::size_t n = 0;
   for (std::size_t at = 0; (at = text.find(part, at)) != std::string::npos; at += part.size()) ++n;
@@ -91,6 +108,12 @@ TEST(Plot, HasADotForEachMethodAndDataSet) {
   EXPECT_EQ(occurrences(svg, "&lt;sink &amp; co&gt;"), 3u);  // the row and two dots
   EXPECT_EQ(svg.find("nan"), std::string::npos);
   EXPECT_EQ(occurrences(svg, "cx=\"inf\""), 0u);
+}
+
+TEST(Plot, HasNoDotWhereNothingWasCompared) {
+  const std::vector<std::string> names{"exact", "chitu"};
+  const std::vector<PlotRow> rows{{"normal", {1e-6, unknown}}};
+  EXPECT_EQ(occurrences(accuracy_plot(names, rows, .02), "<circle"), 2 + 1u);
 }
 
 TEST(MethodsPage, NamesEveryMethodAndNothingOfTheMachine) {

@@ -121,6 +121,55 @@ TEST(Statistics, NanAndInfinityThatBelongAreNoError) {
   EXPECT_EQ(e.lse_max_diff, 0);
 }
 
+TEST(Statistics, WhatIsNotFiniteInTheTruthIsLeftOut) {
+  Pair p;
+  double difference = 0, size = 0, squares = 0;
+  for (std::size_t i = 7; i < p.out.size(); ++i) {
+    difference += std::fabs(static_cast<double>(p.out[i]) - p.truth[i]);
+    size += std::fabs(p.truth[i]);
+    squares += std::pow(static_cast<double>(p.out[i]) - p.truth[i], 2);
+  }
+  for (std::size_t c = 0; c < 7; ++c) p.out[c] = p.truth[c] = nan;
+  p.lse[0] = p.true_lse[0] = nan;
+  const Errors e = p.errors();
+  EXPECT_NEAR(e.relative_l1, difference / size, 1e-12);
+  EXPECT_NEAR(e.mean_diff, difference / 203, 1e-12);  // not of 210
+  EXPECT_NEAR(e.rmse, std::sqrt(squares / 203), 1e-12);
+  EXPECT_NEAR(e.lse_mean_diff, (28 * .25 + .5) / 29, 1e-12);
+}
+
+void expect_unknown(const Errors& e) {
+  for (const double x : {e.max_diff, e.mean_diff, e.relative_l1, e.rmse, e.cosine, e.lse_max_diff, e.lse_mean_diff,
+                         e.worst_head.relative_l1, e.worst_row.relative_l1})
+    EXPECT_TRUE(std::isnan(x)) << x;
+}
+
+TEST(Statistics, WhereNothingWasComparedNothingIsKnown) {
+  expect_unknown(Comparison(2, 3).errors());
+  expect_unknown(Comparison(0, 3).errors());
+  Pair p;
+  p.out.assign(210, nan);
+  p.lse.assign(30, nan);
+  p.truth = p.out;
+  p.true_lse = p.lse;
+  expect_unknown(p.errors());
+}
+
+TEST(Statistics, ANumberWhereTheTruthHasNanIsInfinitelyWrong) {
+  Pair p;
+  p.out.assign(210, nan);
+  p.truth = p.out;
+  p.out[100] = 1;
+  p.true_lse[3] = nan;
+  const Errors e = p.errors();
+  EXPECT_EQ(e.max_diff, infinity);
+  EXPECT_EQ(e.mean_diff, infinity);
+  EXPECT_EQ(e.relative_l1, infinity);
+  EXPECT_EQ(e.cosine, 0);
+  EXPECT_EQ(e.worst_row.query, 100 / 7 % 5);
+  EXPECT_EQ(e.lse_max_diff, infinity);
+}
+
 TEST(Statistics, RowsOfZerosHaveNoErrorOrAnInfiniteOne) {
   Pair p;
   p.truth.assign(210, 0);
