@@ -48,10 +48,9 @@ const Method& find_method(std::string_view name) {
   throw Error(ErrorCode::bad_argument, "there is no method '" + std::string(name) + "'; the methods are " + names);
 }
 
-std::string text(const Shape& s) {
-  std::ostringstream out;
-  out << "[" << s[0] << ", " << s[1] << ", " << s[2] << ", " << s[3] << "]";
-  return out.str();
+std::ostream& operator<<(std::ostream& out, const AsText& text) {
+  const Shape& s = text.shape;
+  return out << "[" << s[0] << ", " << s[1] << ", " << s[2] << ", " << s[3] << "]";
 }
 
 namespace {
@@ -68,13 +67,13 @@ void check_operand(const Operand& operand, Role role, const Quant& quant, std::s
     require(q->quant == quant, name, " was quantised for another recipe");
     require(std::equal(starts.begin(), starts.end(), q->starts.begin(), q->starts.end()), name,
             " was quantised with other sequence starts");
-    check_quantized(*q, name, data);
+    if (q->values.device == Device::cpu) check_quantized(*q, name, data);  // on a GPU no kernel takes it
   }
 }
 
 // Queries that come quantised must carry the correction for these keys' centre, or their LSE would be wrong without a word.
 void check_correction(const Operand& query, const Operand& key, const Recipe& recipe, bool lse) {
-  if (!query.quantized() || !lse || query.tensor().device != Device::cpu) return;  // on a GPU no kernel takes them
+  if (!query.quantized() || !lse || query.tensor().device != Device::cpu) return;  // on a GPU no kernel takes it
   const Tensor& with = query.quantized()->centre;
   if (recipe.key.centre == Centre::none)
     return require(!given(with), "query was quantised for keys with a centre, but this recipe's have none, so the LSE would be wrong");
@@ -143,15 +142,15 @@ void check_written(const Tensor& t, const std::string& name) {
 
 void check_lse(const Tensor& lse, const std::string& name, const Shape& out, Data data) {
   const Shape shape{out[0], out[1], out[2], 1};
-  require(lse.type == DType::f32 && lse.shape == shape, name, " must be f32 ", text(shape), " [batch, heads, queries, 1], but is ",
-          chitu::name(lse.type), " ", text(lse.shape));
-  require(lse.data || empty(lse) || data == Data::unread, name, " has no data, but shape ", text(lse.shape));
+  require(lse.type == DType::f32 && lse.shape == shape, name, " must be f32 ", AsText(shape), " [batch, heads, queries, 1], but is ",
+          chitu::name(lse.type), " ", AsText(lse.shape));
+  require(lse.data || empty(lse) || data == Data::unread, name, " has no data, but shape ", AsText(lse.shape));
   check_strides(lse, name);
 }
 
 void check_tensor(const Tensor& t, const std::string& name, bool quantized, Data data) {
   const auto [batch, heads, tokens, dim] = t.shape;
-  require(batch >= 0 && heads >= 0 && tokens >= 0 && dim >= 0, name, " has shape ", text(t.shape), "; no size may be negative");
+  require(batch >= 0 && heads >= 0 && tokens >= 0 && dim >= 0, name, " has shape ", AsText(t.shape), "; no size may be negative");
   require(dim >= 1 && dim <= max_dim, name, " has dim ", dim, "; it must be 1 ... ", max_dim);
   require(batch <= max_heads, name, " has batch ", batch, "; it may be at most ", max_heads);
   require(heads <= max_heads, name, " has ", heads, " heads; there may be at most ", max_heads);
@@ -159,7 +158,7 @@ void check_tensor(const Tensor& t, const std::string& name, bool quantized, Data
   std::int64_t elements = 1;
   for (const std::int64_t size : {dim, batch, heads, tokens}) {
     const std::int64_t count = std::max<std::int64_t>(size, 1);
-    require(count <= max_elements / elements, name, " has shape ", text(t.shape), "; a tensor may have at most ", max_elements,
+    require(count <= max_elements / elements, name, " has shape ", AsText(t.shape), "; a tensor may have at most ", max_elements,
             " elements");
     elements *= count;
   }
@@ -169,7 +168,7 @@ void check_tensor(const Tensor& t, const std::string& name, bool quantized, Data
   if (!known)
     throw Error(ErrorCode::unsupported,
                 name + " has type " + chitu::name(t.type) + "; it must be f32, f16 or bf16, or come from quantize()");
-  require(t.data || empty(t) || data == Data::unread, name, " has no data, but shape ", text(t.shape));
+  require(t.data || empty(t) || data == Data::unread, name, " has no data, but shape ", AsText(t.shape));
 }
 
 void check_starts(std::span<const std::int64_t> starts, const Tensor& t, const std::string& name) {
@@ -217,12 +216,12 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
   check_written(output.out, "out");
   const Tensor &q = query.tensor(), &k = key.tensor(), &v = value.tensor();
   const bool lse = given(output.lse);
-  require(k.shape == v.shape, "key has shape ", text(k.shape), ", value ", text(v.shape), "; they must be equal");
+  require(k.shape == v.shape, "key has shape ", AsText(k.shape), ", value ", AsText(v.shape), "; they must be equal");
   require(q.shape[0] == k.shape[0], "query has batch ", q.shape[0], ", key ", k.shape[0]);
   require(q.shape[3] == k.shape[3], "query has dim ", q.shape[3], ", key ", k.shape[3]);
   require(k.shape[1] > 0 ? q.shape[1] % k.shape[1] == 0 : q.shape[1] == 0, "query has ", q.shape[1],
           " heads, which is no multiple of key's ", k.shape[1]);
-  require(output.out.shape == q.shape, "out has shape ", text(output.out.shape), ", query ", text(q.shape), "; they must be equal");
+  require(output.out.shape == q.shape, "out has shape ", AsText(output.out.shape), ", query ", AsText(q.shape), "; they must be equal");
   if (lse) {
     check_lse(output.lse, "lse", q.shape, data);
     check_written(output.lse, "lse");

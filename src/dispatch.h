@@ -74,7 +74,13 @@ const Kernel& select(const Problem& problem);
 std::span<const Kernel> kernel_table();  // the GPU's rows, then the CPU's; of each best first
 
 constexpr const char* name(Role role) { return role == Role::query ? "query" : role == Role::key ? "key" : "value"; }
-std::string text(const Shape& shape);  // "[1, 2, 3, 4]"
+
+// A shape for a message, "[1, 2, 3, 4]": made into text only where there is a message.
+struct AsText {
+  explicit AsText(const Shape& s) : shape(s) {}
+  const Shape& shape;
+};
+std::ostream& operator<<(std::ostream& out, const AsText& text);
 
 constexpr bool given(const Tensor& t) { return t.data || t.shape != Shape{}; }
 constexpr bool empty(const Tensor& t) { return t.shape[0] == 0 || t.shape[1] == 0 || t.shape[2] == 0; }

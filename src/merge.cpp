@@ -17,7 +17,7 @@ namespace {
 void check_part(const Output& part, const std::string& name, const Shape& shape) {
   const std::string out = "merge: out of " + name, lse = "merge: lse of " + name;
   check_tensor(part.out, out, false);
-  require(part.out.shape == shape, out, " has shape ", text(part.out.shape), ", that of a ", text(shape), "; all must be of one shape");
+  require(part.out.shape == shape, out, " has shape ", AsText(part.out.shape), ", that of a ", AsText(shape), "; all must be of one shape");
   require(part.out.device == Device::cpu, out, " is not in CPU memory; merge() takes no other");
   if (empty(part.out)) return;
   require(given(part.lse), "merge: ", name, " has no lse; both parts and the result need one");

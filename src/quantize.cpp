@@ -107,17 +107,17 @@ enum class Together : std::uint8_t { dense, heads };
 
 // t: what a call or a Quantized brings beside its operand's numbers. wanted: all zeros if it must bring none.
 void check_part(const Tensor& t, const std::string& name, DType type, const Shape& wanted, Together together) {
-  if (wanted == Shape{}) return require(!given(t), name, " is given, but nothing of this quantisation and role has one");
-  require(given(t), name, " is missing; it must be ", chitu::name(type), " ", text(wanted));
-  require(t.type == type && t.shape == wanted, name, " must be ", chitu::name(type), " ", text(wanted), ", but is ", chitu::name(t.type),
-          " ", text(t.shape));
-  require(t.data || empty(t), name, " has no data, but shape ", text(wanted));
-  require(t.device == Device::cpu, name, " must be in CPU memory");
+  if (wanted == Shape{}) return require(!given(t), name, ": given, but nothing of this quantisation and role has any");
+  require(given(t), name, ": missing; wanted ", chitu::name(type), " ", AsText(wanted));
+  require(t.type == type && t.shape == wanted, name, ": wanted ", chitu::name(type), " ", AsText(wanted), ", not ", chitu::name(t.type),
+          " ", AsText(t.shape));
+  require(t.data || empty(t), name, ": no data, but shape ", AsText(wanted));
+  require(t.device == Device::cpu, name, ": not in CPU memory; nothing else is read");
   check_strides(t, name);
   const Shape dense = contiguous_strides(wanted);
   for (std::size_t i = together == Together::dense ? 0 : 2; i < 4; ++i)
-    require(wanted[i] <= 1 || t.stride[i] == dense[i], name, " has strides ", text(t.stride), "; ",
-            together == Together::dense ? "it must be dense: " : "the numbers of a head must lie together: ", text(dense));
+    require(wanted[i] <= 1 || t.stride[i] == dense[i], name, ": strides ", AsText(t.stride), "; wanted ",
+            together == Together::dense ? "" : "a head's numbers together, as in ", AsText(dense));
 }
 
 void check_residuals(const Quantized& q, const std::string& name) {
@@ -353,7 +353,6 @@ void check_quantized(const Quantized& q, const std::string& name, Data data) {
   check_tensor(q.values, name, true, data);
   check_starts(q.starts, q.values, name);
   check_quant(q.quant, q.role);
-  if (q.values.device != Device::cpu) return;  // no kernel takes it
   const auto [batch, heads, tokens, dim] = q.values.shape;
   const bool as_it_came = q.quant.scaling == Scaling::none, correction = q.role == Role::query && given(q.correction);
   require(as_it_came ? is_float(q.values.type) : q.values.type == q.quant.type, name, "'s values are ", chitu::name(q.values.type),
@@ -384,7 +383,7 @@ Quantized cpu::quantize_with(const Backend& backend, const Tensor& x, Role role,
   require(!options.keys || role == Role::query, "keys are given, but this operand is the ", name);
   if (options.keys) {
     require(options.keys->role == Role::key, "keys are given, but were quantised as another operand: as ", chitu::name(options.keys->role));
-    check_quantized(*options.keys, "keys");
+    check_quantized(*options.keys, chitu::name(Role::key));
   }
   check_threads(options.threads);
   const Quant& quant = role == Role::query ? recipe.query : role == Role::key ? recipe.key : recipe.value;

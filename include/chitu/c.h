@@ -125,9 +125,8 @@ chitu_status chitu_attention_quantized(const chitu_operand* query, const chitu_o
 chitu_status chitu_merge(const chitu_tensor* out_a, const chitu_tensor* lse_a, const chitu_tensor* out_b, const chitu_tensor* lse_b,
                          const chitu_tensor* out_result, const chitu_tensor* lse_result);
 
-/* Which kernel takes the call and why those before it do not, a line each, into buffer; looks at no data, like
- * chitu_workspace_size(). At most capacity bytes, the last a 0. *needed (may be
- * NULL) is the whole text's size with its 0; buffer may be NULL if capacity is 0. */
+/* Which kernel takes the call and why those before it do not, a line each, into buffer: at most capacity bytes, the last a 0. *needed
+ * (may be NULL) is the whole text's size with its 0; buffer may be NULL if capacity is 0. Looks at no data, like chitu_workspace_size(). */
 chitu_status chitu_explain(const chitu_operand* query, const chitu_operand* key, const chitu_operand* value, const chitu_tensor* out,
                            const chitu_tensor* lse, const chitu_options* options, char* buffer, size_t capacity, size_t* needed);
 

@@ -60,12 +60,12 @@ class Parts : public testing::Test {
   // What may happen to any tensor beside the values.
   static std::vector<Case> of(const std::string& part, Tensor Quantized::*tensor) {
     return {
-        {{part, "is missing"}, [=](Quantized& q) { q.*tensor = {}; }},
+        {{part, "missing; wanted f32"}, [=](Quantized& q) { q.*tensor = {}; }},
         {{part, "no data"}, [=](Quantized& q) { (q.*tensor).data = nullptr; }},
         {{part, "u8"}, [=](Quantized& q) { (q.*tensor).type = DType::u8; }},
         {{part, "CPU memory"}, [=](Quantized& q) { (q.*tensor).device = Device::cuda; }},
-        {{part, "must be"}, [=](Quantized& q) { ++(q.*tensor).shape[1]; }},
-        {{part, "must be"}, [=](Quantized& q) { --(q.*tensor).shape[2]; }},
+        {{part, "wanted"}, [=](Quantized& q) { ++(q.*tensor).shape[1]; }},
+        {{part, "wanted"}, [=](Quantized& q) { --(q.*tensor).shape[2]; }},
         {{part, "between"}, [=](Quantized& q) { (q.*tensor).stride[1] = std::int64_t{1} << 61; }},
     };
   }
@@ -98,27 +98,27 @@ TEST_F(Parts, Scales) {
   expect(recipes::sage2, Role::value, scales);
   expect(recipes::int8, Role::value, scales);
   expect(recipes::chitu, Role::query, scales);
-  expect(recipes::chitu, Role::key, {{{"scales", "lie together"}, [](Quantized& q) { q.scales.stride[2] = 2; }}});
-  expect(recipes::exact, Role::value, {{{"scales", "nothing"}, [](Quantized& q) { q.scales = q.values; }}});
+  expect(recipes::chitu, Role::key, {{{"scales", "numbers together"}, [](Quantized& q) { q.scales.stride[2] = 2; }}});
+  expect(recipes::exact, Role::value, {{{"scales", "given, but nothing"}, [](Quantized& q) { q.scales = q.values; }}});
 }
 
 TEST_F(Parts, CentreAndCorrection) {
   const auto centre = of("centre", &Quantized::centre);
   expect(recipes::chitu, Role::key, centre);
-  expect(recipes::chitu, Role::key, {{{"centre", "dense"}, [](Quantized& q) { q.centre.stride[1] = 0; }}});
+  expect(recipes::chitu, Role::key, {{{"centre", "strides"}, [](Quantized& q) { q.centre.stride[1] = 0; }}});
   expect(recipes::chitu, Role::query,
          {
              {{"centre has 0 heads"}, [](Quantized& q) { q.centre = {}; }},
              {{"centre has 3 heads"}, [](Quantized& q) { q.centre.shape[1] = 3; }},
-             {{"centre", "must be"}, [](Quantized& q) { q.centre.shape[3] = 31; }},
+             {{"centre", "wanted"}, [](Quantized& q) { q.centre.shape[3] = 31; }},
              {{"centre", "no data"}, [](Quantized& q) { q.centre.data = nullptr; }},
-             {{"centre", "nothing"}, [](Quantized& q) { q.correction = {}; }},
+             {{"centre", "given, but nothing"}, [](Quantized& q) { q.correction = {}; }},
              {{"correction", "no data"}, [](Quantized& q) { q.correction.data = nullptr; }},
-             {{"correction", "must be"}, [](Quantized& q) { q.correction.shape[2] = 39; }},
+             {{"correction", "wanted"}, [](Quantized& q) { q.correction.shape[2] = 39; }},
              {{"correction", "f16"}, [](Quantized& q) { q.correction.type = DType::f16; }},
          });
-  expect(recipes::int8, Role::key, {{{"centre", "nothing"}, [](Quantized& q) { q.centre = q.scales; }}});
-  expect(recipes::chitu, Role::value, {{{"correction", "nothing"}, [](Quantized& q) { q.correction = q.scales; }}});
+  expect(recipes::int8, Role::key, {{{"centre", "given, but nothing"}, [](Quantized& q) { q.centre = q.scales; }}});
+  expect(recipes::chitu, Role::value, {{{"correction", "given, but nothing"}, [](Quantized& q) { q.correction = q.scales; }}});
 }
 
 TEST_F(Parts, ChannelsAndResiduals) {
@@ -132,16 +132,16 @@ TEST_F(Parts, ChannelsAndResiduals) {
              {{"residual_of[1] is -2"}, [](Quantized& q) { q.residual_of[1] = -2; }},
              {{"residual_of[7] is"}, [](Quantized& q) { q.residual_of[7] = static_cast<std::int32_t>(q.residuals.shape[1]); }},
              {{"residual_of[0] is 0", "there are 0"}, [](Quantized& q) { q.residuals = {}; }},
-             {{"residuals has no data"}, [](Quantized& q) { q.residuals.data = nullptr; }},
+             {{"residuals", "no data"}, [](Quantized& q) { q.residuals.data = nullptr; }},
              {{"residuals", "u8"}, [](Quantized& q) { q.residuals.type = DType::u8; }},
-             {{"residuals", "must be"}, [](Quantized& q) { q.residuals.shape[2] = 127; }},
-             {{"residuals", "dense"}, [](Quantized& q) { q.residuals.stride[2] = 33; }},
+             {{"residuals", "wanted"}, [](Quantized& q) { q.residuals.shape[2] = 127; }},
+             {{"residuals", "strides"}, [](Quantized& q) { q.residuals.stride[2] = 33; }},
          });
   expect(recipes::sage2, Role::value,
          {
              {{"residual_of has 1 entries", "not 0"}, [](Quantized& q) { q.residual_of = {0}; }},
-             {{"channels", "nothing"}, [](Quantized& q) { q.channels = q.scales; }},
-             {{"residuals", "nothing"}, [](Quantized& q) { q.residuals = q.values; }},
+             {{"channels", "given, but nothing"}, [](Quantized& q) { q.channels = q.scales; }},
+             {{"residuals", "given, but nothing"}, [](Quantized& q) { q.residuals = q.values; }},
          });
 }
 
@@ -163,7 +163,10 @@ TEST_F(Parts, NonFinite) {
 TEST_F(Parts, OfKeysThatQueriesAreGiven) {
   Quantized k = keys(recipes::chitu);
   k.centre.data = nullptr;
-  expect_error([&] { queries(recipes::chitu, &k); }, ErrorCode::bad_argument, {"keys", "centre", "no data"});
+  expect_error([&] { queries(recipes::chitu, &k); }, ErrorCode::bad_argument, {"key's centre", "no data"});
+  k = keys(recipes::chitu);
+  k.values.device = k.centre.device = Device::cuda;
+  expect_error([&] { queries(recipes::chitu, &k); }, ErrorCode::bad_argument, {"key's", "CPU memory"});
 }
 
 // A part of a cache: views of each head's rows.
