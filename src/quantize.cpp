@@ -183,7 +183,8 @@ class Job {
     const std::int64_t count = shape[0] * shape[1] * shape[2] * shape[3] * bytes(type);
     cpu::Memory memory = cpu::allocate(count + 64);
     const cpu::Free free = memory.get_deleter();
-    q_.storage.emplace_back(memory.release(), free);
+    std::shared_ptr<std::byte[]> shared(memory.release(), free);  // before the vector grows, which may fail
+    q_.storage.push_back(std::move(shared));
     return dense(q_.storage.back().get(), type, shape);
   }
 
