@@ -23,16 +23,20 @@ void check_workspace(const Kernel& kernel, const Problem& p) {
 }  // namespace
 
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
-  const Problem problem = describe(query, key, value, output, options);
-  const Kernel& kernel = select(problem);
-  check_workspace(kernel, problem);
-  kernel.run(problem);
+  with_own_errors([&] {
+    const Problem problem = describe(query, key, value, output, options);
+    const Kernel& kernel = select(problem);
+    check_workspace(kernel, problem);
+    kernel.run(problem);
+  });
 }
 
 std::size_t workspace_size(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
-  const Problem problem = describe(query, key, value, output, options);
-  const Kernel& kernel = select(problem);
-  return kernel.workspace ? kernel.workspace(problem) : 0;
+  return with_own_errors([&] {
+    const Problem problem = describe(query, key, value, output, options, Data::unread);
+    const Kernel& kernel = select(problem);
+    return kernel.workspace ? kernel.workspace(problem) : 0;
+  });
 }
 
 const Method& find_method(std::string_view name) {
@@ -44,38 +48,40 @@ const Method& find_method(std::string_view name) {
   throw Error(ErrorCode::bad_argument, "there is no method '" + std::string(name) + "'; the methods are " + names);
 }
 
-namespace {
-
-std::string text(const Shape& s) {
-  std::ostringstream out;
-  out << "[" << s[0] << ", " << s[1] << ", " << s[2] << ", " << s[3] << "]";
-  return out.str();
+std::ostream& operator<<(std::ostream& out, const AsText& text) {
+  const Shape& s = text.shape;
+  return out << "[" << s[0] << ", " << s[1] << ", " << s[2] << ", " << s[3] << "]";
 }
+
+namespace {
 
 bool quantised(DType type) { return type == DType::i8 || type == DType::e4m3 || type == DType::f16; }
 
-void check_operand(const Operand& operand, Role role, const Quant& quant, std::span<const std::int64_t> starts, const char* name) {
-  check_tensor(operand.tensor(), name, operand.quantized() != nullptr);
+void check_operand(const Operand& operand, Role role, const Quant& quant, std::span<const std::int64_t> starts, Data data) {
+  const char* const name = chitu::name(role);
+  check_tensor(operand.tensor(), name, operand.quantized() != nullptr, data);
   check_starts(starts, operand.tensor(), name);
   check_quant(quant, role);
   if (const Quantized* q = operand.quantized()) {
-    require(q->role == role, name, " was quantised as another operand (role ", static_cast<int>(q->role), ", not ", static_cast<int>(role),
-            ")");
+    require(q->role == role, name, " was quantised as another operand: as ", chitu::name(q->role), ", not as ", name);
     require(q->quant == quant, name, " was quantised for another recipe");
     require(std::equal(starts.begin(), starts.end(), q->starts.begin(), q->starts.end()), name,
             " was quantised with other sequence starts");
+    if (q->values.device == Device::cpu) check_quantized(*q, name, data);  // on a GPU no kernel takes it
   }
 }
 
 // Queries that come quantised must carry the correction for these keys' centre, or their LSE would be wrong without a word.
 void check_correction(const Operand& query, const Operand& key, const Recipe& recipe, bool lse) {
-  if (recipe.key.centre == Centre::none || !query.quantized() || !lse) return;
+  if (!query.quantized() || !lse || query.tensor().device != Device::cpu) return;  // on a GPU no kernel takes it
   const Tensor& with = query.quantized()->centre;
-  require(with.data, "query was quantised without keys, but an LSE is asked for: give QuantizeOptions::keys, or the query as it came");
+  if (recipe.key.centre == Centre::none)
+    return require(!given(with), "query was quantised for keys with a centre, but this recipe's have none, so the LSE would be wrong");
+  require(given(with), "query was quantised without keys, but an LSE is asked for: give QuantizeOptions::keys, or the query as it came");
   require(key.quantized(), "query is quantised for given keys, but key is not quantised: give both, or the query as it came");
   const Tensor& centre = key.quantized()->centre;
   require(with.shape == centre.shape &&
-              std::memcmp(with.data, centre.data, static_cast<std::size_t>(centre.stride[0] * centre.shape[0]) * 4) == 0,
+              (empty(centre) || std::memcmp(with.data, centre.data, static_cast<std::size_t>(centre.stride[0] * centre.shape[0]) * 4) == 0),
           "query was quantised for keys with another centre, so the LSE would be wrong");
 }
 
@@ -107,27 +113,74 @@ std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Optio
   return all;
 }
 
+std::string place(const Tensor& t) { return (t.device == Device::cpu ? "cpu:" : "cuda:") + std::to_string(t.device_id); }
+
+void check_positions(const std::optional<Positions>& p, const char* name) {
+  if (!p) return;
+  constexpr std::int64_t limit = unbounded / 4, largest_step = (std::int64_t{1} << 31) - 1;
+  require(p->step >= 1 && p->step <= largest_step, name, " have step ", p->step, "; it must be 1 ... ", largest_step);
+  require(p->first > -limit && p->first < limit, name, " begin at ", p->first, "; that must lie between -", limit, " and ", limit);
+}
+
+constexpr const char* dimensions[] = {"batch entries", "heads", "tokens"};
+
 }  // namespace
 
-void check_tensor(const Tensor& t, const char* name, bool quantized) {
-  for (int i = 0; i < 4; ++i)
-    require(t.shape[static_cast<std::size_t>(i)] >= 0, name, " has shape ", text(t.shape), "; no size may be negative");
-  require(t.shape[3] >= 1 && t.shape[3] <= max_dim, name, " has dim ", t.shape[3], "; it must be 1 ... ", max_dim);
+void check_strides(const Tensor& t, const std::string& name) {
+  for (std::size_t i = 0; i < 3; ++i) {
+    const std::int64_t most = max_reach / std::max<std::int64_t>(t.shape[i] - 1, 1);
+    require(t.shape[i] <= 1 || (t.stride[i] >= -most && t.stride[i] <= most), name, " has stride ", t.stride[i], " between ", t.shape[i],
+            " ", dimensions[i], "; so many may lie at most ", most, " elements apart");
+  }
+}
+
+void check_written(const Tensor& t, const std::string& name) {
+  for (std::size_t i = 0; i < 3; ++i)
+    require(t.shape[i] <= 1 || t.stride[i] != 0 || empty(t), name, " has stride 0 between ", dimensions[i],
+            "; results need memory of their own");
+}
+
+void check_lse(const Tensor& lse, const std::string& name, const Shape& out, Data data) {
+  const Shape shape{out[0], out[1], out[2], 1};
+  require(lse.type == DType::f32 && lse.shape == shape, name, " must be f32 ", AsText(shape), " [batch, heads, queries, 1], but is ",
+          chitu::name(lse.type), " ", AsText(lse.shape));
+  require(lse.data || empty(lse) || data == Data::unread, name, " has no data, but shape ", AsText(lse.shape));
+  check_strides(lse, name);
+}
+
+void check_tensor(const Tensor& t, const std::string& name, bool quantized, Data data) {
+  const auto [batch, heads, tokens, dim] = t.shape;
+  require(batch >= 0 && heads >= 0 && tokens >= 0 && dim >= 0, name, " has shape ", AsText(t.shape), "; no size may be negative");
+  require(dim >= 1 && dim <= max_dim, name, " has dim ", dim, "; it must be 1 ... ", max_dim);
+  require(batch <= max_heads, name, " has batch ", batch, "; it may be at most ", max_heads);
+  require(heads <= max_heads, name, " has ", heads, " heads; there may be at most ", max_heads);
+  require(tokens <= max_tokens, name, " has ", tokens, " tokens; there may be at most ", max_tokens);
+  std::int64_t elements = 1;
+  for (const std::int64_t size : {dim, batch, heads, tokens}) {
+    const std::int64_t count = std::max<std::int64_t>(size, 1);
+    require(count <= max_elements / elements, name, " has shape ", AsText(t.shape), "; a tensor may have at most ", max_elements,
+            " elements");
+    elements *= count;
+  }
   require(t.stride[3] == 1, name, " has stride ", t.stride[3], " between channels; the last dimension must be contiguous (stride 1)");
+  check_strides(t, name);
   const bool known = is_float(t.type) || (quantized && quantised(t.type));
   if (!known)
     throw Error(ErrorCode::unsupported,
-                std::string(name) + " has type " + chitu::name(t.type) + "; it must be f32, f16 or bf16, or come from quantize()");
-  const bool empty = t.shape[0] * t.shape[1] * t.shape[2] == 0;
-  require(t.data || empty, name, " has no data, but shape ", text(t.shape));
+                name + " has type " + chitu::name(t.type) + "; it must be f32, f16 or bf16, or come from quantize()");
+  require(t.data || empty(t) || data == Data::unread, name, " has no data, but shape ", AsText(t.shape));
 }
 
-void check_starts(std::span<const std::int64_t> starts, const Tensor& t, const char* name) {
+void check_starts(std::span<const std::int64_t> starts, const Tensor& t, const std::string& name) {
   if (starts.empty()) return;
   require(t.shape[0] == 1, name, " has batch ", t.shape[0], "; packed sequences need batch 1");
   require(starts.size() >= 2, name, " starts have ", starts.size(), " entries; they need one more than there are sequences");
+  require(starts.size() - 1 <= static_cast<std::size_t>(max_heads), name, " starts are of ", starts.size() - 1,
+          " sequences; there may be at most ", max_heads);
   require(starts.front() == 0, name, " starts begin at ", starts.front(), ", not 0");
-  require(std::is_sorted(starts.begin(), starts.end()), name, " starts fall somewhere; they must never");
+  const auto fall = std::is_sorted_until(starts.begin(), starts.end());
+  if (fall != starts.end())
+    require(false, name, " starts fall from ", fall[-1], " to ", *fall, " at index ", fall - starts.begin(), "; they must never");
   require(starts.back() == t.shape[2], name, " starts end at ", starts.back(), ", but there are ", t.shape[2], " tokens");
 }
 
@@ -154,25 +207,28 @@ void check_threads(int threads) {
   require(threads >= 0 && threads <= max_threads, "threads is ", threads, "; it must be 0 (all) ... ", max_threads);
 }
 
-Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& o) {
-  check_operand(query, Role::query, o.recipe.query, o.query_starts, "query");
-  check_operand(key, Role::key, o.recipe.key, o.key_starts, "key");
-  check_operand(value, Role::value, o.recipe.value, o.key_starts, "value");
+Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& o, Data data) {
+  check_operand(query, Role::query, o.recipe.query, o.query_starts, data);
+  check_operand(key, Role::key, o.recipe.key, o.key_starts, data);
+  check_operand(value, Role::value, o.recipe.value, o.key_starts, data);
   check_recipe(o.recipe);
-  check_tensor(output.out, "out", false);
+  check_tensor(output.out, "out", false, data);
+  check_written(output.out, "out");
   const Tensor &q = query.tensor(), &k = key.tensor(), &v = value.tensor();
-  const bool lse = output.lse.data != nullptr;
-  require(k.shape == v.shape, "key has shape ", text(k.shape), ", value ", text(v.shape), "; they must be equal");
+  const bool lse = given(output.lse);
+  require(k.shape == v.shape, "key has shape ", AsText(k.shape), ", value ", AsText(v.shape), "; they must be equal");
   require(q.shape[0] == k.shape[0], "query has batch ", q.shape[0], ", key ", k.shape[0]);
   require(q.shape[3] == k.shape[3], "query has dim ", q.shape[3], ", key ", k.shape[3]);
   require(k.shape[1] > 0 ? q.shape[1] % k.shape[1] == 0 : q.shape[1] == 0, "query has ", q.shape[1],
           " heads, which is no multiple of key's ", k.shape[1]);
-  require(output.out.shape == q.shape, "out has shape ", text(output.out.shape), ", query ", text(q.shape), "; they must be equal");
-  const Shape lse_shape{q.shape[0], q.shape[1], q.shape[2], 1};
-  require(!lse || (output.lse.type == DType::f32 && output.lse.shape == lse_shape), "lse must be f32 ", text(lse_shape),
-          " [batch, heads, queries, 1], but is ", name(output.lse.type), " ", text(output.lse.shape));
-  for (const Tensor* t : {&k, &v, &output.out, &output.lse})
-    require(!t->data || (t->device == q.device && t->device_id == q.device_id), "query, key, value, out and lse must be on one device");
+  require(output.out.shape == q.shape, "out has shape ", AsText(output.out.shape), ", query ", AsText(q.shape), "; they must be equal");
+  if (lse) {
+    check_lse(output.lse, "lse", q.shape, data);
+    check_written(output.lse, "lse");
+  }
+  for (const auto& [t, name] : {std::pair{&k, "key"}, {&v, "value"}, {&output.out, "out"}, {&output.lse, "lse"}})
+    require((!t->data && empty(*t)) || (t->device == q.device && t->device_id == q.device_id), name, " is on ", place(*t), ", query on ",
+            place(q), "; all must be on one device");
   require(o.query_starts.size() == o.key_starts.size(), "query_starts have ", o.query_starts.size(), " entries, key_starts ",
           o.key_starts.size(), "; they must be equal");
   require(o.window.left >= 0 && o.window.right >= 0, "window is (", o.window.left, ", ", o.window.right,
@@ -180,11 +236,8 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
   const Window window{std::min(o.window.left, unbounded), std::min(o.window.right, unbounded)};
   const float scale = o.scale.value_or(1 / std::sqrt(static_cast<float>(q.shape[3])));
   require(is_finite(scale), "scale is ", scale, "; it must be finite");
-  for (const auto& p : {o.query_positions, o.key_positions}) {
-    if (!p) continue;
-    require(p->step >= 1, "positions have step ", p->step, "; it must be 1 or more");
-    require(p->first > -unbounded / 4 && p->first < unbounded / 4 && p->step < (std::int64_t{1} << 31), "positions are out of range");
-  }
+  check_positions(o.query_positions, "query_positions");
+  check_positions(o.key_positions, "key_positions");
   check_threads(o.threads);
   require(q.device == Device::cuda || !o.stream, "stream is given, but the tensors are on the CPU; it must be null");
   require(q.device == Device::cpu || o.threads == 0, "threads is ", o.threads, ", but the tensors are on a GPU; it must be 0");

@@ -111,6 +111,9 @@ std::int64_t bound(int64_t given, const char* name) {
 
 chitu::Options options(const chitu_options* given) {
   const chitu_options o = known(given, default_options(), "chitu_options");
+  // The defaults have step 1, used or not; a struct of zeros would ask for a window of (0, 0).
+  require(o.query_positions.step != 0 && o.key_positions.step != 0, "chitu_options has positions with step 0, used or not; ",
+          "fill it with chitu_options_init() first");
   require(o.method, "chitu_options.method is NULL");
   chitu::Options result;
   result.recipe = chitu::find_method(o.method).recipe;

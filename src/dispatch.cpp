@@ -90,16 +90,18 @@ const Kernel& select(const Problem& p) {
 }
 
 std::string explain(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
-  const Problem p = describe(query, key, value, output, options);
-  check_kernel(p);
-  std::string text;
-  for (const Kernel& k : kernel_table()) {
-    const std::string why = refusal(k, p);
-    text += std::string(k.name) + " (scores in " + name(k.scores) + ", weights in " + name(k.weights) +
-            "): " + (why.empty() ? "takes it" : why) + "\n";
-    if (why.empty()) break;
-  }
-  return text;
+  return with_own_errors([&] {
+    const Problem p = describe(query, key, value, output, options, Data::unread);
+    check_kernel(p);
+    std::string text;
+    for (const Kernel& k : kernel_table()) {
+      const std::string why = refusal(k, p);
+      text += std::string(k.name) + " (scores in " + name(k.scores) + ", weights in " + name(k.weights) +
+              "): " + (why.empty() ? "takes it" : why) + "\n";
+      if (why.empty()) break;
+    }
+    return text;
+  });
 }
 
 std::vector<KernelInfo> kernels() {

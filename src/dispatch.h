@@ -2,7 +2,9 @@
 // From a call to a kernel: a Problem is a checked call, a Kernel a row of a table, select() takes the first row that fits.
 #pragma once
 
+#include <new>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -63,15 +65,45 @@ struct Kernel {
   std::size_t (*workspace)(const Problem&) = nullptr;  // bytes; null: none
 };
 
-Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options);
+enum class Data : std::uint8_t { needed, unread };  // unread: the call is only planned, so its tensors may have none yet
+
+Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options,
+                 Data data = Data::needed);
 std::string refusal(const Kernel& kernel, const Problem& problem);  // empty: takes it
 const Kernel& select(const Problem& problem);
 std::span<const Kernel> kernel_table();  // the GPU's rows, then the CPU's; of each best first
 
-// Throws Error that names the argument unless t is a tensor that the library can read: device, type, shape, strides.
-void check_tensor(const Tensor& t, const char* name, bool quantized);
-void check_starts(std::span<const std::int64_t> starts, const Tensor& t, const char* name);
+constexpr const char* name(Role role) { return role == Role::query ? "query" : role == Role::key ? "key" : "value"; }
+
+// A shape for a message, "[1, 2, 3, 4]": made into text only where there is a message.
+struct AsText {
+  explicit AsText(const Shape& s) : shape(s) {}
+  const Shape& shape;
+};
+std::ostream& operator<<(std::ostream& out, const AsText& text);
+
+constexpr bool given(const Tensor& t) { return t.data || t.shape != Shape{}; }
+constexpr bool empty(const Tensor& t) { return t.shape[0] == 0 || t.shape[1] == 0 || t.shape[2] == 0; }
+
+// These throw Error that names the argument, unless it is right.
+void check_tensor(const Tensor& t, const std::string& name, bool quantized, Data data = Data::needed);  // one that the library can read
+void check_strides(const Tensor& t, const std::string& name);
+void check_lse(const Tensor& lse, const std::string& name, const Shape& out, Data data = Data::needed);
+void check_written(const Tensor& t, const std::string& name);  // no two of its elements are one, as in a broadcast view
+void check_starts(std::span<const std::int64_t> starts, const Tensor& t, const std::string& name);
 void check_threads(int threads);
 void check_quant(const Quant& quant, Role role);  // unsupported unless a quantiser and kernels exist for such an operand
+void check_quantized(const Quantized& q, const std::string& name, Data data = Data::needed);  // its parts fit each other
+
+// body(), where the standard library's want of memory is the library's Error.
+template <class Body>
+auto with_own_errors(const Body& body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+  } catch (const std::length_error&) {  // more elements than a vector can ever have
+  }
+  throw Error(ErrorCode::out_of_memory, "no memory for this call");
+}
 
 }  // namespace chitu

@@ -3,6 +3,7 @@
 // where both are -inf there is nothing to weigh.
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "chitu/attention.h"
 #include "common/numbers.h"
@@ -11,17 +12,28 @@
 
 namespace chitu {
 
+namespace {
+
+void check_part(const Output& part, const std::string& name, const Shape& shape) {
+  const std::string out = "merge: out of " + name, lse = "merge: lse of " + name;
+  check_tensor(part.out, out, false);
+  require(part.out.shape == shape, out, " has shape ", AsText(part.out.shape), ", that of a ", AsText(shape), "; all must be of one shape");
+  require(part.out.device == Device::cpu, out, " is not in CPU memory; merge() takes no other");
+  if (empty(part.out)) return;
+  require(given(part.lse), "merge: ", name, " has no lse; both parts and the result need one");
+  check_lse(part.lse, lse, shape);
+  require(part.lse.device == Device::cpu, lse, " is not in CPU memory; merge() takes no other");
+}
+
+}  // namespace
+
 void merge(const Output& a, const Output& b, const Output& result) {
   const Shape& shape = a.out.shape;
-  const Shape lse_shape{shape[0], shape[1], shape[2], 1};
-  for (const auto& [part, name] : {std::pair{&a, "a"}, std::pair{&b, "b"}, std::pair{&result, "result"}}) {
-    check_tensor(part->out, name, false);
-    require(part->out.shape == shape, "merge: a, b and result must have outputs of one shape");
-    require(part->out.device == Device::cpu, "merge: ", name, " is not in CPU memory");
-    require(part->lse.data || lse_shape[0] * lse_shape[1] * lse_shape[2] == 0, "merge: ", name, " has no lse");
-    require(!part->lse.data || (part->lse.type == DType::f32 && part->lse.shape == lse_shape), "merge: the lse of ", name,
-            " must be f32 [batch, heads, queries, 1]");
-  }
+  with_own_errors([&] {
+    for (const auto& [part, name] : {std::pair{&a, "a"}, {&b, "b"}, {&result, "result"}}) check_part(*part, name, shape);
+    check_written(result.out, "merge: out of result");
+    check_written(result.lse, "merge: lse of result");
+  });
   const std::int64_t heads = shape[1], tokens = shape[2], dim = shape[3];
   parallel_for(shape[0] * heads, thread_count(0), [&](std::int64_t i) {
     for (std::int64_t t = 0; t < tokens; ++t) {

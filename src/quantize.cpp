@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <mutex>
+#include <tuple>
 
 #include "common/limits.h"
 #include "common/numbers.h"
@@ -85,9 +86,67 @@ void channel_vector(const Statistics& s, float* lambda) {
   for (std::size_t c = 0; c < dim; ++c) lambda[c] = mean > smallest_maximum ? std::max(lambda[c], mean * channel_floor) : 1;
 }
 
-void check_vector(const Tensor& t, const char* name, const Shape& shape) {
-  require(t.data && t.type == DType::f32 && t.shape == shape && t.stride == contiguous_strides(shape), name,
-          " must be a dense f32 tensor [sequences, heads, 1, dim] = [", shape[0], ", ", shape[1], ", 1, ", shape[3], "]");
+// The shape of an operand's scales; all zeros if it has none.
+Shape scales_shape(const Quant& quant, const Shape& x, std::span<const std::int64_t> starts) {
+  const auto [batch, heads, tokens, dim] = x;
+  const std::int64_t sequences = starts.empty() ? batch : static_cast<std::int64_t>(starts.size()) - 1;
+  if (quant.scaling == Scaling::none) return {};
+  if (quant.scaling == Scaling::head) return {sequences, heads, 1, 1};
+  if (quant.scaling == Scaling::channel) return {sequences, heads, 1, dim};
+  const auto scales = [&](std::int64_t count) { return quant.scaling == Scaling::tile ? tiles_of(count) : quant.groups.count(count); };
+  if (starts.empty()) return {batch, heads, scales(tokens), 1};
+  std::int64_t all = 0;
+  for (std::size_t i = 0; i + 1 < starts.size(); ++i) all += scales(starts[i + 1] - starts[i]);
+  return {batch, heads, all, 1};
+}
+
+bool shared_by(std::int64_t heads, std::int64_t kv_heads) { return kv_heads > 0 ? heads % kv_heads == 0 : heads == 0; }
+
+// Dense: as a whole. Heads: the numbers of each head lie together.
+enum class Together : std::uint8_t { dense, heads };
+
+// t: what a call or a Quantized brings beside its operand's numbers. wanted: all zeros if it must bring none.
+void check_part(const Tensor& t, const std::string& name, DType type, const Shape& wanted, Together together) {
+  if (wanted == Shape{}) return require(!given(t), name, ": given, but nothing of this quantisation and role has any");
+  require(given(t), name, ": missing; wanted ", chitu::name(type), " ", AsText(wanted));
+  require(t.type == type && t.shape == wanted, name, ": wanted ", chitu::name(type), " ", AsText(wanted), ", not ", chitu::name(t.type),
+          " ", AsText(t.shape));
+  require(t.data || empty(t), name, ": no data, but shape ", AsText(wanted));
+  require(t.device == Device::cpu, name, ": not in CPU memory; nothing else is read");
+  check_strides(t, name);
+  const Shape dense = contiguous_strides(wanted);
+  for (std::size_t i = together == Together::dense ? 0 : 2; i < 4; ++i)
+    require(wanted[i] <= 1 || t.stride[i] == dense[i], name, ": strides ", AsText(t.stride), "; wanted ",
+            together == Together::dense ? "" : "a head's numbers together, as in ", AsText(dense));
+}
+
+void check_residuals(const Quantized& q, const std::string& name) {
+  const bool tile = q.quant.scaling == Scaling::tile;
+  const std::int64_t tiles = tile ? q.scales.shape[0] * q.scales.shape[1] * q.scales.shape[2] : 0, planes = q.residuals.shape[1];
+  require(static_cast<std::int64_t>(q.residual_of.size()) == tiles, name, "'s residual_of has ", q.residual_of.size(), " entries, not ",
+          tiles, ", one for each tile");
+  const bool some = tile && given(q.residuals);
+  check_part(q.residuals, name + "'s residuals", DType::i8, some ? Shape{1, planes, tile_tokens, q.values.shape[3]} : Shape{},
+             Together::dense);
+  for (std::size_t i = 0; i < q.residual_of.size(); ++i)
+    require(q.residual_of[i] >= -1 && q.residual_of[i] < (some ? planes : 0), name, "'s residual_of[", i, "] is ", q.residual_of[i],
+            "; there are ", some ? planes : 0, " residuals, and -1 is for none");
+}
+
+void check_nonfinite(const Quantized& q, const std::string& name) {
+  const auto place = [](const NonFinite& n) { return std::tie(n.sequence, n.head, n.token); };
+  for (std::size_t i = 0; i < q.nonfinite.size(); ++i) {
+    const NonFinite& n = q.nonfinite[i];
+    const auto inside = [](std::int64_t x, std::int64_t count) { return x >= 0 && x < count; };
+    const auto sequence = static_cast<std::size_t>(n.sequence);
+    require(inside(n.sequence, q.sequences()) && inside(n.head, q.values.shape[1]) &&
+                inside(n.token, q.starts.empty() ? q.values.shape[2] : q.starts[sequence + 1] - q.starts[sequence]),
+            name, "'s nonfinite[", i, "] is sequence ", n.sequence, ", head ", n.head, ", token ", n.token, ", which there is not");
+    require(static_cast<std::int64_t>(n.values.size()) == q.values.shape[3], name, "'s nonfinite[", i, "] has ", n.values.size(),
+            " values, not ", q.values.shape[3], ", the dim");
+    require(i == 0 || place(q.nonfinite[i - 1]) < place(n), name, "'s nonfinite[", i,
+            "] is not behind the one before it; the order is sequence, head, token");
+  }
 }
 
 class Job {
@@ -124,37 +183,19 @@ class Job {
     const std::int64_t count = shape[0] * shape[1] * shape[2] * shape[3] * bytes(type);
     cpu::Memory memory = cpu::allocate(count + 64);
     const cpu::Free free = memory.get_deleter();
-    q_.storage.emplace_back(memory.release(), free);
+    std::shared_ptr<std::byte[]> shared(memory.release(), free);  // before the vector grows, which may fail
+    q_.storage.push_back(std::move(shared));
     return dense(q_.storage.back().get(), type, shape);
   }
 
   void allocate_scales() {
     const auto [batch, heads, tokens, dim] = x_.shape;
-    const auto sequences = static_cast<std::int64_t>(spans_.size());
-    std::int64_t groups = quant_.groups.count(tokens), tiles = tiles_of(tokens);
-    if (!options_.starts.empty()) {
-      groups = spans_.back().first_group + quant_.groups.count(spans_.back().count);
-      tiles = spans_.back().first_tile + tiles_of(spans_.back().count);
-    }
     q_.values = quant_.scaling == Scaling::none ? x_ : allocate(quant_.type, x_.shape);
-    switch (quant_.scaling) {
-      case Scaling::none:
-        break;
-      case Scaling::tokens:
-        q_.scales = allocate(DType::f32, {batch, heads, groups, 1});
-        break;
-      case Scaling::head:
-        q_.scales = allocate(DType::f32, {sequences, heads, 1, 1});
-        break;
-      case Scaling::channel:
-        q_.scales = allocate(DType::f32, {sequences, heads, 1, dim});
-        break;
-      case Scaling::tile:
-        q_.scales = allocate(DType::f32, {batch, heads, tiles, 1});
-        q_.channels = allocate(DType::f32, {sequences, heads, 1, dim});
-        q_.residual_of.assign(static_cast<std::size_t>(batch * heads * tiles), -1);
-        break;
-    }
+    if (quant_.scaling == Scaling::none) return;
+    q_.scales = allocate(DType::f32, scales_shape(quant_, x_.shape, options_.starts));
+    if (quant_.scaling != Scaling::tile) return;
+    q_.channels = allocate(DType::f32, {static_cast<std::int64_t>(spans_.size()), heads, 1, dim});
+    q_.residual_of.assign(static_cast<std::size_t>(batch * heads * q_.scales.shape[2]), -1);
   }
 
   void allocate_vectors() {
@@ -162,19 +203,19 @@ class Job {
     const auto sequences = static_cast<std::int64_t>(spans_.size());
     const Shape vector{sequences, heads, 1, dim};
     if (quant_.centre != Centre::none) q_.centre = allocate(DType::f32, vector);
-    if (options_.centre.data) {
+    if (given(options_.centre)) {
       require(quant_.centre != Centre::none, "centre is given, but the recipe does not centre this operand");
-      check_vector(options_.centre, "centre", vector);
+      check_part(options_.centre, "centre", DType::f32, vector, Together::dense);
     }
-    if (options_.channels.data) {
+    if (given(options_.channels)) {
       require(quant_.scaling == Scaling::tile, "channels are given, but the recipe has no channel vector for this operand");
-      check_vector(options_.channels, "channels", vector);
+      check_part(options_.channels, "channels", DType::f32, vector, Together::dense);
     }
-    if (q_.role == Role::query && options_.keys && options_.keys->centre.data) {
+    if (q_.role == Role::query && options_.keys && given(options_.keys->centre)) {
       const Tensor& centre = options_.keys->centre;
-      require(centre.shape[0] == sequences && centre.shape[3] == dim && centre.shape[1] > 0 && heads % centre.shape[1] == 0, "keys hold ",
-              centre.shape[0], " sequences, ", centre.shape[1], " heads of dim ", centre.shape[3], ", which does not fit the query's ",
-              sequences, " sequences, ", heads, " heads of dim ", dim);
+      require(centre.shape[0] == sequences && centre.shape[3] == dim && shared_by(heads, centre.shape[1]), "keys hold ", centre.shape[0],
+              " sequences, ", centre.shape[1], " heads of dim ", centre.shape[3], ", which does not fit the query's ", sequences,
+              " sequences, ", heads, " heads of dim ", dim);
       q_.centre = centre;
       q_.storage.insert(q_.storage.end(), options_.keys->storage.begin(), options_.keys->storage.end());  // keeps the centre alive
       q_.correction = allocate(DType::f32, {batch, heads, tokens, 1});
@@ -309,15 +350,42 @@ class Job {
 
 }  // namespace
 
+void check_quantized(const Quantized& q, const std::string& name, Data data) {
+  check_tensor(q.values, name, true, data);
+  check_starts(q.starts, q.values, name);
+  check_quant(q.quant, q.role);
+  const auto [batch, heads, tokens, dim] = q.values.shape;
+  const bool as_it_came = q.quant.scaling == Scaling::none, correction = q.role == Role::query && given(q.correction);
+  require(as_it_came ? is_float(q.values.type) : q.values.type == q.quant.type, name, "'s values are ", chitu::name(q.values.type),
+          ", but its quantisation stores ", as_it_came ? "f32, f16 or bf16" : chitu::name(q.quant.type));
+  const Shape vector{q.sequences(), heads, 1, dim};
+  check_part(q.scales, name + "'s scales", DType::f32, scales_shape(q.quant, q.values.shape, q.starts), Together::heads);
+  check_part(q.channels, name + "'s channels", DType::f32, q.quant.scaling == Scaling::tile ? vector : Shape{}, Together::heads);
+  check_part(q.correction, name + "'s correction", DType::f32, correction ? Shape{batch, heads, tokens, 1} : Shape{}, Together::heads);
+  // The centre that a correction was made with has the keys' heads.
+  const std::int64_t kv_heads = q.centre.shape[1];
+  require(!correction || shared_by(heads, kv_heads), name, "'s centre has ", kv_heads, " heads, which do not divide its own ", heads);
+  check_part(q.centre, name + "'s centre", DType::f32,
+             correction                       ? Shape{q.sequences(), kv_heads, 1, dim}
+             : q.quant.centre != Centre::none ? vector
+                                              : Shape{},
+             Together::dense);
+  check_residuals(q, name);
+  check_nonfinite(q, name);
+}
+
 Quantized cpu::quantize_with(const Backend& backend, const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options) {
-  const char* name = role == Role::query ? "query" : role == Role::key ? "key" : "value";
+  const char* const name = chitu::name(role);
   check_tensor(x, name, false);
   if (x.device != Device::cpu)
     throw Error(ErrorCode::unsupported,
                 std::string(name) + " is on a GPU, but quantize() takes tensors in CPU memory only; attention() quantises there itself");
   check_starts(options.starts, x, name);
   require(!options.keys || role == Role::query, "keys are given, but this operand is the ", name);
-  require(!options.keys || options.keys->role == Role::key, "keys are given, but were quantised as another operand");
+  if (options.keys) {
+    require(options.keys->role == Role::key, "keys are given, but were quantised as another operand: as ", chitu::name(options.keys->role));
+    check_quantized(*options.keys, chitu::name(Role::key));
+  }
   check_threads(options.threads);
   const Quant& quant = role == Role::query ? recipe.query : role == Role::key ? recipe.key : recipe.value;
   check_quant(quant, role);
@@ -325,7 +393,7 @@ Quantized cpu::quantize_with(const Backend& backend, const Tensor& x, Role role,
 }
 
 Quantized quantize(const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options) {
-  return cpu::quantize_with(cpu::best_backend(), x, role, recipe, options);
+  return with_own_errors([&] { return cpu::quantize_with(cpu::best_backend(), x, role, recipe, options); });
 }
 
 }  // namespace chitu

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention with quantised operands: attention(), quantize(), merge(), explain().
+// All functions may be called from several threads at once, also with the same inputs and the same Quantized, which none of them
+// writes. Outputs must overlap neither inputs nor each other, but where merge() says so; that is not checked.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +22,11 @@ namespace chitu {
 inline constexpr std::int64_t unbounded = std::numeric_limits<std::int64_t>::max() / 4;
 inline constexpr int max_dim = 256;
 inline constexpr int max_threads = 4096;
+// With these no product of sizes that the library makes leaves 64 bits.
+inline constexpr std::int64_t max_heads = std::int64_t{1} << 22;         // and batch entries, and packed sequences
+inline constexpr std::int64_t max_tokens = (std::int64_t{1} << 31) - 1;  // of a batch entry
+inline constexpr std::int64_t max_elements = std::int64_t{1} << 40;      // of a tensor, an empty dimension counted as 1
+inline constexpr std::int64_t max_reach = std::int64_t{1} << 58;         // elements between the first and the last along one dimension
 
 // A query at position p sees the keys at positions p - left ... p + right. Causal is {unbounded, 0}, a causal sliding window
 // of w earlier tokens {w, 0}; both bounds are at least 0.
@@ -32,7 +39,7 @@ inline constexpr Window causal{unbounded, 0};
 
 // The positions of a run of tokens in the whole sequence: first, first + step, ... A shard of a ring, a stripe.
 struct Positions {
-  std::int64_t first = 0, step = 1;  // step >= 1
+  std::int64_t first = 0, step = 1;  // |first| < 2^59 - 1, 1 <= step < 2^31
 };
 
 struct Options {
@@ -69,7 +76,10 @@ struct NonFinite {
   std::vector<float> values;           // [dim], as they came
 };
 
-// An operand as quantize() made it. Copies share the storage. Integers and scales are defined bit for bit.
+// An operand as quantize() made it, or as it was stored and put together again. Copies share the storage. Integers and scales are
+// defined bit for bit. attention() and quantize() refuse one whose parts do not fit each other. Its parts are in CPU memory; those in f32
+// may have any strides between sequences (or batch entries) and heads, but each head's numbers lie together; centre and residuals are
+// dense. A part that `quant` and `role` do not call for is absent: a Tensor{}, an empty vector.
 struct Quantized {
   Role role = Role::query;
   Quant quant{};
@@ -84,7 +94,7 @@ struct Quantized {
   Tensor correction{};  // f32 [batch, heads, tokens, 1]: q . centre of each query, without the softmax scale
   std::vector<std::int32_t> residual_of;  // with Scaling::tile: [batch, heads, tiles]; -1, or the tile's index in `residuals`
   Tensor residuals{};                     // i8 [1, flagged tiles, tile_tokens, dim], in units of 1/254 of the tile's scale
-  std::vector<NonFinite> nonfinite;
+  std::vector<NonFinite> nonfinite;       // in the order of sequence, head, token; each token once
 
   std::vector<std::shared_ptr<std::byte[]>> storage;
 
@@ -104,7 +114,7 @@ class Operand {
   const Quantized* quantized_ = nullptr;
 };
 
-// Where the result goes. out: the shape of the query; f32, f16 or bf16. lse: absent, or f32 [batch, heads, queries, 1]:
+// Where the result goes. out: the shape of the query; f32, f16 or bf16. lse: absent (Tensor{}), or f32 [batch, heads, queries, 1]:
 // natural log of the sum of exp(scale * q . k) over the keys a query sees. A query that sees none gets 0 and -inf.
 struct Output {
   Output(const Tensor& out, const Tensor& lse = {}) : out(out), lse(lse) {}
@@ -113,12 +123,13 @@ struct Output {
 
 // out = softmax(scale * query . key^T within the window) value.
 // query [batch, heads, queries, dim], key and value [batch, kv heads, keys, dim]; heads is a multiple of kv heads, query head h
-// reads kv head h / (heads / kv heads); dim 1 ... max_dim; any length >= 0; any strides with the last 1. Operands may differ in
-// type. docs/kernels/sm90.md has what the GPU's kernels take. Throws Error: bad_argument, unsupported (with explain()'s text),
-// out_of_memory.
+// reads kv head h / (heads / kv heads); dim 1 ... max_dim; any length from 0 to max_tokens; any strides with the last 1. Operands may
+// differ in type. docs/kernels/sm90.md has what the GPU's kernels take. Throws Error: bad_argument, unsupported (with explain()'s
+// text), out_of_memory.
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
 
-// The bytes that Options::workspace must have for this call; 0 on the CPU. Looks at no data. Throws like attention().
+// The bytes that Options::workspace must have for this call; 0 on the CPU. Looks at no data: that of tensors may be null still, and an
+// lse that will be asked for then says so by its shape. Throws like attention().
 std::size_t workspace_size(const Operand& query, const Operand& key, const Operand& value, const Output& output,
                            const Options& options = {});
 
@@ -138,7 +149,8 @@ Quantized quantize(const Tensor& x, Role role, const Recipe& recipe, const Quant
 // All three: out and lse as in Output, equal shapes; result may be a or b. A part whose lse is -inf counts nothing.
 void merge(const Output& a, const Output& b, const Output& result);
 
-// Every kernel in the order it is tried, and why it is refused or taken, a line each.
+// The kernels in the order they are tried, up to the first that takes the call, and why each is refused or taken, a line each. Looks at
+// no data, like workspace_size().
 std::string explain(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
 
 // A kernel of this build: a row of the table that attention() goes through.

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The C interface of ChituAttention, for bindings: what attention.h offers, in plain C99. The caller allocates every output;
- * no C++ exception crosses; all functions may be called from any thread. */
+ * no C++ exception crosses. All functions may be called from several threads at once, also with the same inputs and the same
+ * chitu_quantized. Outputs must overlap neither inputs nor each other, but where chitu_merge() says so; that is not checked. */
 #ifndef CHITU_C_H
 #define CHITU_C_H
 
@@ -48,8 +49,9 @@ typedef struct chitu_positions {
   int64_t first, step;
 } chitu_positions;
 
-/* Fill with chitu_options_init(), then change what is to differ. struct_size says which fields the caller knows: fields past it
- * take their defaults; bytes past what the library knows must be zero. */
+/* Fill with chitu_options_init(), which alone gives the defaults, then change what is to differ. Zeros are not the defaults: a window of
+ * (0, 0) lets a query see one key. A struct whose positions have step 0, used or not, was not filled and is refused. struct_size says which
+ * fields the caller knows: fields past it take their defaults; bytes past what the library knows must be zero. */
 typedef struct chitu_options {
   size_t struct_size;
   const char* method; /* "chitu" */
@@ -74,11 +76,13 @@ typedef struct chitu_options {
 chitu_status chitu_options_init(chitu_options* options, size_t struct_size);
 
 /* out = softmax(scale * query . key^T within the window) value. query, out: [batch, heads, queries, dim]; key, value: [batch, kv
- * heads, keys, dim]; lse: NULL, or f32 [batch, heads, queries, 1], natural log. options: NULL for the defaults. */
+ * heads, keys, dim]; lse: NULL, or f32 [batch, heads, queries, 1], natural log, with data unless it is empty. options: NULL for the
+ * defaults. */
 chitu_status chitu_attention(const chitu_tensor* query, const chitu_tensor* key, const chitu_tensor* value, const chitu_tensor* out,
                              const chitu_tensor* lse, const chitu_options* options);
 
-/* The bytes that chitu_options.workspace must have for a call with these arguments; 0 on the CPU. */
+/* The bytes that chitu_options.workspace must have for a call with these arguments; 0 on the CPU. Looks at no data: that of tensors may be
+ * NULL still. */
 chitu_status chitu_workspace_size(const chitu_tensor* query, const chitu_tensor* key, const chitu_tensor* value, const chitu_tensor* out,
                                   const chitu_tensor* lse, const chitu_options* options, size_t* bytes);
 
@@ -121,8 +125,8 @@ chitu_status chitu_attention_quantized(const chitu_operand* query, const chitu_o
 chitu_status chitu_merge(const chitu_tensor* out_a, const chitu_tensor* lse_a, const chitu_tensor* out_b, const chitu_tensor* lse_b,
                          const chitu_tensor* out_result, const chitu_tensor* lse_result);
 
-/* Which kernel takes the call and why others do not, a line each, into buffer: at most capacity bytes, the last a 0. *needed (may be
- * NULL) is the whole text's size with its 0; buffer may be NULL if capacity is 0. */
+/* Which kernel takes the call and why those before it do not, a line each, into buffer: at most capacity bytes, the last a 0. *needed
+ * (may be NULL) is the whole text's size with its 0; buffer may be NULL if capacity is 0. Looks at no data, like chitu_workspace_size(). */
 chitu_status chitu_explain(const chitu_operand* query, const chitu_operand* key, const chitu_operand* value, const chitu_tensor* out,
                            const chitu_tensor* lse, const chitu_options* options, char* buffer, size_t capacity, size_t* needed);
 

@@ -116,6 +116,13 @@ static void test_options(void) {
   chitu_options_init(&o, offsetof(chitu_options, has_scale));
   expect(o.struct_size == offsetof(chitu_options, has_scale) && o.has_scale == 0x7f7f7f7f, "init writes an older caller's bytes alone");
 
+  /* Zeros are not the defaults. */
+  memset(&o, 0, sizeof o);
+  o.struct_size = sizeof o;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "chitu_options_init()");
+  o.method = "exact";
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "chitu_options_init()");
+
   o.struct_size = 3;
   expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "struct_size is 3");
   o.struct_size = (size_t)-8;
@@ -124,7 +131,7 @@ static void test_options(void) {
 
 static void test_errors(void) {
   chitu_options o;
-  chitu_tensor wrong = k;
+  chitu_tensor wrong = k, wrong_2, wrong_3, wrong_4;
   chitu_operand none = {NULL, NULL}, both = {&q, NULL};
   chitu_quantized* handle = NULL;
   size_t bytes = 1;
@@ -139,6 +146,13 @@ static void test_errors(void) {
   wrong = k;
   wrong.dtype = CHITU_I8;
   expect_error(chitu_attention(&q, &wrong, &v, &out, &lse, NULL), CHITU_UNSUPPORTED, "key has type i8");
+  wrong = lse;
+  wrong.data = NULL;
+  expect_error(chitu_attention(&q, &k, &v, &out, &wrong, NULL), CHITU_BAD_ARGUMENT, "lse has no data");
+  expect_error(chitu_merge(&out, &wrong, &out, &lse, &out, &lse), CHITU_BAD_ARGUMENT, "lse of a has no data");
+  wrong = lse;
+  wrong.device = CHITU_CUDA;
+  expect_error(chitu_merge(&out, &lse, &out, &wrong, &out, &lse), CHITU_BAD_ARGUMENT, "lse of b is not in CPU memory");
   o.method = "sage9";
   expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "sage9");
   o.method = NULL;
@@ -160,6 +174,9 @@ static void test_errors(void) {
   expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "workspace is null");
   expect_error(chitu_workspace_size(&q, &k, &v, &out, &lse, NULL, NULL), CHITU_BAD_ARGUMENT, "bytes is NULL");
   expect(chitu_workspace_size(&q, &k, &v, &out, &lse, NULL, &bytes) == CHITU_OK && bytes == 0, "the CPU needs no workspace");
+  wrong = q, wrong_2 = k, wrong_3 = v, wrong_4 = out;
+  wrong.data = wrong_2.data = wrong_3.data = wrong_4.data = NULL;
+  expect(chitu_workspace_size(&wrong, &wrong_2, &wrong_3, &wrong_4, NULL, NULL, &bytes) == CHITU_OK, "a workspace is planned without data");
   expect_error(chitu_options_init(NULL, sizeof o), CHITU_BAD_ARGUMENT, "NULL");
   expect_error(chitu_attention_quantized(&none, &both, &both, &out, &lse, NULL), CHITU_BAD_ARGUMENT,
                "query must have a tensor or a quantized");

@@ -28,17 +28,6 @@ struct Call {
   }
 };
 
-void expect_error(const std::function<void()>& body, ErrorCode code, const std::vector<std::string>& parts) {
-  try {
-    body();
-    ADD_FAILURE() << "was accepted, not refused with " << testing::PrintToString(parts);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), code) << error.what();
-    for (const std::string& part : parts)
-      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << "'" << part << "' is not in: " << error.what();
-  }
-}
-
 struct Wrong {
   std::vector<std::string> message;
   std::function<void(Call&)> spoil;
@@ -87,9 +76,85 @@ TEST(Errors, ShapesThatDoNotFit) {
       {{"out", "[1, 4, 5, 8]", "[1, 4, 6, 8]"}, [](Call& c) { c.out.shape[2] = 5; }},
       {{"lse", "f32", "f16"}, [](Call& c) { c.lse.type = DType::f16; }},
       {{"lse", "[1, 4, 6, 1]", "[1, 4, 7, 1]"}, [](Call& c) { c.lse.shape[2] = 7; }},
-      {{"one device"}, [](Call& c) { c.key.device = Device::cuda; }},
-      {{"one device"}, [](Call& c) { c.lse.device_id = 1; }},
+      {{"key is on cuda:0", "query on cpu:0", "one device"}, [](Call& c) { c.key.device = Device::cuda; }},
+      {{"out is on cuda:0", "query on cpu:0", "one device"}, [](Call& c) { c.out.device = Device::cuda; }},
+      {{"lse is on cpu:1", "query on cpu:0", "one device"}, [](Call& c) { c.lse.device_id = 1; }},
+      {{"lse has no data", "[1, 4, 6, 1]"}, [](Call& c) { c.lse.data = nullptr; }},
   });
+}
+
+// Before anything is made for a call: such sizes would overflow, or take for ever.
+TEST(Errors, SizesAndStridesThatNothingCanHave) {
+  constexpr std::int64_t huge = std::int64_t{1} << 62;
+  const auto in_all = [](std::size_t dimension, std::int64_t size) {
+    return [=](Call& c) {
+      for (Tensor* t : {&c.query, &c.key, &c.value, &c.out, &c.lse}) {
+        t->shape[dimension] = size;
+        t->stride[dimension] = 0;
+      }
+    };
+  };
+  expect_all({
+      {{"query has batch 4194305", "at most 4194304"}, in_all(0, max_heads + 1)},
+      {{"query has 4194305 heads", "at most 4194304"}, in_all(1, max_heads + 1)},
+      {{"query has 2147483648 tokens", "at most 2147483647"}, in_all(2, max_tokens + 1)},
+      {{"query has batch"}, in_all(0, huge)},
+      {{"query has", "heads"}, in_all(1, huge)},
+      {{"query has", "tokens"}, in_all(2, huge)},
+      {{"query has shape [1, 128, 2147483647, 8]", "at most 1099511627776 elements"},
+       [=](Call& c) {
+         in_all(1, 128)(c);
+         in_all(2, max_tokens)(c);
+       }},
+      {{"query has shape [4194304, 4194304, 0, 8]", "elements"},  // an empty tensor has sequences and heads still
+       [=](Call& c) {
+         in_all(0, max_heads)(c);
+         in_all(1, max_heads)(c);
+         in_all(2, 0)(c);
+       }},
+      {{"key has stride 4611686018427387904 between 9 tokens"}, [=](Call& c) { c.key.stride[2] = huge; }},
+      {{"value has stride -9223372036854775808 between 2 heads"},
+       [](Call& c) { c.value.stride[1] = std::numeric_limits<std::int64_t>::min(); }},
+      {{"lse has stride 4611686018427387904 between 4 heads"}, [=](Call& c) { c.lse.stride[1] = huge; }},
+      {{"query starts are of 4194305 sequences"},
+       [](Call& c) { c.query_starts = c.key_starts = std::vector<std::int64_t>(static_cast<std::size_t>(max_heads) + 2); }},
+  });
+  Call c;
+  Tensor broadcast = c.key;
+  broadcast.shape = {1, 1, huge, 16};
+  broadcast.stride = {0, 0, 0, 1};
+  expect_error([&] { quantize(broadcast, Role::key, recipes::chitu); }, ErrorCode::bad_argument, {"key", "tokens"});
+  broadcast.shape = {1, max_heads, max_tokens, 256};
+  expect_error([&] { quantize(broadcast, Role::key, recipes::chitu); }, ErrorCode::bad_argument, {"key", "elements"});
+}
+
+TEST(Errors, ResultsWithoutMemoryOfTheirOwn) {
+  expect_all({
+      {{"out has stride 0 between heads"}, [](Call& c) { c.out.stride[1] = 0; }},
+      {{"out has stride 0 between tokens"}, [](Call& c) { c.out.stride[2] = 0; }},
+      {{"lse has stride 0 between tokens"}, [](Call& c) { c.lse.stride[2] = 0; }},
+  });
+  Call c;
+  c.out.stride[0] = c.lse.stride[0] = 0;  // between one batch entry and none
+  EXPECT_NO_THROW(c.run());
+  for (Tensor* t : {&c.query, &c.key, &c.value, &c.out, &c.lse}) {
+    t->shape[2] = 0;
+    t->stride = contiguous_strides(t->shape);
+  }
+  EXPECT_NO_THROW(c.run());
+}
+
+TEST(Errors, NoHeadsAreNoError) {
+  for (const Method& method : methods) {
+    SCOPED_TRACE(method.name);
+    Call c;
+    c.options.recipe = method.recipe;
+    for (Tensor* t : {&c.query, &c.key, &c.value, &c.out, &c.lse}) t->shape[1] = 0;
+    EXPECT_NO_THROW(c.run());
+    const Quantized keys = quantize(c.key, Role::key, method.recipe);
+    const Quantized queries = quantize(c.query, Role::query, method.recipe, {.keys = &keys});
+    EXPECT_NO_THROW(attention(queries, keys, c.value, {c.out, c.lse}, c.options));
+  }
 }
 
 TEST(Errors, Options) {
@@ -98,23 +163,23 @@ TEST(Errors, Options) {
       {{"window", "-7"}, [](Call& c) { c.options.window.right = -7; }},
       {{"scale", "nan"}, [](Call& c) { c.options.scale = std::numeric_limits<float>::quiet_NaN(); }},
       {{"scale", "inf"}, [](Call& c) { c.options.scale = std::numeric_limits<float>::infinity(); }},
-      {{"positions", "step 0"},
+      {{"key_positions", "step 0"},
        [](Call& c) {
          c.options.key_positions = Positions{0, 0};
        }},
-      {{"positions", "step -2"},
+      {{"query_positions", "step -2", "1 ... 2147483647"},
        [](Call& c) {
          c.options.query_positions = Positions{0, -2};
        }},
-      {{"positions", "range"},
+      {{"query_positions begin at 2305843009213693951", "between -576460752303423487 and 576460752303423487"},
        [](Call& c) {
          c.options.query_positions = Positions{unbounded, 1};
        }},
-      {{"positions", "range"},
+      {{"key_positions begin at -2305843009213693951"},
        [](Call& c) {
          c.options.key_positions = Positions{-unbounded, 1};
        }},
-      {{"positions", "range"},
+      {{"key_positions", "step 2147483648", "1 ... 2147483647"},
        [](Call& c) {
          c.options.key_positions = Positions{0, std::int64_t{1} << 31};
        }},
@@ -147,7 +212,7 @@ TEST(Errors, Starts) {
        }},
       {{"query", "1 entries"}, both({0}, {0, 9})},
       {{"query", "begin at 1"}, both({1, 6}, {0, 9})},
-      {{"key", "fall"}, both({0, 2, 6}, {0, 10, 9})},
+      {{"key", "fall from 10 to 9 at index 2"}, both({0, 2, 6}, {0, 10, 9})},
       {{"key", "end at 8", "9 tokens"}, both({0, 6}, {0, 8})},
       {{"query_starts have 3", "2"}, both({0, 2, 6}, {0, 9})},
       {{"query_starts have 2", "0"}, both({0, 6}, {})},
@@ -209,9 +274,9 @@ TEST(Errors, OperandsOfAnotherCall) {
   const auto bad = ErrorCode::bad_argument;
   EXPECT_NO_THROW(call(queries, keys, values, c.lse)());
   EXPECT_NO_THROW(call(plain_queries, c.key, values, {})());  // no LSE, no correction needed
-  expect_error(call(keys, keys, values, {}), bad, {"query", "another operand"});
-  expect_error(call(c.query, values, values, {}), bad, {"key", "another operand"});
-  expect_error(call(c.query, keys, keys, {}), bad, {"value", "another operand"});
+  expect_error(call(keys, keys, values, {}), bad, {"query", "another operand: as key, not as query"});
+  expect_error(call(c.query, values, values, {}), bad, {"key", "another operand: as value, not as key"});
+  expect_error(call(c.query, keys, keys, {}), bad, {"value", "another operand: as key, not as value"});
   expect_error(call(plain_queries, keys, values, c.lse), bad, {"query", "without keys", "QuantizeOptions::keys"});
   expect_error(call(queries, c.key, values, c.lse), bad, {"key is not quantised"});
 
@@ -221,6 +286,10 @@ TEST(Errors, OperandsOfAnotherCall) {
   shifted.fill([](auto...) { return 2.f; });
   const Quantized shifted_keys = quantize(shifted, Role::key, chitu);
   expect_error(call(queries, shifted_keys, values, c.lse), bad, {"query", "another centre"});
+
+  c.options.recipe.key.centre = Centre::none;
+  expect_error(call(queries, c.key, values, c.lse), bad, {"query", "this recipe's have none"});
+  c.options.recipe = chitu;
 
   const std::vector<std::int64_t> starts{0, 4, 9}, query_starts{0, 3, 6};
   c.options.query_starts = query_starts;
@@ -254,7 +323,7 @@ TEST(Errors, Quantize) {
 
   const Quantized keys = quantize(c.key, Role::key, recipes::chitu), values = quantize(c.value, Role::value, recipes::chitu);
   expect_error(run(c.value, Role::value, recipes::chitu, {.keys = &keys}), bad, {"keys", "value"});
-  expect_error(run(c.query, Role::query, recipes::chitu, {.keys = &values}), bad, {"keys", "another operand"});
+  expect_error(run(c.query, Role::query, recipes::chitu, {.keys = &values}), bad, {"keys", "another operand: as value"});
   Array odd(DType::f32, {1, 3, 6, 8});
   odd.fill([](auto...) { return 1.f; });
   expect_error(run(odd, Role::query, recipes::chitu, {.keys = &keys}), bad, {"keys", "2 heads", "3 heads"});
@@ -268,6 +337,9 @@ TEST(Errors, Quantize) {
   wrong = vector;
   wrong.shape[1] = 1;
   expect_error(run(c.key, Role::key, recipes::chitu, {.centre = wrong}), bad, {"centre", "[1, 2, 1, 8]"});
+  wrong = vector;
+  wrong.device = Device::cuda;
+  expect_error(run(c.key, Role::key, recipes::chitu, {.centre = wrong}), bad, {"centre", "CPU memory"});
   wrong = vector;
   wrong.type = DType::f16;
   expect_error(run(c.value, Role::value, recipes::chitu, {.channels = wrong}), bad, {"channels", "f32"});
@@ -293,10 +365,18 @@ TEST(Errors, Merge) {
   };
   const auto bad = ErrorCode::bad_argument;
   EXPECT_NO_THROW(run());
-  expect(b.out, [](Tensor& t) { t.shape[2] = 5; }, bad, {"one shape"});
-  expect(b.lse, [](Tensor& t) { t.data = nullptr; }, bad, {"b", "no lse"});
-  expect(a.lse, [](Tensor& t) { t.type = DType::bf16; }, bad, {"lse of a", "f32"});
-  expect(result.lse, [](Tensor& t) { t.shape[1] = 1; }, bad, {"lse of result"});
+  expect(b.out, [](Tensor& t) { t.shape[2] = 5; }, bad, {"out of b", "[1, 4, 5, 8]", "[1, 4, 6, 8]", "one shape"});
+  expect(b.lse, [](Tensor& t) { t = {}; }, bad, {"b", "no lse"});
+  expect(b.lse, [](Tensor& t) { t.data = nullptr; }, bad, {"lse of b", "no data"});
+  expect(a.lse, [](Tensor& t) { t.type = DType::bf16; }, bad, {"lse of a", "f32 [1, 4, 6, 1]", "bf16 [1, 4, 6, 1]"});
+  expect(result.lse, [](Tensor& t) { t.shape[1] = 1; }, bad, {"lse of result", "[1, 1, 6, 1]"});
+  for (Tensor* lse : {&a.lse, &b.lse, &result.lse}) expect(*lse, [](Tensor& t) { t.device = Device::cuda; }, bad, {"lse of", "CPU memory"});
+  expect(result.out, [](Tensor& t) { t.stride[1] = 0; }, bad, {"out of result", "stride 0 between heads"});
+  expect(result.lse, [](Tensor& t) { t.stride[2] = 0; }, bad, {"lse of result", "stride 0 between tokens"});
+  const Tensor one_for_all_heads = a.out;
+  a.out.stride[1] = 0;
+  EXPECT_NO_THROW(run());  // what is only read may be a broadcast view
+  a.out = one_for_all_heads;
   expect(result.out, [](Tensor& t) { t.stride[3] = 3; }, bad, {"result", "stride 3"});
   expect(a.out, [](Tensor& t) { t.type = DType::i8; }, ErrorCode::unsupported, {"a", "i8"});
   expect(a.out, [](Tensor& t) { t.device = Device::cuda; }, bad, {"a", "CPU"});
@@ -325,6 +405,22 @@ TEST(Explain, SaysWhyEachKernelIsRefusedOrTaken) {
   }
   c.query.stride[3] = 2;
   expect_error([&] { explain(c.query, c.key, c.value, output, c.options); }, ErrorCode::bad_argument, {"query", "stride"});
+}
+
+// A workspace is planned before there are tensors.
+TEST(Explain, NeedsNoDataAndNeitherDoesTheWorkspace) {
+  Call c;
+  for (Tensor* t : {&c.query, &c.key, &c.value, &c.out, &c.lse}) t->data = nullptr;
+  const Output output{c.out, c.lse};
+  EXPECT_NE(explain(c.query, c.key, c.value, output, c.options).find("takes it"), std::string::npos);
+  EXPECT_EQ(workspace_size(c.query, c.key, c.value, output, c.options), 0u);
+  expect_error([&] { c.run(); }, ErrorCode::bad_argument, {"query has no data"});
+  c.lse.shape[2] = 7;
+  expect_error(
+      [&] {
+        workspace_size(c.query, c.key, c.value, {c.out, c.lse}, c.options);
+      },
+      ErrorCode::bad_argument, {"lse", "[1, 4, 7, 1]"});
 }
 
 TEST(Explain, TheErrorGivesTheSameReasons) {

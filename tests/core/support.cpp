@@ -150,6 +150,17 @@ Difference difference(const std::vector<float>& x, const std::vector<double>& y)
 
 double rounding_of(DType type) { return type == DType::bf16 ? 0x1p-8 : type == DType::f16 ? 0x1p-11 : 0; }
 
+void expect_error(const std::function<void()>& body, ErrorCode code, const std::vector<std::string>& parts) {
+  try {
+    body();
+    ADD_FAILURE() << "was accepted, not refused with " << testing::PrintToString(parts);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), code) << error.what();
+    for (const std::string& part : parts)
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << "'" << part << "' is not in: " << error.what();
+  }
+}
+
 std::vector<std::string> available_kernels() {
   std::vector<std::string> names;
   for (const KernelInfo& kernel : kernels())

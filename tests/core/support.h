@@ -95,6 +95,9 @@ Difference difference(const std::vector<float>& x, const std::vector<double>& y)
 // The most that rounding an output to `type` can add to relative_l1().
 double rounding_of(DType type);
 
+// body() must throw Error with this code and these words in its message.
+void expect_error(const std::function<void()>& body, ErrorCode code, const std::vector<std::string>& parts);
+
 std::vector<std::string> available_kernels();  // each name once
 std::string test_name(std::string_view name);  // letters, digits and underscores only
 
