@@ -25,7 +25,7 @@ inline constexpr int max_threads = 4096;
 // With these no product of sizes that the library makes leaves 64 bits.
 inline constexpr std::int64_t max_heads = std::int64_t{1} << 22;         // and batch entries, and packed sequences
 inline constexpr std::int64_t max_tokens = (std::int64_t{1} << 31) - 1;  // of a batch entry
-inline constexpr std::int64_t max_elements = std::int64_t{1} << 40;      // of a tensor, an empty dimension counted as 1
+inline constexpr std::int64_t max_elements = std::int64_t{1} << 42;      // of a tensor, an empty dimension counted as 1
 inline constexpr std::int64_t max_reach = std::int64_t{1} << 58;         // elements between the first and the last along one dimension
 
 // A query at position p sees the keys at positions p - left ... p + right. Causal is {unbounded, 0}, a causal sliding window
