@@ -103,8 +103,8 @@ std::string methods_page() {
       "## How weights meet values\n\n"
       "A weight is 2^(score - maximum), times the largest stored value, rounded to the type it is stored as.\n\n{}\n"
       "## Kernels\n\n"
-      "Of the CPU, on x86-64, in the order they are tried: the first that takes a call runs it, and `chitu explain` tells why the others\n"
-      "do not. `chitu methods` lists those of a build, with a GPU's if it has any.\n\n{}",
+      "Of the CPU, on x86-64, in the order they are tried: the first that takes a call runs it, and `chitu explain` tells why those\n"
+      "before it do not. `chitu methods` lists those of a build, with a GPU's if it has any.\n\n{}",
       origins().markdown(), storage().markdown(), weights().markdown(), kernels_table(Device::cpu));
 }
 
