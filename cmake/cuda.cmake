@@ -22,11 +22,12 @@ message(STATUS "chitu: with GPU kernels for sm_90a (CUDA ${CUDAToolkit_VERSION})
 # Files compiled for one architecture, and refused if the compiler spills a register or serialises wgmma.
 function(chitu_gpu architecture)
   set(target chitu_sm${architecture})
+  set(launcher ${PROJECT_SOURCE_DIR}/cmake/refuse_serialised.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
   add_library(${target} OBJECT ${ARGN})
   target_include_directories(${target} PRIVATE include src)
   set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES ${architecture}-real POSITION_INDEPENDENT_CODE ON
     CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
-    CUDA_COMPILER_LAUNCHER "${PROJECT_SOURCE_DIR}/cmake/refuse_serialised.sh;${CMAKE_CUDA_COMPILER_LAUNCHER}")
+    CUDA_COMPILER_LAUNCHER "${launcher}")
   target_compile_options(${target} PRIVATE --expt-relaxed-constexpr -Xptxas=-v,-warn-spills
     "$<$<BOOL:${CHITU_WERROR}>:-Werror=all-warnings;-Xptxas=-Werror>")
   target_sources(chitu PRIVATE $<TARGET_OBJECTS:${target}>)
