@@ -210,7 +210,7 @@ TEST_P(Fault, UnseenKeysWeighALittle) {
     float key = 0;  // all its numbers, unless 0
   };
   Random random(62);
-  for (auto& [name, large, begin, end, options, key] : std::vector<Case>{
+  for (Case& c : std::vector<Case>{
            {"causal", 200, 0, 200, {.window = causal}},
            {"causal, scale 0", 200, 0, 200, {.window = causal, .scale = 0.f}},
            {"left edge", 100, 141, 300, {.window = {40, 0}}},
@@ -222,17 +222,17 @@ TEST_P(Fault, UnseenKeysWeighALittle) {
     for (const DType type : {DType::f32, DType::bf16}) {
       const Array q = constant({1, 1, 300, 16}, 1, type);
       Array k = normal(random, type, {1, 1, 300, 16}), v = constant({1, 1, 300, 16}, 1, type);
-      for (std::int64_t c = 0; c < 16 && key != 0; ++c) k.set(0, 0, large, c, key);
-      options.recipe = recipe();
+      for (std::int64_t i = 0; i < 16 && c.key != 0; ++i) k.set(0, 0, c.large, i, c.key);
+      c.options.recipe = recipe();
       for (const std::string& kernel : available_kernels()) {
-        SCOPED_TRACE(testing::Message() << name << ", " << chitu::name(type) << ", " << kernel);
-        options.kernel = kernel;
+        SCOPED_TRACE(testing::Message() << c.name << ", " << chitu::name(type) << ", " << kernel);
+        c.options.kernel = kernel;
         const auto result = [&](float value) {
-          for (std::int64_t c = 0; c < 16; ++c) v.set(0, 0, large, c, value);
-          return attend(q.tensor(), k.tensor(), v.tensor(), options).out;
+          for (std::int64_t i = 0; i < 16; ++i) v.set(0, 0, c.large, i, value);
+          return attend(q.tensor(), k.tensor(), v.tensor(), c.options).out;
         };
         const Array plus = result(3e38f), minus = result(-3e38f);
-        for (std::int64_t t = begin; t < end; ++t) {
+        for (std::int64_t t = c.begin; t < c.end; ++t) {
           ASSERT_EQ(plus.get(0, 0, t, 3), minus.get(0, 0, t, 3)) << t;
           if (GetParam().name == "exact") {
             ASSERT_NEAR(plus.get(0, 0, t, 3), 1, 1e-2) << t;
