@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
 
@@ -158,6 +159,19 @@ TEST(Measure, ErrorsOfAllRowsAreThoseOfTheMethod) {
     EXPECT_LE(m.total.median, m.total.max);
   }
   EXPECT_LT(all[0].errors.relative_l1, 1e-5);  // exact
+}
+
+TEST(Measure, RestsBeforeEachTurn) {
+  const Workload w = workload(16, causal);
+  const Truth truth = truth_of(w, spread_rows(16, 16));
+  const auto elapsed = [&](int rest_ms) {
+    const auto start = std::chrono::steady_clock::now();
+    measured(w, truth, {.runs = 3, .in_a_row = 2, .rest_ms = rest_ms});
+    return std::chrono::steady_clock::now() - start;
+  };
+  const auto rests = std::chrono::milliseconds(100) * 2 * methods.size();  // two turns of each method
+  EXPECT_LT(elapsed(0), rests);
+  EXPECT_GE(elapsed(100), rests);
 }
 
 TEST(Measure, TruthStaysAffordable) {
