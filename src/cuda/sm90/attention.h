@@ -7,8 +7,9 @@
 
 namespace chitu::cuda::sm90 {
 
-// input: the tensors' type, f16 or bf16, where the recipe stores them as they came; else f16. dim: 64, 128 or 256.
-template <const Recipe& recipe, DType input, int dim>
+// input: the tensors' type, f16 or bf16, where the recipe stores them as they came or queries come so; else f16. dim: 64, 128 or 256.
+// quantises_queries: they come as the caller's tensor has them (Params::own_quantiser).
+template <const Recipe& recipe, DType input, int dim, bool quantises_queries = false>
 struct Loop;
 
 template <class L>

@@ -41,6 +41,7 @@ __device__ __forceinline__ void finish(const Params& p, const typename L::At at,
     }
   }
   ptx::barrier_arrive(at.query_empty(buffer));
+  if constexpr (L::quantises_queries) ptx::named_barrier(1 + warp / 4, 128);  // no warp needs the queries any more
 #pragma unroll
   for (int part = 0; part < L::dim / 64; ++part) {
     if (part * 64 >= p.dim) break;

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "chitu/method.h"
+#include "cuda/sm90/halves.cuh"
 #include "cuda/sm90/params.h"
 #include "cuda/sm90/ptx.h"
 
@@ -31,10 +32,13 @@ constexpr float log2_of(float top) {
   return static_cast<float>(digits);
 }
 
-// input: the tensors' type, where a recipe stores them as they came.
-template <const Recipe& recipe, DType input, int dim_>
+// input, quantises_queries: as attention.h has them.
+template <const Recipe& recipe, DType input_, int dim_, bool quantises_queries_>
 struct Loop {
+  static constexpr DType input = input_;
+  using Input = std::conditional_t<input == DType::bf16, __nv_bfloat16, __half>;
   static constexpr int dim = dim_;
+  static constexpr bool quantises_queries = quantises_queries_;
   static constexpr Form form = form_of(recipe, dim);
   static constexpr bool by_tile = recipe.weights.by_tile;
   static constexpr float log2_top = log2_of(recipe.weights.top);
@@ -67,6 +71,7 @@ struct Loop {
 
   static constexpr int row_bytes = dim * form.score_bytes, panel = row_bytes < 128 ? row_bytes : 128, panels = row_bytes / panel;
   static constexpr int query_bytes = form.block_queries * row_bytes, key_bytes = form.key_bytes();
+  static constexpr int block_bytes = quantises_queries ? form.block_queries * dim * 2 : query_bytes;  // of queries as they are brought
   static constexpr int value_bytes = form.tile_bytes() - key_bytes;
   static constexpr int halves = dim == 256 ? 2 : 1, width = dim / halves;  // channels of a product with values
   // Products with the values of the first keys start while the weights of the others are computed: where registers allow it, and it pays.
@@ -82,6 +87,7 @@ struct Loop {
     float query_scale[query_scales ? form.block_queries / form.query_scale_rows : 4];
     float channels[channel_scales ? dim : 4];
     float correction[corrections ? form.block_queries : 4];
+    std::uint16_t centre[quantises_queries ? dim : 8];
     int2 range[form.block_queries];
     int4 share[warpgroups];  // tiles of a warpgroup: first, end, first that every row sees in full, end of these
     int4 what;               // rows (0: no more work), first tile, end, 0
@@ -92,18 +98,22 @@ struct Loop {
   };
 
   // Keys and values of a tile come and go together, unless there is room for one of them only.
-  static constexpr int fixed_bytes = warps * out_bytes + 2 * sizeof(Item) + 1024;
+  static constexpr int hadamard_bytes = quantises_queries ? 64 * 128 : 128;
+  static constexpr int fixed_bytes = warps * out_bytes + 2 * sizeof(Item) + hadamard_bytes + 1024;
   static constexpr int stage_bytes = key_bytes + value_bytes + sizeof(PassScales) + (form.scale_each_key ? tile_tokens * 4 : 0);
-  static constexpr int room(int query_places) { return (most_shared_bytes - fixed_bytes - query_places * query_bytes) / stage_bytes; }
-  static constexpr int query_places = room(2) >= 2 ? 2 : 1;
-  static constexpr int key_places = room(query_places) > 6 ? 6 : room(query_places) < 2 ? 1 : room(query_places);
+  static constexpr int room(int blocks) { return (most_shared_bytes - fixed_bytes - blocks * block_bytes) / stage_bytes; }
+  // Of a block that the warpgroups quantise first one place is enough: it is free soon after the item has begun.
+  static constexpr int block_places = !quantises_queries && room(2) >= 2 ? 2 : 1, query_places = quantises_queries ? 2 : block_places;
+  static constexpr int key_places = room(block_places) > 6 ? 6 : room(block_places) < 2 ? 1 : room(block_places);
   static constexpr bool split = key_places == 1;
   static constexpr int value_places = key_places;
+  static_assert(!quantises_queries || (panels == 1 && 64 * row_bytes <= 4 * out_bytes && form.query_scale_rows == 2 && corrections));
   static_assert(!split || !passes, "the main loop hands keys back before it reads these");
   static_assert(!form.residuals || !unrounded_sums, "a residual plane must not count in the sums");
 
   struct Shared {
-    alignas(1024) std::uint8_t query[query_places][query_bytes];
+    alignas(1024) std::uint8_t block[block_places][block_bytes];
+    alignas(1024) std::uint8_t hadamard[hadamard_bytes];  // write_hadamard()
     alignas(1024) std::uint8_t key[key_places][key_bytes];
     alignas(1024) std::uint8_t value[value_places][value_bytes];
     alignas(1024) std::uint8_t out[warps][out_bytes];
@@ -112,13 +122,19 @@ struct Loop {
     Item item[query_places];
     std::uint64_t described[query_places], query_full[query_places], query_empty[query_places], full[key_places], empty[key_places];
     std::uint64_t value_full[value_places], value_empty[value_places];  // only with `split`
+    std::uint64_t block_read;                                           // only with `quantises_queries`
   };
   static_assert(sizeof(Shared) <= most_shared_bytes, "more than a CTA may have");
 
   // The same as addresses.
   struct At {
     std::uint32_t base;
-    __device__ std::uint32_t query(int i) const { return base + offsetof(Shared, query) + i * query_bytes; }
+    __device__ std::uint32_t block(int i) const { return base + offsetof(Shared, block) + i * block_bytes; }
+    __device__ std::uint32_t hadamard() const { return base + offsetof(Shared, hadamard); }
+    // A warpgroup's, as wgmma reads them. Those that it has quantised lie where its warps stage what they store: at that time only.
+    __device__ std::uint32_t query(int i, int warpgroup) const {
+      return quantises_queries ? out(4 * warpgroup) : block(i) + warpgroup * 64 * panel;
+    }
     __device__ std::uint32_t key(int i) const { return base + offsetof(Shared, key) + i * key_bytes; }
     __device__ std::uint32_t value(int i) const { return base + offsetof(Shared, value) + i * value_bytes; }
     __device__ std::uint32_t key_scale(int i) const { return base + offsetof(Shared, key_scale) + i * sizeof(Shared::key_scale[0]); }
@@ -132,6 +148,7 @@ struct Loop {
     __device__ std::uint32_t empty(int i) const { return base + offsetof(Shared, empty) + i * 8; }
     __device__ std::uint32_t value_full(int i) const { return base + offsetof(Shared, value_full) + i * 8; }
     __device__ std::uint32_t value_empty(int i) const { return base + offsetof(Shared, value_empty) + i * 8; }
+    __device__ std::uint32_t block_read() const { return base + offsetof(Shared, block_read); }
   };
 };
 

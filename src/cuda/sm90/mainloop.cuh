@@ -13,6 +13,7 @@
 //   query_empty    every thread of the warpgroups and the two that bring it; the producer waits. An item is done with.
 //   full           the producer's arrival and bytes; the warpgroups wait. A tile is there.
 //   empty          every thread of the warpgroups; the producer waits. (One a warp is no faster, and racecheck does not understand it.)
+//   block_read     every thread of the warpgroups; the producer waits. Queries that they quantise themselves are read.
 //   value_full, value_empty   the same for values where keys have barriers of their own (Loop::split).
 #pragma once
 
@@ -20,6 +21,7 @@
 #include "cuda/sm90/attention.h"
 #include "cuda/sm90/epilogue.cuh"
 #include "cuda/sm90/producer.cuh"
+#include "cuda/sm90/quantise_queries.cuh"
 #include "cuda/sm90/softmax.cuh"
 #include "cuda/sm90/wgmma.cuh"
 
@@ -152,13 +154,15 @@ struct Consumer {
       const int4 what = ptx::load_int4(item + offsetof(Item, what));
       if (what.x == 0) return;
       if (warpgroup * 64 >= what.x) {  // no rows for this warpgroup
+        if constexpr (L::quantises_queries) ptx::barrier_arrive(at.block_read());
         hand_back(what.z - what.y);
         ptx::barrier_arrive(at.query_empty(items.place()));
         continue;
       }
+      if constexpr (L::quantises_queries) quantise_queries<L>(p, at, item, warpgroup);
       const int2 share = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16);
       hand_back(share.x - what.y);
-      const auto query = Queries::at(at.query(items.place()) + warpgroup * 64 * L::panel);
+      const auto query = Queries::at(at.query(items.place(), warpgroup));
       // The softmax is in powers of 2. Read for each tile where there is no register for it.
       const auto query_scales = [&](float(&scale)[2]) {
         scale[0] = scale[1] = fabsf(p.scale) * log2_e;
@@ -361,8 +365,10 @@ __global__ void __launch_bounds__(L::threads, 1) attention_kernel(const __grid_c
       ptx::barrier_init(at.value_full(i), 1);
       ptx::barrier_init(at.value_empty(i), L::consumers);
     }
+    ptx::barrier_init(at.block_read(), L::consumers);
     ptx::barrier_init_fence();
   }
+  if constexpr (L::quantises_queries) write_hadamard<L>(at.hadamard(), threadIdx.x, L::threads);
   __syncthreads();
   if (warpgroup == L::warpgroups) {
     ptx::give_registers<L::producer_registers>();

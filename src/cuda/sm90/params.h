@@ -2,6 +2,7 @@
 // What the kernels of a call share: the caller's tensors, where its sequences lie, the mask, and the quantised operands between them.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -84,9 +85,13 @@ struct Params {
   int query_tiles, key_tiles;  // of a head, in all sequences
   int blocks;                  // of Form::block_queries queries, of a head, in all sequences
   bool out_bf16;               // else f16
+  bool own_quantiser;          // of chitu: quantise() for keys and values, the attention kernel for queries; else pack() for all
   float scale;
   Window window;
 
+  CUtensorMap queries_as_given;  // with own_quantiser: [batch][head][token][channel], in boxes of Form::block_queries x 64
+
+  // The next three with pack() only.
   std::uint8_t* queries;   // [query tiles x heads], a head: [panels][128 tiles][panel]; negated if scale is negative
   float* query_scale;      // [queries / Form::query_scale_rows]: with rows = 2, [each 16 queries][8]
   float* correction;       // [queries]: q . centre; 0 where keys are not centred
@@ -118,7 +123,7 @@ __host__ __device__ inline Place place(const Params& p, int i) {
 
 // Launched in this order on one stream. The tensors are bf16, or f16.
 void describe(const Place* places, int count, Place* to, cudaStream_t stream);          // fills Params::places
-void quantise(const Params& params, bool bf16, cudaStream_t stream);                    // chitu, dim 64 or 128
+void quantise(const Params& params, bool bf16, cudaStream_t stream);                    // keys and values of chitu, dim 64 or 128
 void pack(const Params& params, const Recipe& recipe, bool bf16, cudaStream_t stream);  // any recipe and dim
 std::int64_t statistics_count(const Params& params);                                    // what pack() needs of Params::statistics
 void attend(const Params& params, const Recipe& recipe, bool bf16, int processors, cudaStream_t stream);

@@ -104,6 +104,7 @@ __device__ void produce_queries(const Params& p, const typename L::At at) {
   using Item = typename L::Item;
   constexpr Form form = L::form;
   Ring<L::query_places, 0> ring;
+  Ring<1, 1> blocks;
   ptx::wait_for_previous();
   for (;; ring.advance()) {
     const std::uint32_t to = at.item(ring.place()), barrier = at.query_full(ring.place());
@@ -115,22 +116,35 @@ __device__ void produce_queries(const Params& p, const typename L::At at) {
     const int4 from = ptx::load_int4(to + offsetof(Item, queries));  // first tile of the head, tiles of the head, row, row of ranges
     const int padded = from.y * tile_tokens, rows = min(form.block_queries, padded - from.z);
     const std::int64_t head_row = static_cast<std::int64_t>(from.x) * tile_tokens;
-    {
-      const int4 to_rows = ptx::load_int4(to + offsetof(Item, rows));  // batch entry, head, row
-      ptx::store_long(to + offsetof(Item, out), to_rows.x * p.out.batch + to_rows.y * p.out.head + to_rows.z * p.out.token);
-      ptx::store_long(to + offsetof(Item, lse), to_rows.x * p.lse.batch + to_rows.y * p.lse.head + to_rows.z * p.lse.token);
-    }
-    ptx::barrier_expect(barrier, rows * (L::row_bytes + 8 + (L::query_scales ? 4 / form.query_scale_rows : 0) + (L::corrections ? 4 : 0)) +
-                                     (L::channel_scales ? L::dim * 4 : 0));
+    const int4 place = ptx::load_int4(to + offsetof(Item, rows));  // batch entry, head, row
+    ptx::store_long(to + offsetof(Item, out), place.x * p.out.batch + place.y * p.out.head + place.z * p.out.token);
+    ptx::store_long(to + offsetof(Item, lse), place.x * p.lse.batch + place.y * p.lse.head + place.z * p.lse.token);
+    constexpr int head_bytes = L::channel_scales ? L::dim * 4 : 0;
+    if constexpr (L::quantises_queries) {
+      ptx::barrier_wait(at.block_read(), blocks.parity());
+      blocks.advance();
+      ptx::barrier_expect(barrier, L::block_bytes + rows * 8 + head_bytes + L::dim * 2);
 #pragma unroll
-    for (int i = 0; i < L::panels; ++i)
-      ptx::bulk_copy(at.query(ring.place()) + i * form.block_queries * L::panel,
-                     p.queries + head_row * L::row_bytes + (static_cast<std::int64_t>(i) * padded + from.z) * L::panel, rows * L::panel,
-                     barrier);
-    if constexpr (L::query_scales)
-      ptx::bulk_copy(to + offsetof(Item, query_scale), p.query_scale + (head_row + from.z) / form.query_scale_rows,
-                     rows * 4 / form.query_scale_rows, barrier);
-    if constexpr (L::corrections) ptx::bulk_copy(to + offsetof(Item, correction), p.correction + head_row + from.z, rows * 4, barrier);
+      for (int panel = 0; panel < L::dim / 64; ++panel)  // rows behind the tensor's last are zeros
+        ptx::tensor_copy(at.block(0) + panel * form.block_queries * 128, &p.queries_as_given, panel * 64, place.z, place.y, place.x,
+                         barrier);
+      ptx::bulk_copy(
+          to + offsetof(Item, centre),
+          static_cast<const std::uint16_t*>(p.centre) + static_cast<std::int64_t>(ptx::load_int(to + offsetof(Item, keys))) * L::dim,
+          L::dim * 2, barrier);
+    } else {
+      ptx::barrier_expect(
+          barrier, rows * (L::row_bytes + 8 + (L::query_scales ? 4 / form.query_scale_rows : 0) + (L::corrections ? 4 : 0)) + head_bytes);
+#pragma unroll
+      for (int i = 0; i < L::panels; ++i)
+        ptx::bulk_copy(at.block(ring.place()) + i * form.block_queries * L::panel,
+                       p.queries + head_row * L::row_bytes + (static_cast<std::int64_t>(i) * padded + from.z) * L::panel, rows * L::panel,
+                       barrier);
+      if constexpr (L::query_scales)
+        ptx::bulk_copy(to + offsetof(Item, query_scale), p.query_scale + (head_row + from.z) / form.query_scale_rows,
+                       rows * 4 / form.query_scale_rows, barrier);
+      if constexpr (L::corrections) ptx::bulk_copy(to + offsetof(Item, correction), p.correction + head_row + from.z, rows * 4, barrier);
+    }
     if constexpr (L::channel_scales)
       ptx::bulk_copy(to + offsetof(Item, channels),
                      p.channels + static_cast<std::int64_t>(ptx::load_int(to + offsetof(Item, keys))) * L::dim, L::dim * 4, barrier);

@@ -3,6 +3,7 @@
 // are 32-bit, as the instructions take them.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -42,12 +43,22 @@ __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint3
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// Of some of a CTA's warps: `threads` of them.
+__device__ __forceinline__ void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
 // ---- memory
 // Copies bytes (a multiple of 16) to shared memory; the barrier counts them when they have come.
 __device__ __forceinline__ void bulk_copy(std::uint32_t to, const void* from, std::uint32_t bytes, std::uint32_t barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
                "r"(barrier)
                : "memory");
+}
+// A box of a tensor with four dimensions, at these coordinates.
+__device__ __forceinline__ void tensor_copy(std::uint32_t to, const CUtensorMap* map, int x, int y, int z, int w, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
+      : "memory");
 }
 // Volatile, so that a number is read where it is written and not kept in a register from there on.
 __device__ __forceinline__ float load_float(std::uint32_t from) {
@@ -77,6 +88,17 @@ __device__ __forceinline__ int4 load_int4(std::uint32_t from) {
 }
 __device__ __forceinline__ void store_int4(std::uint32_t to, int x, int y, int z, int w) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+__device__ __forceinline__ uint4 load_uint4(std::uint32_t from) {
+  uint4 x;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from));
+  return x;
+}
+__device__ __forceinline__ void store_uint4(std::uint32_t to, const uint4& x) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+__device__ __forceinline__ void store_float(std::uint32_t to, float x) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
 }
 __device__ __forceinline__ void store_long(std::uint32_t to, std::int64_t x) {
   asm volatile("st.shared.b64 [%0], %1;" ::"r"(to), "l"(x) : "memory");
@@ -185,6 +207,8 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float a, float b) {
 }
 
 // ---- warpgroup matrix instructions; the products are in wgmma.cuh
+// Before a barrier, after which they read what this thread has written to shared memory.
+__device__ __forceinline__ void written_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Waits for all products. d: what they write, so that the compiler reads none of it before; arrays of arrays too.

@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The chitu recipe's quantiser on Hopper: Q, K and V are read once and written once, in the layout that the attention kernel copies.
+// The chitu recipe's quantiser of keys and values on Hopper: they are read once and written once, in the layout that the attention kernel
+// copies. Queries are quantised by that kernel (quantise_queries.cuh).
 // docs/numerics.md, "Quantising", is the specification; docs/kernels/sm90.md has the bound and what was measured.
 //
-//   - A small kernel makes the keys' centre and λ from the sample. The main kernel starts beside it, queries first: they need the sample
-//     for their corrections only, at the end.
-//   - The rotation runs on the tensor cores: +-1 times a 16-bit value is exact, sums are fp32. Four channel bits by one mma.m16n8k16, the
-//     others by additions in registers. A 16-byte piece is an operand as it stands, and the result packs into 16 bytes that stay together.
-//   - The centre is subtracted by linearity, one more mma with the centre in every row; q . centre is a third operand. Both are exact
-//     because the centre is in the type of the input. The sums of |v / λ| that values' flags need are an mma too.
+//   - A small kernel makes the keys' centre and λ from the sample. The main kernel starts beside it.
+//   - Matrix products on the tensor cores: the rotation (rotation.cuh), and the sums of |v / λ| that values' flags need.
 //   - Every thread brings its 128 bytes of the input to shared memory before it waits for anything. With them in registers only three CTAs
 //     found room on a multiprocessor, and the compiler put half of the loads off until after the work on the others.
 #include <algorithm>
 
 #include "common/sample.h"
 #include "cuda/launch.h"
-#include "cuda/sm90/quantise_rows.cuh"
+#include "cuda/sm90/quantise_keys.cuh"
 #include "cuda/sm90/quantise_values.cuh"
 
 namespace chitu::cuda::sm90 {
@@ -27,12 +24,11 @@ template <class T, int dim>
 __global__ void __launch_bounds__(quantise_threads, 4) quantise_kernel(const __grid_constant__ Job job) {
   __shared__ __align__(16) Shared shared;
   ptx::let_next_start();
-  const int unit = static_cast<int>(blockIdx.x) - job.query_units;
-  if (unit < 0) return rotate<T, dim, false>(job, unit + job.query_units, shared);
-  if (unit % 2)
-    quantise_values<T, dim>(job, unit / 2, shared);
+  const int unit = static_cast<int>(blockIdx.x) / 2;
+  if (blockIdx.x % 2)
+    quantise_values<T, dim>(job, unit, shared);
   else
-    rotate<T, dim, true>(job, unit / 2, shared);
+    quantise_keys<T, dim>(job, unit, shared);
 }
 
 // The sum over a CTA's threads of the first `count` (a multiple of 32).
@@ -160,16 +156,10 @@ void start(const Params& p, cudaStream_t stream) {
           .shared_bytes = static_cast<unsigned>(threads / 32 * dim * (sizeof(double) + sizeof(float)))},
          stream, {p, Sample(p.same.keys)});
   Job job{.params = p};
-  const auto units = [](int tiles) { return (tiles + 128 / dim - 1) / (128 / dim); };
-  job.key_units = units(p.key_tiles * p.kv_heads);
-  job.query_units = units(p.query_tiles * p.heads);
-  const int all = 2 * job.key_units + job.query_units;
-  job.query_tiles = Divisor(std::max(tiles_of(p.same.queries), 1));
-  job.key_tiles = Divisor(std::max(tiles_of(p.same.keys), 1));
-  job.heads = Divisor(p.heads);
-  job.kv_heads = Divisor(p.kv_heads);
-  job.group = Divisor(p.heads / p.kv_heads);
-  launch(quantise_kernel<T, dim>, {.blocks = static_cast<unsigned>(all), .threads = quantise_threads, .overlaps = true}, stream, job);
+  job.tiles = Divisor(std::max(tiles_of(p.same.keys), 1));
+  job.heads = Divisor(p.kv_heads);
+  const int tiles_of_unit = 128 / dim, units = (p.key_tiles * p.kv_heads + tiles_of_unit - 1) / tiles_of_unit;
+  launch(quantise_kernel<T, dim>, {.blocks = 2 * static_cast<unsigned>(units), .threads = quantise_threads, .overlaps = true}, stream, job);
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ struct ValuePart {
     const int index = unit * groups + group, first = chunk * 16 + block % 2 * 4;
     exists = index < p.key_tiles * p.kv_heads;
     if (!exists) return;
-    at = place_of<false>(job, index);
+    at = place_of(job, index);
     const Place sequence = place(p, at.sequence);
     valid = sequence.keys - at.tile * tile_tokens - first;
     from = static_cast<const T*>(p.value.data) + sequence.batch * p.value.batch + at.head * p.value.head +
@@ -150,7 +150,7 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
   *reinterpret_cast<float2*>(sizes + part.warp % parts * tile_tokens + part.warp / parts * 64 + part.lane * 2) =
       make_float2(size[0] + size[1], size[2] + size[3]);
   if (part.lane == 0) tops[part.warp] = top;
-  tile_barrier(1 + part.group, warps * 32);
+  ptx::named_barrier(1 + part.group, warps * 32);
 #pragma unroll
   for (int i = 0; i < warps; ++i) top = fmaxf(top, tops[i]);
   const float limit = top * unit_of_sizes * (dim / flag_ratio);
@@ -175,7 +175,7 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
     part.store(out, 2 * w, [&](int i) { return low<T>(word(x[i], w)) * factor[2 * w]; });
     part.store(out, 2 * w + 1, [&](int i) { return high<T>(word(x[i], w)) * factor[2 * w + 1]; });
   }
-  const bool flagged = tile_barrier_or(1 + part.group, warps * 32, small);
+  const bool flagged = barrier_or(1 + part.group, warps * 32, small);
   const float scale = divide(top, 127);
   if (part.warp == 0 && part.lane == 0) write_passes(p, part.at.index, scale, flagged);
   if (flagged) quantise_residuals<T, dim>(job, unit, scale, inverse);

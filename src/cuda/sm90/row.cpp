@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cuda/device.h"
+#include "cuda/launch.h"
 #include "cuda/sm90/params.h"
 
 namespace chitu::cuda::sm90 {
@@ -66,6 +67,33 @@ class Arena {
   std::size_t bytes_ = 0;
 };
 
+// The quantiser that is tuned for chitu. Its queries are copied by a tensor map, which strides may be beyond: then pack() does it all.
+bool has_own_quantiser(const Problem& p) {
+  const Tensor& q = p.query.tensor();
+  for (std::size_t i = 0; i < 3; ++i)
+    if (q.shape[i] > 1 && (q.stride[i] <= 0 || q.stride[i] >= std::int64_t{1} << 39)) return false;
+  return p.recipe == recipes::chitu && (p.dim() == 64 || p.dim() == 128);
+}
+
+CUtensorMap tensor_map(const Tensor& t, const Form& form) {
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  cuuint64_t sizes[4], strides[3];  // innermost first; strides in bytes, of all but the innermost
+  for (std::size_t i = 0; i < 4; ++i) sizes[i] = static_cast<cuuint64_t>(t.shape[3 - i]);
+  for (std::size_t i = 0; i < 3; ++i) strides[i] = static_cast<cuuint64_t>(t.shape[2 - i] > 1 ? t.stride[2 - i] : t.shape[3]) * 2;
+  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(form.block_queries), 1, 1}, steps[4] = {1, 1, 1, 1};
+  CUtensorMap map;
+  const CUresult r = encode(&map, t.type == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, t.data,
+                            sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (r != CUDA_SUCCESS) throw Error(ErrorCode::internal, "CUDA: cuTensorMapEncodeTiled gives " + std::to_string(r));
+  return map;
+}
+
 int narrow(std::int64_t x) { return static_cast<int>(x); }
 
 // Where each sequence of a packed call lies.
@@ -101,6 +129,7 @@ Params params_of(const Problem& p, const Form& form, const std::vector<Place>& p
   r.heads = narrow(p.heads());
   r.kv_heads = narrow(p.kv_heads());
   r.sequences = narrow(static_cast<std::int64_t>(p.sequences.size()));
+  r.own_quantiser = has_own_quantiser(p);
   r.out_bf16 = p.output.out.type == DType::bf16;
   r.scale = p.scale;
   r.window = p.window;
@@ -117,13 +146,10 @@ Params params_of(const Problem& p, const Form& form, const std::vector<Place>& p
   return r;
 }
 
-// The quantiser that is tuned for chitu; pack() does everything.
-bool has_own_quantiser(const Recipe& recipe, int dim) { return recipe == recipes::chitu && (dim == 64 || dim == 128); }
-
 // Gives the arrays their places; returns the bytes of all.
 std::size_t lay_out(Params& r, const Problem& p, const Form& form, Place*& places, std::byte* memory) {
   const bool packed = !p.query_starts.empty();
-  const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = query_tiles * tile_tokens,
+  const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = r.own_quantiser ? 0 : query_tiles * tile_tokens,
                      key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads;
   Arena arena(memory);
   std::uint16_t* centre;
@@ -142,7 +168,7 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, Place*& place
   arena.take(r.spoilt_queries, query_tiles);
   arena.take(r.spoilt_keys, key_tiles);
   arena.take(r.spoilt_values, key_tiles);
-  arena.take(r.statistics, has_own_quantiser(p.recipe, r.dim) ? 0 : statistics_count(r));
+  arena.take(r.statistics, r.own_quantiser ? 0 : statistics_count(r));
   arena.take(places, packed ? r.sequences : 0);
   r.centre = centre;
   r.places = packed ? places : nullptr;
@@ -192,6 +218,7 @@ Call::Call(const Problem& p)
   require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
   if (!memory) memory = memory_.emplace(lay_out(params_, p, form, places_on_gpu_, nullptr), device_, stream_).data();
   lay_out(params_, p, form, places_on_gpu_, memory);
+  if (params_.own_quantiser) params_.queries_as_given = tensor_map(p.query.tensor(), form);
   if (!p.query_starts.empty()) {
     places.pop_back();
     places_ = std::move(places);
@@ -200,7 +227,7 @@ Call::Call(const Problem& p)
 
 void Call::quantise() const {
   if (!places_.empty()) describe(places_.data(), params_.sequences, places_on_gpu_, stream_);
-  if (has_own_quantiser(recipe_, params_.dim))
+  if (params_.own_quantiser)
     sm90::quantise(params_, bf16_, stream_);
   else
     pack(params_, recipe_, bf16_, stream_);

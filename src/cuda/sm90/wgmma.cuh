@@ -28,9 +28,12 @@ namespace chitu::cuda::sm90::ptx {
   kind(d[40]), kind(d[41]), kind(d[42]), kind(d[43]), kind(d[44]), kind(d[45]), kind(d[46]), kind(d[47]), \
   kind(d[48]), kind(d[49]), kind(d[50]), kind(d[51]), kind(d[52]), kind(d[53]), kind(d[54]), kind(d[55]), \
   kind(d[56]), kind(d[57]), kind(d[58]), kind(d[59]), kind(d[60]), kind(d[61]), kind(d[62]), kind(d[63])
-#define CHITU_SHARED_PRODUCT(shape, kind, flags) \
+#define CHITU_SHARED_PRODUCT_64(shape, kind, flags) \
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned." shape " {" CHITU_NUMBERS_64 "}, %64, %65, p" \
                flags "; }" : CHITU_REGISTERS_64(kind) : "l"(a), "l"(b), "n"(add))
+#define CHITU_SHARED_PRODUCT_32(shape, kind, flags) \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned." shape " {" CHITU_NUMBERS_32 "}, %32, %33, p" \
+               flags "; }" : CHITU_REGISTERS_32(kind) : "l"(a), "l"(b), "n"(add))
 #define CHITU_PRODUCT_32(shape, kind, flags) \
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned." shape " {" CHITU_NUMBERS_32 \
                "}, {%32, %33, %34, %35}, %36, p" flags "; }" \
@@ -45,13 +48,22 @@ namespace chitu::cuda::sm90::ptx {
 template <DType type, bool add, class Number>
 __device__ __forceinline__ void scores(Number (&d)[64], std::uint64_t a, std::uint64_t b) {
   if constexpr (type == DType::i8)
-    CHITU_SHARED_PRODUCT("m64n128k32.s32.s8.s8", "+r", "");
+    CHITU_SHARED_PRODUCT_64("m64n128k32.s32.s8.s8", "+r", "");
   else if constexpr (type == DType::e4m3)
-    CHITU_SHARED_PRODUCT("m64n128k32.f32.e4m3.e4m3", "+f", ", 1, 1");
+    CHITU_SHARED_PRODUCT_64("m64n128k32.f32.e4m3.e4m3", "+f", ", 1, 1");
   else if constexpr (type == DType::f16)
-    CHITU_SHARED_PRODUCT("m64n128k16.f32.f16.f16", "+f", ", 1, 1, 0, 0");
+    CHITU_SHARED_PRODUCT_64("m64n128k16.f32.f16.f16", "+f", ", 1, 1, 0, 0");
   else
-    CHITU_SHARED_PRODUCT("m64n128k16.f32.bf16.bf16", "+f", ", 1, 1, 0, 0");
+    CHITU_SHARED_PRODUCT_64("m64n128k16.f32.bf16.bf16", "+f", ", 1, 1, 0, 0");
+}
+
+// The same of b [64, 32 bytes].
+template <DType type, bool add>
+__device__ __forceinline__ void scores(float (&d)[32], std::uint64_t a, std::uint64_t b) {
+  if constexpr (type == DType::f16)
+    CHITU_SHARED_PRODUCT_32("m64n64k16.f32.f16.f16", "+f", ", 1, 1, 0, 0");
+  else
+    CHITU_SHARED_PRODUCT_32("m64n64k16.f32.bf16.bf16", "+f", ", 1, 1, 0, 0");
 }
 
 // d (+)= a b^T: a [64, 32 bytes] in registers, b in shared memory: of 8 bits [64 or 128 channels, 32 keys], of 16 bits [16 keys, channels].
@@ -82,7 +94,8 @@ __device__ __forceinline__ void weighted(Number (&d)[64], const std::uint32_t* a
 #undef CHITU_NUMBERS_64
 #undef CHITU_REGISTERS_32
 #undef CHITU_REGISTERS_64
-#undef CHITU_SHARED_PRODUCT
+#undef CHITU_SHARED_PRODUCT_64
+#undef CHITU_SHARED_PRODUCT_32
 #undef CHITU_PRODUCT_32
 #undef CHITU_PRODUCT_64
 
