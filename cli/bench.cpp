@@ -68,14 +68,15 @@ double peak_of(const Workload& w, const Recipe& recipe, const Peaks& peaks) {
   return 2 / (1 / peak(recipe.key) + 1 / peak(recipe.value));
 }
 
-// Bytes that quantising must move at least: each operand that the method quantises is read once, and written once in its new type.
+// Bytes that the quantise step must move at least: each operand that it quantises is read once, and written once in its new type.
 // Scales, samples and residual planes are not counted.
-double quantise_bytes(const Workload& w, const Recipe& recipe) {
+double quantise_bytes(const Workload& w, const Measurement& m) {
+  const Recipe& recipe = m.method->recipe;
   const auto moved = [](const Tensor& t, const Quant& q) {
     const double elements = static_cast<double>(t.shape[0] * t.shape[1]) * static_cast<double>(t.shape[2] * t.shape[3]);
     return q.scaling == Scaling::none ? 0 : elements * (bytes(t.type) + bytes(q.type));
   };
-  return moved(w.query, recipe.query) + moved(w.key, recipe.key) + moved(w.value, recipe.value);
+  return (m.attention_quantises_queries ? 0 : moved(w.query, recipe.query)) + moved(w.key, recipe.key) + moved(w.value, recipe.value);
 }
 
 // What follows from the times. Not a number where it is unknown: of a method that was refused, or is compared with one that was.
@@ -91,7 +92,7 @@ std::vector<Row> rows_of(const Workload& w, const std::vector<Measurement>& meas
   for (const Measurement& m : measurements) {
     const Recipe& recipe = m.method->recipe;
     const auto tflops = [&](double milliseconds) { return w.operations() / (milliseconds * 1e9); };
-    const double moved = quantise_bytes(w, recipe);
+    const double moved = quantise_bytes(w, m);
     rows.push_back({.measurement = m,
                     .tflops = tflops(m.total.median),
                     .attention_tflops = tflops(m.attention.median),
@@ -188,7 +189,7 @@ void print_heading(const BenchFlags& flags, const WorkloadSource& source, const 
           : " by the GPU's events, methods in turn after a warm-up, tensors in GPU memory. Quantise (what it "
             "packs of operands that stay 16-bit included) and attention are a call's two steps apart; total is a whole call, in which they "
             "overlap a little.\n"
-            "GB/s: each tensor that the method quantises, read once and written once in its new type, over quantise.\n"
+            "GB/s: each tensor that the quantise step quantises, read once and written once in its new type, over its time.\n"
             "TFLOPS: 4 x dim operations for each visible pair of query and key, over the time before it. SM MHz: the clock, read under "
             "this work.\n");
   fmt::print("Differences: to double precision, on the output in the type of the data.\n");
@@ -199,6 +200,9 @@ void print_section(const Workload& w, const Truth& truth, const std::vector<Meas
   fmt::print("\n## {}: {}, batch {}, {} ({} of keys), dim {}, {}, {}\n\n", w.data, count(q[2], "token"), q[0], count(q[1], "head"),
              w.key.shape[1], q[3], name(w.query.type), window_text(w.window));
   fmt::print("{}{}", table_of(w, rows).markdown(), refused_text(measurements));
+  for (const Measurement& m : measurements)
+    if (m.attention_quantises_queries)
+      fmt::print("\n{}: the attention step quantises the queries; quantise is of keys and values.\n", m.method->name);
   if (total(truth.runs) < q[2])
     fmt::print("\nDifferences on {} of {} query rows of each head, {}.\n", total(truth.runs), q[2],
                truth.runs.size() == 1 ? "the last" : fmt::format("in {} runs spread over the sequence", truth.runs.size()));

@@ -146,6 +146,7 @@ class GpuMeter : public Meter {
       for (double ms = 0; ms + call_ms_ < lead_ms; ms += call_ms_) call();
     const Marks& m = *marks_.emplace_back(std::make_unique<Marks>());
     const cuda::sm90::Call steps(problem());
+    result_.attention_quantises_queries = steps.attention_quantises_queries();
     m.start.record();
     steps.quantise();
     m.quantised.record();

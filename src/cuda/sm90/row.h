@@ -23,6 +23,7 @@ class Call {
   explicit Call(const Problem& problem);
   void quantise() const;
   void attend() const;
+  bool attention_quantises_queries() const { return params_.own_quantiser; }  // then quantise() has keys and values only
 
  private:
   Recipe recipe_;
