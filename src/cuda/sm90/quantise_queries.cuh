@@ -97,10 +97,10 @@ __device__ __forceinline__ void quantise_queries(const Params& p, const typename
         if (!good[i >> 1 & 1]) panel[i] = 0;
   }
   // Of two panels the last channel bit is left: u + w and u - w, the larger of whose sizes is |u| + |w|.
-  float top = 0;
+  float tops[4] = {0, 0, 0, 0};
 #pragma unroll
-  for (int i = 0; i < 32; ++i) top = fmaxf(top, panels == 2 ? fabsf(x[0][i]) + fabsf(x[panels - 1][i]) : fabsf(x[0][i]));
-  top = quad_maximum(top);
+  for (int i = 0; i < 32; ++i) tops[i % 4] = fmaxf(tops[i % 4], panels == 2 ? fabsf(x[0][i]) + fabsf(x[panels - 1][i]) : fabsf(x[0][i]));
+  const float top = quad_maximum(fmaxf(fmaxf(tops[0], tops[1]), fmaxf(tops[2], tops[3])));
   if (quad == 0) ptx::store_float(item + offsetof(Item, query_scale) + (warp * 8 + lane / 4) * 4, scale_of<dim>(top));
   const float inverse = inverse_of<dim>(top), factor = p.scale < 0 ? -inverse : inverse;
 #pragma unroll

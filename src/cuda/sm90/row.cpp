@@ -80,6 +80,7 @@ CUtensorMap tensor_map(const Tensor& t, const Form& form) {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found{};
     check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
+    if (!function) throw Error(ErrorCode::internal, "CUDA: the driver has no cuTensorMapEncodeTiled");
     return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
   }();
   cuuint64_t sizes[4], strides[3];  // innermost first; strides in bytes, of all but the innermost
