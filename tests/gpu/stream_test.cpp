@@ -168,6 +168,21 @@ TEST_F(Gpu, WorkspacesThatDoNotDoAreRefused) {
   EXPECT_NE(error_of(c).find("workspace's memory is not on GPU 0"), std::string::npos) << error_of(c);
 }
 
+// An error that the caller's own use of CUDA left is neither attention()'s to report nor to clear.
+TEST_F(Gpu, ErrorsThatTheCallerLeftPendingAreLeftSo) {
+  for (const std::int64_t dim : {64, 72})
+    for (const Recipe& recipe : {recipes::chitu, recipes::exact}) {
+      Random random(19);
+      const Tensors c(random, recipe, DType::f16, 1, 300, dim);
+      const GpuResult expected = c.direct();
+      void* memory = nullptr;
+      ASSERT_EQ(cudaMalloc(&memory, std::size_t{1} << 60), cudaErrorMemoryAllocation);
+      EXPECT_EQ(error_of(c), "");
+      EXPECT_EQ(cudaGetLastError(), cudaErrorMemoryAllocation);
+      c.expect(expected);
+    }
+}
+
 TEST_F(Gpu, CapturingNeedsAWorkspace) {
   Random random(18);
   const Stream stream;
