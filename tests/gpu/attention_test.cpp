@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <optional>
+#include <ostream>
 #include <string>
 
 #include "../core/oracle.h"
+#include "common/numbers.h"
 #include "support.h"
 
 namespace chitu::test {
@@ -291,39 +294,64 @@ TEST_F(Gpu, WithoutLseAndWithoutQueries) {
   }
 }
 
-// Batch entries more than 2^31 elements apart.
-TEST_F(Gpu, OffsetsHave64Bits) {
-  Random random(6);
-  const Shape shape{2, 1, 200, 64};
-  const std::int64_t entry = shape[2] * shape[3], far = (std::int64_t{1} << 31) + 64;
-  const auto memory_bytes = static_cast<std::size_t>((far + 4 * entry) * 2);
+// A dimension whose steps are so far apart that offsets pass 2^31 and 2^32 elements, of tokens within a tile.
+struct Far {
+  const char* name;
+  Shape shape;
+  std::size_t dimension;
+  std::int64_t stride;
+};
+void PrintTo(const Far& far, std::ostream* out) { *out << far.name; }
+
+class GpuFar : public NeedsGpu<testing::TestWithParam<Far>> {};
+
+TEST_P(GpuFar, OffsetsHave64Bits) {
+  const Far& far = GetParam();
+  const auto [batch, heads, tokens, dim] = far.shape;
+  const std::int64_t count = batch * heads * tokens * dim;
+  const auto memory_bytes = static_cast<std::size_t>(((far.shape[far.dimension] - 1) * far.stride + 4 * count) * 2),
+             row_bytes = static_cast<std::size_t>(dim * 2);
   void* memory = nullptr;
-  if (cudaMalloc(&memory, memory_bytes) != cudaSuccess) GTEST_SKIP() << "the GPU has no " << memory_bytes << " bytes free";
-  const Array host[3] = {normal(random, DType::f16, shape), normal(random, DType::f16, shape), normal(random, DType::f16, shape)};
-  std::vector<Tensor> tensors;
+  if (cudaMalloc(&memory, memory_bytes) != cudaSuccess) {
+    (void)cudaGetLastError();
+    GTEST_SKIP() << "the GPU has no " << memory_bytes << " bytes free";
+  }
+  const std::shared_ptr<void> owner(memory, cudaFree);
+  ASSERT_EQ(cudaMemset(memory, 0xff, memory_bytes), cudaSuccess);
+
+  Random random(6);
+  Array host[3] = {normal(random, DType::f16, far.shape), normal(random, DType::f16, far.shape), normal(random, DType::f16, far.shape)};
+  host[2].set(batch - 1, heads - 1, tokens - 1, 3, infinity);  // for mend() too
+  std::vector<Tensor> tensors;  // of which every row lies `count` elements behind the same one of the tensor before
   for (int i = 0; i < 4; ++i) {
-    Tensor t{static_cast<std::byte*>(memory) + i * entry * 2, DType::f16, Device::cuda, 0, shape, contiguous_strides(shape)};
-    t.stride[0] = far;
-    for (int b = 0; i < 3 && b < 2; ++b)
-      ASSERT_EQ(cudaMemcpy(static_cast<std::byte*>(t.data) + b * far * 2, host[i].raw().data() + b * entry * 2,
-                           static_cast<std::size_t>(entry) * 2, cudaMemcpyHostToDevice),
-                cudaSuccess);
+    Tensor t{static_cast<std::byte*>(memory) + i * count * 2, DType::f16, Device::cuda, 0, far.shape, contiguous_strides(far.shape)};
+    t.stride[far.dimension] = far.stride;
     tensors.push_back(t);
   }
+  const auto copy = [&](const Tensor& to, const Tensor& from, cudaMemcpyKind kind) {
+    cudaError_t error = cudaSuccess;
+    for (std::int64_t b = 0; b < far.shape[0]; ++b)
+      for (std::int64_t h = 0; h < far.shape[1]; ++h)
+        for (std::int64_t t = 0; t < far.shape[2] && error == cudaSuccess; ++t)
+          error = cudaMemcpy(row(to, b, h, t), row(from, b, h, t), row_bytes, kind);
+    EXPECT_EQ(error, cudaSuccess);
+  };
+  for (std::size_t i = 0; i < 3; ++i) copy(tensors[i], host[i], cudaMemcpyHostToDevice);
   for (const Method& method : {find_method("chitu"), find_method("sage2"), find_method("exact")}) {
     const Options options{.recipe = method.recipe};
     const GpuResult near = attend_on_gpu(host[0], host[1], host[2], options, DType::f16);
     attention(tensors[0], tensors[1], tensors[2], tensors[3], options);
-    Array out(DType::f16, shape);
-    for (int b = 0; b < 2; ++b)
-      ASSERT_EQ(
-          cudaMemcpy(static_cast<std::byte*>(out.tensor().data) + b * entry * 2, static_cast<std::byte*>(tensors[3].data) + b * far * 2,
-                     static_cast<std::size_t>(entry) * 2, cudaMemcpyDeviceToHost),
-          cudaSuccess);
+    const Array out(DType::f16, far.shape);
+    copy(out, tensors[3], cudaMemcpyDeviceToHost);
     EXPECT_EQ(out.numbers(), near.out) << method.name;
   }
-  EXPECT_EQ(cudaFree(memory), cudaSuccess);
 }
+
+constexpr std::int64_t two_to_31 = std::int64_t{1} << 31;
+INSTANTIATE_TEST_SUITE_P(All, GpuFar,
+                         testing::Values(Far{"Batch", {3, 1, 200, 64}, 0, two_to_31 + 64}, Far{"Heads", {1, 3, 200, 64}, 1, two_to_31 + 64},
+                                         Far{"Tokens", {1, 2, 200, 64}, 2, two_to_31 / 64 + 64}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace chitu::test
