@@ -353,5 +353,47 @@ INSTANTIATE_TEST_SUITE_P(All, GpuFar,
                                          Far{"Tokens", {1, 2, 200, 64}, 2, two_to_31 / 64 + 64}),
                          [](const auto& info) { return std::string(info.param.name); });
 
+// Queries whose strides no tensor map can have, for which chitu's own quantiser of queries is not used; and keys and values with such
+// strides, for which it is.
+TEST_F(Gpu, StridesThatNoTensorMapHas) {
+  const auto reverse = [](Tensor& t, std::size_t dimension) {
+    t.data = static_cast<std::byte*>(t.data) + (t.shape[dimension] - 1) * t.stride[dimension] * bytes(t.type);
+    t.stride[dimension] = -t.stride[dimension];
+  };
+  const auto repeat = [](Tensor& t, std::size_t dimension) { t.stride[dimension] = 0; };
+  const Options options{.window = causal};
+  for (const std::int64_t dim : {64, 128})
+    for (const bool reversed : {true, false})
+      for (std::size_t dimension = 0; dimension < 3; ++dimension) {
+        SCOPED_TRACE("dim " + std::to_string(dim) + ", dimension " + std::to_string(dimension) + (reversed ? " reversed" : " repeated"));
+        Random random(50);
+        const Array memory[] = {normal(random, DType::bf16, {2, 4, 300, dim}), normal(random, DType::bf16, {2, 2, 450, dim}),
+                                normal(random, DType::bf16, {2, 2, 450, dim})};
+        std::vector<GpuArray> arrays, plain;  // the memory, and copies of its views
+        std::vector<Tensor> views;
+        for (const Array& x : memory) {
+          const auto change = [&](Tensor t) {
+            reversed ? reverse(t, dimension) : repeat(t, dimension);
+            return t;
+          };
+          const Tensor view = change(x);
+          Array copy(view.type, view.shape);
+          copy.fill([&](auto b, auto h, auto t, auto c) { return load(row(view, b, h, t), view.type, c); });
+          arrays.emplace_back(x);
+          plain.emplace_back(copy);
+          views.push_back(change(arrays.back()));
+        }
+        const GpuResult expected = attend_on_gpu(plain[0], plain[1], plain[2], options, DType::bf16);
+        for (const GpuResult& got : {attend_on_gpu(views[0], plain[1], plain[2], options, DType::bf16),
+                                     attend_on_gpu(views[0], views[1], views[2], options, DType::bf16)}) {
+          EXPECT_LE(relative_l1(got.out, expected.out), 2e-3 + rounding_of(DType::bf16));
+          EXPECT_LE(difference(got.lse, to_double(expected.lse)).largest, 2e-3);
+        }
+        const GpuResult same = attend_on_gpu(plain[0], views[1], views[2], options, DType::bf16);
+        EXPECT_EQ(same.out, expected.out);
+        EXPECT_EQ(same.lse, expected.lse);
+      }
+}
+
 }  // namespace
 }  // namespace chitu::test
