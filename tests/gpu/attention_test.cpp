@@ -10,6 +10,7 @@
 
 #include "../core/oracle.h"
 #include "common/numbers.h"
+#include "common/rotation.h"
 #include "support.h"
 
 namespace chitu::test {
@@ -393,6 +394,37 @@ TEST_F(Gpu, StridesThatNoTensorMapHas) {
         EXPECT_EQ(same.out, expected.out);
         EXPECT_EQ(same.lse, expected.lse);
       }
+}
+
+// ---- numbers near the largest of bf16
+
+constexpr float tiny_scale = 0x1p-126f;  // by which scores of one such token and one of usual size are of usual size
+
+// Among others, queries of head 0 and keys of head 1 whose rotations would overflow fp32 if it were not for their unit: half of them have
+// two large numbers, half have all the same size, with the signs that the rotation takes away, so that it sums them all.
+TEST_F(Gpu, RowsOfHugeNumbers) {
+  for (const std::int64_t dim : {64, 128, 72})
+    for (const float scale : {tiny_scale, -tiny_scale}) {
+      Random random(51);
+      Case c;
+      const auto number = [&](bool huge, std::int64_t token, std::int64_t channel) {
+        const float usual = 0.5f * random.normal();
+        if (!huge || token % 37 != 7) return usual;
+        const std::int64_t i = token / 37;
+        if (i % 2) return rotation_negates(static_cast<int>(channel)) ? -7e36f : 7e36f;
+        return channel / 2 == i ? 3e38f : usual;
+      };
+      c.query = normal(random, DType::bf16, {1, 2, 300, dim});
+      c.key = normal(random, DType::bf16, {1, 2, 300, dim});
+      c.value = normal(random, DType::bf16, c.key.shape());
+      c.query.fill([&](auto, auto h, auto t, auto x) { return number(h == 0, t, x); });
+      c.key.fill([&](auto, auto h, auto t, auto x) { return number(h == 1, t, x); });
+      c.options.scale = scale;
+      c.type = DType::bf16;
+      c.peaky = true;
+      c.text = "dim " + std::to_string(dim) + (scale < 0 ? ", negative scale" : "");
+      expect_recipe(c, recipes::chitu);
+    }
 }
 
 }  // namespace
