@@ -246,6 +246,67 @@ TEST_P(GpuMethods, TakeManySequences) {
   expect_recipe(c, recipe());
 }
 
+// Blocks of up to 64 queries and many keys: what parts of the keys give is joined, whatever each row sees of which part.
+TEST_P(GpuMethods, FewQueriesOfManyKeys) {
+  std::size_t n = 0;
+  for (const std::int64_t dim : {64, 128, 256})
+    for (const std::int64_t queries : {1, 3, 17, 64})
+      for (const std::int64_t keys : {129, 640, 1300, 5000}) {
+        Random random(600 + n);
+        Case c;
+        const DType in = random.below(2) ? DType::f16 : DType::bf16;
+        const std::int64_t kv_heads = 1 + random.below(2), heads = kv_heads * random.pick(head_ratios);
+        const bool sink = random.below(2), small = random.below(2);
+        c.query = normal(random, in, {1, heads, queries, dim});
+        c.key = normal(random, in, {1, kv_heads, keys, dim});
+        c.value = normal(random, in, c.key.shape());
+        if (sink) {  // one part has most of the weight of most rows
+          c.query.fill([&](auto, auto, auto, std::int64_t x) { return random.normal() + (x == 3 ? 6.f : 0.f); });
+          c.key.fill([&](auto, auto, std::int64_t t, std::int64_t x) { return random.normal() + (t == 0 && x == 3 ? 12.f : 0.f); });
+        }
+        if (small)  // flagged tiles
+          c.value.fill([&](auto, auto, std::int64_t t, auto) { return random.normal() * (t % 301 == 0 ? 0.01f : 1.f); });
+        // The last two: rows spread over all keys, the first before any, so that each sees others.
+        const Window windows[] = {everything, causal, {700, 0}, {60, 20}, causal};
+        c.options.window = windows[n % 5];
+        if (n % 5 >= 3) {
+          const std::int64_t step = keys / queries;
+          c.options.query_positions = Positions{queries == 1 ? keys / 3 : -2 * step, step};
+        }
+        c.type = random.below(2) ? DType::f16 : DType::bf16;
+        c.in = random.pick(layouts);
+        c.out = random.pick(layouts);
+        c.peaky = sink;
+        c.text = "dim " + std::to_string(dim) + ", " + std::to_string(queries) + " queries, " + std::to_string(keys) + " keys, window " +
+                 std::to_string(n % 5) + ", " + name(in) + (sink ? ", sink" : "") + (small ? ", flagged tiles" : "");
+        expect_recipe(c, recipe());
+        if (HasFailure()) return;
+        ++n;
+      }
+}
+
+TEST_P(GpuMethods, FewQueriesOfManyKeysPacked) {
+  const std::vector<std::int64_t> query_starts{0, 1, 4, 4, 21, 85, 86, 88, 151, 156, 157},
+      key_starts{0, 5000, 5129, 5169, 6469, 7169, 7170, 7298, 9298, 9298, 9938};
+  for (const std::int64_t dim : {64, 128, 256})
+    for (const Window& window : {everything, causal, Window{300, 10}}) {
+      Random random(15);
+      Case c;
+      const DType in = window == causal ? DType::f16 : DType::bf16;
+      c.query = normal(random, in, {1, 4, query_starts.back(), dim});
+      c.key = normal(random, in, {1, 2, key_starts.back(), dim});
+      c.value = normal(random, in, c.key.shape());
+      c.value.fill([&](auto, auto, std::int64_t t, auto) { return random.normal() * (t % 301 == 5 ? 0.01f : 1.f); });
+      c.options.window = window;
+      c.options.query_starts = query_starts;
+      c.options.key_starts = key_starts;
+      c.type = in;
+      c.text = "dim " + std::to_string(dim) + ", window " + std::to_string(window.left) + ", " + std::to_string(window.right);
+      expect_recipe(c, recipe());
+      if (HasFailure()) return;
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, GpuMethods, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
 
 // What tools/gpu.sh runs under compute-sanitizer: every kernel of a method once or twice, small.
