@@ -488,5 +488,22 @@ TEST_F(Gpu, RowsOfHugeNumbers) {
     }
 }
 
+// Keys with a common part so large that the sum of a few overflows fp32.
+TEST_F(Gpu, KeysWithAHugeCommonPart) {
+  for (const std::int64_t dim : {64, 128, 72}) {
+    Random random(52);
+    Case c;
+    c.query = normal(random, DType::bf16, {1, 2, 300, dim});
+    c.key = normal(random, DType::bf16, {1, 2, 300, dim});
+    c.value = normal(random, DType::bf16, c.key.shape());
+    c.query.fill([&](auto...) { return 0.5f * random.normal(); });
+    c.key.fill([&](auto, auto, auto, auto x) { return x == 3 || x == 10 ? 1e38f : random.normal(); });
+    c.options.scale = tiny_scale;
+    c.type = DType::bf16;
+    c.text = "dim " + std::to_string(dim);
+    expect_recipe(c, recipes::chitu);
+  }
+}
+
 }  // namespace
 }  // namespace chitu::test
