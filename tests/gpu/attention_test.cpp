@@ -3,10 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <optional>
+#include <ostream>
 #include <string>
 
 #include "../core/oracle.h"
+#include "common/numbers.h"
+#include "common/rotation.h"
 #include "support.h"
 
 namespace chitu::test {
@@ -242,6 +246,67 @@ TEST_P(GpuMethods, TakeManySequences) {
   expect_recipe(c, recipe());
 }
 
+// Blocks of up to 64 queries and many keys: what parts of the keys give is joined, whatever each row sees of which part.
+TEST_P(GpuMethods, FewQueriesOfManyKeys) {
+  std::size_t n = 0;
+  for (const std::int64_t dim : {64, 128, 256})
+    for (const std::int64_t queries : {1, 3, 17, 64})
+      for (const std::int64_t keys : {129, 640, 1300, 5000}) {
+        Random random(600 + n);
+        Case c;
+        const DType in = random.below(2) ? DType::f16 : DType::bf16;
+        const std::int64_t kv_heads = 1 + random.below(2), heads = kv_heads * random.pick(head_ratios);
+        const bool sink = random.below(2), small = random.below(2);
+        c.query = normal(random, in, {1, heads, queries, dim});
+        c.key = normal(random, in, {1, kv_heads, keys, dim});
+        c.value = normal(random, in, c.key.shape());
+        if (sink) {  // one part has most of the weight of most rows
+          c.query.fill([&](auto, auto, auto, std::int64_t x) { return random.normal() + (x == 3 ? 6.f : 0.f); });
+          c.key.fill([&](auto, auto, std::int64_t t, std::int64_t x) { return random.normal() + (t == 0 && x == 3 ? 12.f : 0.f); });
+        }
+        if (small)  // flagged tiles
+          c.value.fill([&](auto, auto, std::int64_t t, auto) { return random.normal() * (t % 301 == 0 ? 0.01f : 1.f); });
+        // The last two: rows spread over all keys, the first before any, so that each sees others.
+        const Window windows[] = {everything, causal, {700, 0}, {60, 20}, causal};
+        c.options.window = windows[n % 5];
+        if (n % 5 >= 3) {
+          const std::int64_t step = keys / queries;
+          c.options.query_positions = Positions{queries == 1 ? keys / 3 : -2 * step, step};
+        }
+        c.type = random.below(2) ? DType::f16 : DType::bf16;
+        c.in = random.pick(layouts);
+        c.out = random.pick(layouts);
+        c.peaky = sink;
+        c.text = "dim " + std::to_string(dim) + ", " + std::to_string(queries) + " queries, " + std::to_string(keys) + " keys, window " +
+                 std::to_string(n % 5) + ", " + name(in) + (sink ? ", sink" : "") + (small ? ", flagged tiles" : "");
+        expect_recipe(c, recipe());
+        if (HasFailure()) return;
+        ++n;
+      }
+}
+
+TEST_P(GpuMethods, FewQueriesOfManyKeysPacked) {
+  const std::vector<std::int64_t> query_starts{0, 1, 4, 4, 21, 85, 86, 88, 151, 156, 157},
+      key_starts{0, 5000, 5129, 5169, 6469, 7169, 7170, 7298, 9298, 9298, 9938};
+  for (const std::int64_t dim : {64, 128, 256})
+    for (const Window& window : {everything, causal, Window{300, 10}}) {
+      Random random(15);
+      Case c;
+      const DType in = window == causal ? DType::f16 : DType::bf16;
+      c.query = normal(random, in, {1, 4, query_starts.back(), dim});
+      c.key = normal(random, in, {1, 2, key_starts.back(), dim});
+      c.value = normal(random, in, c.key.shape());
+      c.value.fill([&](auto, auto, std::int64_t t, auto) { return random.normal() * (t % 301 == 5 ? 0.01f : 1.f); });
+      c.options.window = window;
+      c.options.query_starts = query_starts;
+      c.options.key_starts = key_starts;
+      c.type = in;
+      c.text = "dim " + std::to_string(dim) + ", window " + std::to_string(window.left) + ", " + std::to_string(window.right);
+      expect_recipe(c, recipe());
+      if (HasFailure()) return;
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, GpuMethods, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
 
 // What tools/gpu.sh runs under compute-sanitizer: every kernel of a method once or twice, small.
@@ -291,38 +356,153 @@ TEST_F(Gpu, WithoutLseAndWithoutQueries) {
   }
 }
 
-// Batch entries more than 2^31 elements apart.
-TEST_F(Gpu, OffsetsHave64Bits) {
-  Random random(6);
-  const Shape shape{2, 1, 200, 64};
-  const std::int64_t entry = shape[2] * shape[3], far = (std::int64_t{1} << 31) + 64;
-  const auto memory_bytes = static_cast<std::size_t>((far + 4 * entry) * 2);
+// A dimension whose steps are so far apart that offsets pass 2^31 and 2^32 elements, of tokens within a tile.
+struct Far {
+  const char* name;
+  Shape shape;
+  std::size_t dimension;
+  std::int64_t stride;
+};
+void PrintTo(const Far& far, std::ostream* out) { *out << far.name; }
+
+class GpuFar : public NeedsGpu<testing::TestWithParam<Far>> {};
+
+TEST_P(GpuFar, OffsetsHave64Bits) {
+  const Far& far = GetParam();
+  const auto [batch, heads, tokens, dim] = far.shape;
+  const std::int64_t count = batch * heads * tokens * dim;
+  const auto memory_bytes = static_cast<std::size_t>(((far.shape[far.dimension] - 1) * far.stride + 4 * count) * 2),
+             row_bytes = static_cast<std::size_t>(dim * 2);
   void* memory = nullptr;
-  if (cudaMalloc(&memory, memory_bytes) != cudaSuccess) GTEST_SKIP() << "the GPU has no " << memory_bytes << " bytes free";
-  const Array host[3] = {normal(random, DType::f16, shape), normal(random, DType::f16, shape), normal(random, DType::f16, shape)};
-  std::vector<Tensor> tensors;
+  if (cudaMalloc(&memory, memory_bytes) != cudaSuccess) {
+    (void)cudaGetLastError();
+    GTEST_SKIP() << "the GPU has no " << memory_bytes << " bytes free";
+  }
+  const std::shared_ptr<void> owner(memory, cudaFree);
+  ASSERT_EQ(cudaMemset(memory, 0xff, memory_bytes), cudaSuccess);
+
+  Random random(6);
+  Array host[3] = {normal(random, DType::f16, far.shape), normal(random, DType::f16, far.shape), normal(random, DType::f16, far.shape)};
+  host[2].set(batch - 1, heads - 1, tokens - 1, 3, infinity);  // for mend() too
+  std::vector<Tensor> tensors;  // of which every row lies `count` elements behind the same one of the tensor before
   for (int i = 0; i < 4; ++i) {
-    Tensor t{static_cast<std::byte*>(memory) + i * entry * 2, DType::f16, Device::cuda, 0, shape, contiguous_strides(shape)};
-    t.stride[0] = far;
-    for (int b = 0; i < 3 && b < 2; ++b)
-      ASSERT_EQ(cudaMemcpy(static_cast<std::byte*>(t.data) + b * far * 2, host[i].raw().data() + b * entry * 2,
-                           static_cast<std::size_t>(entry) * 2, cudaMemcpyHostToDevice),
-                cudaSuccess);
+    Tensor t{static_cast<std::byte*>(memory) + i * count * 2, DType::f16, Device::cuda, 0, far.shape, contiguous_strides(far.shape)};
+    t.stride[far.dimension] = far.stride;
     tensors.push_back(t);
   }
+  const auto copy = [&](const Tensor& to, const Tensor& from, cudaMemcpyKind kind) {
+    cudaError_t error = cudaSuccess;
+    for (std::int64_t b = 0; b < far.shape[0]; ++b)
+      for (std::int64_t h = 0; h < far.shape[1]; ++h)
+        for (std::int64_t t = 0; t < far.shape[2] && error == cudaSuccess; ++t)
+          error = cudaMemcpy(row(to, b, h, t), row(from, b, h, t), row_bytes, kind);
+    EXPECT_EQ(error, cudaSuccess);
+  };
+  for (std::size_t i = 0; i < 3; ++i) copy(tensors[i], host[i], cudaMemcpyHostToDevice);
   for (const Method& method : {find_method("chitu"), find_method("sage2"), find_method("exact")}) {
     const Options options{.recipe = method.recipe};
     const GpuResult near = attend_on_gpu(host[0], host[1], host[2], options, DType::f16);
     attention(tensors[0], tensors[1], tensors[2], tensors[3], options);
-    Array out(DType::f16, shape);
-    for (int b = 0; b < 2; ++b)
-      ASSERT_EQ(
-          cudaMemcpy(static_cast<std::byte*>(out.tensor().data) + b * entry * 2, static_cast<std::byte*>(tensors[3].data) + b * far * 2,
-                     static_cast<std::size_t>(entry) * 2, cudaMemcpyDeviceToHost),
-          cudaSuccess);
+    const Array out(DType::f16, far.shape);
+    copy(out, tensors[3], cudaMemcpyDeviceToHost);
     EXPECT_EQ(out.numbers(), near.out) << method.name;
   }
-  EXPECT_EQ(cudaFree(memory), cudaSuccess);
+}
+
+constexpr std::int64_t two_to_31 = std::int64_t{1} << 31;
+INSTANTIATE_TEST_SUITE_P(All, GpuFar,
+                         testing::Values(Far{"Batch", {3, 1, 200, 64}, 0, two_to_31 + 64}, Far{"Heads", {1, 3, 200, 64}, 1, two_to_31 + 64},
+                                         Far{"Tokens", {1, 2, 200, 64}, 2, two_to_31 / 64 + 64}),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+// Queries whose strides no tensor map can have, for which chitu's own quantiser of queries is not used; and keys and values with such
+// strides, for which it is.
+TEST_F(Gpu, StridesThatNoTensorMapHas) {
+  const auto reverse = [](Tensor& t, std::size_t dimension) {
+    t.data = static_cast<std::byte*>(t.data) + (t.shape[dimension] - 1) * t.stride[dimension] * bytes(t.type);
+    t.stride[dimension] = -t.stride[dimension];
+  };
+  const auto repeat = [](Tensor& t, std::size_t dimension) { t.stride[dimension] = 0; };
+  const Options options{.window = causal};
+  for (const std::int64_t dim : {64, 128})
+    for (const bool reversed : {true, false})
+      for (std::size_t dimension = 0; dimension < 3; ++dimension) {
+        SCOPED_TRACE("dim " + std::to_string(dim) + ", dimension " + std::to_string(dimension) + (reversed ? " reversed" : " repeated"));
+        Random random(50);
+        const Array memory[] = {normal(random, DType::bf16, {2, 4, 300, dim}), normal(random, DType::bf16, {2, 2, 450, dim}),
+                                normal(random, DType::bf16, {2, 2, 450, dim})};
+        std::vector<GpuArray> arrays, plain;  // the memory, and copies of its views
+        std::vector<Tensor> views;
+        for (const Array& x : memory) {
+          const auto change = [&](Tensor t) {
+            reversed ? reverse(t, dimension) : repeat(t, dimension);
+            return t;
+          };
+          const Tensor view = change(x);
+          Array copy(view.type, view.shape);
+          copy.fill([&](auto b, auto h, auto t, auto c) { return load(row(view, b, h, t), view.type, c); });
+          arrays.emplace_back(x);
+          plain.emplace_back(copy);
+          views.push_back(change(arrays.back()));
+        }
+        const GpuResult expected = attend_on_gpu(plain[0], plain[1], plain[2], options, DType::bf16);
+        for (const GpuResult& got : {attend_on_gpu(views[0], plain[1], plain[2], options, DType::bf16),
+                                     attend_on_gpu(views[0], views[1], views[2], options, DType::bf16)}) {
+          EXPECT_LE(relative_l1(got.out, expected.out), 2e-3 + rounding_of(DType::bf16));
+          EXPECT_LE(difference(got.lse, to_double(expected.lse)).largest, 2e-3);
+        }
+        const GpuResult same = attend_on_gpu(plain[0], views[1], views[2], options, DType::bf16);
+        EXPECT_EQ(same.out, expected.out);
+        EXPECT_EQ(same.lse, expected.lse);
+      }
+}
+
+// ---- numbers near the largest of bf16
+
+constexpr float tiny_scale = 0x1p-126f;  // by which scores of one such token and one of usual size are of usual size
+
+// Among others, queries of head 0 and keys of head 1 whose rotations would overflow fp32 if it were not for their unit: half of them have
+// two large numbers, half have all the same size, with the signs that the rotation takes away, so that it sums them all.
+TEST_F(Gpu, RowsOfHugeNumbers) {
+  for (const std::int64_t dim : {64, 128, 72})
+    for (const float scale : {tiny_scale, -tiny_scale}) {
+      Random random(51);
+      Case c;
+      const auto number = [&](bool huge, std::int64_t token, std::int64_t channel) {
+        const float usual = 0.5f * random.normal();
+        if (!huge || token % 37 != 7) return usual;
+        const std::int64_t i = token / 37;
+        if (i % 2) return rotation_negates(static_cast<int>(channel)) ? -7e36f : 7e36f;
+        return channel / 2 == i ? 3e38f : usual;
+      };
+      c.query = normal(random, DType::bf16, {1, 2, 300, dim});
+      c.key = normal(random, DType::bf16, {1, 2, 300, dim});
+      c.value = normal(random, DType::bf16, c.key.shape());
+      c.query.fill([&](auto, auto h, auto t, auto x) { return number(h == 0, t, x); });
+      c.key.fill([&](auto, auto h, auto t, auto x) { return number(h == 1, t, x); });
+      c.options.scale = scale;
+      c.type = DType::bf16;
+      c.peaky = true;
+      c.text = "dim " + std::to_string(dim) + (scale < 0 ? ", negative scale" : "");
+      expect_recipe(c, recipes::chitu);
+    }
+}
+
+// Keys with a common part so large that the sum of a few overflows fp32.
+TEST_F(Gpu, KeysWithAHugeCommonPart) {
+  for (const std::int64_t dim : {64, 128, 72}) {
+    Random random(52);
+    Case c;
+    c.query = normal(random, DType::bf16, {1, 2, 300, dim});
+    c.key = normal(random, DType::bf16, {1, 2, 300, dim});
+    c.value = normal(random, DType::bf16, c.key.shape());
+    c.query.fill([&](auto...) { return 0.5f * random.normal(); });
+    c.key.fill([&](auto, auto, auto, auto x) { return x == 3 || x == 10 ? 1e38f : random.normal(); });
+    c.options.scale = tiny_scale;
+    c.type = DType::bf16;
+    c.text = "dim " + std::to_string(dim);
+    expect_recipe(c, recipes::chitu);
+  }
 }
 
 }  // namespace

@@ -137,6 +137,30 @@ TEST_P(GpuNonFinite, OtherRowsKeepTheirBits) {
   }
 }
 
+// A block of queries reaches into the next sequence of a packed batch, and with it what is brought of them.
+TEST_P(GpuNonFinite, OtherSequencesKeepTheirBits) {
+  const std::vector<std::int64_t> query_starts{0, 40, 300, 301, 500}, key_starts{0, 300, 600, 750, 1150};
+  for (const std::int64_t dim : {64, 128, 72}) {
+    SCOPED_TRACE("dim " + std::to_string(dim));
+    Random random(43);
+    Array q = normal(random, DType::f16, {1, 4, 500, dim});
+    const Array k = normal(random, DType::f16, {1, 2, 1150, dim}), v = normal(random, DType::f16, k.shape());
+    const Options options{.recipe = GetParam().recipe, .window = causal, .query_starts = query_starts, .key_starts = key_starts};
+    const GpuResult clean = attend_on_gpu(q, k, v, options, DType::f16);
+    for (std::int64_t h = 0; h < 4; ++h)
+      for (std::int64_t t = 40; t < 300; ++t)
+        for (std::int64_t c = 0; c < dim; ++c) q.set(0, h, t, c, nan);
+    const GpuResult dirty = attend_on_gpu(q, k, v, options, DType::f16);
+    const auto channels = static_cast<std::size_t>(dim);
+    for (std::size_t i = 0; i < clean.lse.size(); ++i) {
+      const bool spoilt = i % 500 >= 40 && i % 500 < 300;
+      ASSERT_TRUE(spoilt ? std::isnan(dirty.lse[i]) : dirty.lse[i] == clean.lse[i]) << i;
+      for (std::size_t c = i * channels; c < (i + 1) * channels; ++c)
+        ASSERT_TRUE(spoilt ? std::isnan(dirty.out[c]) : dirty.out[c] == clean.out[c]) << i;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, GpuNonFinite, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
 
 }  // namespace
