@@ -19,6 +19,9 @@ struct Quantizer {
   using F = typename S::F;
   static constexpr int W = S::width;
   static constexpr int padded_max = max_dim + 16;
+  // Numbers that are centred or rotated are multiplied by this, and their scale is divided by it. That is exact, and sums of max_dim
+  // numbers of twice fp32's largest stay finite.
+  static constexpr float headroom = 0x1p-10f;
 
   static void to_f32(const void* from, DType type, float* to, std::int64_t count) {
     std::int64_t i = 0;
@@ -59,6 +62,11 @@ struct Quantizer {
     return S::finite(sum);
   }
 
+  // The centre has been multiplied by the signs.
+  static F centred(const float* x, const float* signs, const float* centre, int c) {
+    return S::sub(S::mul(S::load(x + c), S::load(signs + c)), S::load(centre + c));
+  }
+
   template <int n>
   static F butterfly(F x, int block) {
     if constexpr (n < W) {
@@ -69,10 +77,10 @@ struct Quantizer {
 
   // In registers, for whole blocks of `count` vectors: g++ 12 would go through memory at each span.
   template <int count>
-  static void rotate_block(float* x, const float* signs) {
+  static void rotate_block(float* x, const float* signs, const float* centre) {
     F v[count];
     for (int i = 0; i < count; ++i) {
-      v[i] = S::mul(S::load(x + i * W), S::load(signs + i * W));
+      v[i] = centred(x, signs, centre, i * W);
       v[i] = butterfly<1>(v[i], W * count);
       v[i] = butterfly<2>(v[i], W * count);
       v[i] = butterfly<4>(v[i], W * count);
@@ -89,11 +97,11 @@ struct Quantizer {
     for (int i = 0; i < count; ++i) S::store(x + i * W, S::mul(v[i], scale));
   }
 
-  static void rotate(float* x, const float* signs, int padded, int block) {
-    if (block == 4 * W && padded == block) return rotate_block<4>(x, signs);
-    if (block == 8 * W && padded == block) return rotate_block<8>(x, signs);
+  static void rotate(float* x, const float* signs, const float* centre, int padded, int block) {
+    if (block == 4 * W && padded == block) return rotate_block<4>(x, signs, centre);
+    if (block == 8 * W && padded == block) return rotate_block<8>(x, signs, centre);
     for (int c = 0; c < padded; c += W) {
-      F v = S::mul(S::load(x + c), S::load(signs + c));
+      F v = centred(x, signs, centre, c);
       v = butterfly<1>(v, block);
       v = butterfly<2>(v, block);
       v = butterfly<4>(v, block);
@@ -138,11 +146,17 @@ struct Quantizer {
   static void quantize(TokenChunk& t) {
     const int padded = (t.dim + W - 1) / W * W;
     alignas(64) static thread_local float rows[tile_tokens][padded_max];
+    alignas(64) static constexpr float zeros[padded_max] = {};
     alignas(64) float centre[padded_max] = {}, with[padded_max] = {}, factors[padded_max] = {}, signs[padded_max];
     if (t.centre) std::copy_n(t.centre, t.dim, centre);
     if (t.correction_centre) std::copy_n(t.correction_centre, t.dim, with);
     if (t.channel_factors) std::copy_n(t.channel_factors, t.dim, factors);
-    for (int c = 0; c < padded; ++c) signs[c] = rotation_negates(c) ? -1.f : 1.f;
+    const float unit = t.centre || t.quant.rotated ? headroom : 1;
+    for (int c = 0; c < padded; ++c) {
+      signs[c] = t.quant.rotated && rotation_negates(c) ? -unit : unit;
+      centre[c] *= signs[c];
+      with[c] *= headroom;
+    }
 
     for (int i = 0; i < t.count; ++i) {
       float* x = rows[i];
@@ -165,19 +179,21 @@ struct Quantizer {
       if (t.corrections) {
         F sum = S::zero();
         for (int c = 0; c < padded; c += W) sum = S::fma(S::load(x + c), S::load(with + c), sum);
-        t.corrections[i] = S::reduce_add(sum);
+        t.corrections[i] = S::reduce_add(sum) / headroom;
       }
       if (!t.values) continue;  // Scaling::none: only looked at
-      if (t.centre && !t.nonfinite[static_cast<std::size_t>(i)])
-        for (int c = 0; c < padded; c += W) S::store(x + c, S::sub(S::load(x + c), S::load(centre + c)));
-      if (t.quant.rotated) rotate(x, signs, padded, rotation_block(t.dim));
+      const float* minus = t.nonfinite[static_cast<std::size_t>(i)] ? zeros : centre;
+      if (t.quant.rotated)
+        rotate(x, signs, minus, padded, rotation_block(t.dim));
+      else if (t.centre)
+        for (int c = 0; c < padded; c += W) S::store(x + c, centred(x, signs, minus, c));
       if (t.channel_factors)
         for (int c = 0; c < padded; c += W) S::store(x + c, S::mul(S::load(x + c), S::load(factors + c)));
     }
     if (!t.values) return;
     switch (t.quant.scaling) {
       case Scaling::tokens:
-        by_tokens(t, rows, padded);
+        by_tokens(t, rows, padded, unit);
         break;
       case Scaling::tile:
         by_tile(t, rows, padded);
@@ -190,7 +206,8 @@ struct Quantizer {
 
   using Rows = float[tile_tokens][padded_max];
 
-  static void by_tokens(TokenChunk& t, const Rows& rows, int padded) {
+  // Rows are of numbers times `unit`.
+  static void by_tokens(TokenChunk& t, const Rows& rows, int padded, float unit) {
     const Groups& groups = t.quant.groups;
     std::array<float, tile_tokens> maxima{};  // of each group in the chunk
     for (int i = 0; i < t.count; ++i) {
@@ -199,8 +216,8 @@ struct Quantizer {
     }
     for (std::int64_t g = 0; g < groups.count(t.count); ++g) {
       float& m = maxima[static_cast<std::size_t>(g)];
-      m = std::max(m, smallest_maximum);
-      t.scales[g] = m / 127;
+      m = std::max(m, smallest_maximum * unit);
+      t.scales[g] = m / 127 / unit;
     }
     for (int i = 0; i < t.count; ++i)
       round_i8(rows[i], 127 / maxima[static_cast<std::size_t>(groups.of(i))],

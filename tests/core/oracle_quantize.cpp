@@ -12,6 +12,8 @@ namespace chitu::test::oracle {
 namespace {
 
 constexpr float tiny = 1e-30f;
+// Numbers that are centred or rotated are in units of its inverse: fp32 without an upper end. The library has another power of two.
+constexpr float small = 0x1p-16f;
 using Row = std::vector<float>;
 
 bool finite(const Row& row) {
@@ -88,9 +90,9 @@ void rotate(Row& x) {
   for (float& v : x) v *= factor;
 }
 
-void by_tokens(Head& head, const std::vector<Row>& rows, const Groups& groups) {
+void by_tokens(Head& head, const std::vector<Row>& rows, const Groups& groups, float unit) {
   const std::int64_t blocks = (head.tokens + groups.block - 1) / groups.block;
-  Row maximum(static_cast<std::size_t>(blocks * groups.lanes), tiny);
+  Row maximum(static_cast<std::size_t>(blocks * groups.lanes), tiny * unit);
   for (std::int64_t t = 0; t < head.tokens; ++t) {
     // Of 8 consecutive rows, neighbours share a lane: 8 / lanes of them.
     const std::int64_t lane = groups.lanes == 1 ? 0 : t % 8 / (8 / groups.lanes);
@@ -98,7 +100,7 @@ void by_tokens(Head& head, const std::vector<Row>& rows, const Groups& groups) {
     float& m = maximum[static_cast<std::size_t>(head.group.back())];
     m = std::max(m, largest_of(rows[static_cast<std::size_t>(t)]));
   }
-  for (const float m : maximum) head.scales.push_back(m / 127);
+  for (const float m : maximum) head.scales.push_back(m / 127 / unit);
   for (std::size_t t = 0; t < rows.size(); ++t)
     for (const float x : rows[t]) head.numbers.push_back(integer(x * (127 / maximum[static_cast<std::size_t>(head.group[t])])));
 }
@@ -180,14 +182,16 @@ Head quantize(const std::vector<float>& numbers, std::int64_t dim, DType type, c
     head.numbers = numbers;
     return head;
   }
+  const float unit = quant.rotated || quant.centre != Centre::none ? small : 1;
   for (std::size_t t = 0; t < rows.size(); ++t) {
     for (std::size_t c = 0; c < rows[t].size(); ++c) {
       float& x = rows[t][c];
-      x = head.nonfinite[t] && role != Role::value ? 0 : head.centre.empty() ? x : x - head.centre[c];
+      x = head.nonfinite[t] && role != Role::value ? 0 : x * unit;
+      if (!head.nonfinite[t] && !head.centre.empty()) x -= head.centre[c] * unit;
     }
     if (quant.rotated) rotate(rows[t]);
   }
-  if (quant.scaling == Scaling::tokens) by_tokens(head, rows, quant.groups);
+  if (quant.scaling == Scaling::tokens) by_tokens(head, rows, quant.groups, unit);
   if (quant.scaling == Scaling::tile) by_tile(head, rows, sample);
   if (quant.scaling == Scaling::head || quant.scaling == Scaling::channel) by_factor(head, rows, quant);
   return head;

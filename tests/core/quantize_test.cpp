@@ -2,9 +2,11 @@
 // quantize() against a second quantiser (oracle.h), bit for bit, in every backend.
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "common/numbers.h"
 #include "cpu/backend.h"
@@ -230,6 +232,72 @@ TEST_P(EveryBackend, NothingButNaN) {
   }
 }
 
+// Row `row` of the matrix of a rotation, in double: its signs, and the Hadamard matrix of each block.
+std::vector<double> rotation_row(std::int64_t row, std::int64_t dim) {
+  const std::int64_t block = dim & -dim;
+  std::vector<double> entries(static_cast<std::size_t>(dim));
+  for (std::int64_t c = row / block * block; c < row / block * block + block; ++c) {
+    const std::int64_t signs = (c & c >> 2 & 3) ^ (c >> 4 & c >> 5 & 1), hadamard = row & c & (block - 1);
+    const int odd = std::popcount(static_cast<std::uint64_t>(signs)) + std::popcount(static_cast<std::uint64_t>(hadamard));
+    entries[static_cast<std::size_t>(c)] = (odd % 2 ? -1 : 1) / std::sqrt(static_cast<double>(block));
+  }
+  return entries;
+}
+
+// Rows of normal numbers plus an offset, and some that are so large that sums of their numbers leave fp32.
+Array with_large_rows(Random& random, DType type, const Shape& shape, float size, float offset) {
+  Array x(type, shape);
+  x.fill([&](auto...) { return random.normal() + offset; });
+  for (std::int64_t t = 7; t < shape[2]; t += 20) {
+    const std::vector<double> row = rotation_row(t % shape[3], shape[3]);  // becomes one number when it is rotated
+    for (std::int64_t c = 0; c < shape[3]; ++c) {
+      const double sign = t % 40 == 7 ? (row[static_cast<std::size_t>(c)] < 0 ? -1 : 1) : random.below(2) ? 1 : -1;
+      x.set(0, 0, t, c, static_cast<float>(sign * size));
+    }
+  }
+  return x;
+}
+
+TEST_P(EveryBackend, LargeRowsAreQuantisedAsAnyOthers) {
+  Random random(15);
+  for (const Role role : {Role::query, Role::key})
+    for (const DType type : {DType::f32, DType::bf16})
+      for (const auto& [size, offset] : {std::pair{5e36f, 0.f}, {3e38f, 0.f}, {3e38f, 3e38f}})
+        for (const std::int64_t dim : {64, 80, 128, 256}) {
+          const Case c{recipe(), role, type, Layout::bhsd, {1, 1, 150, dim}, {}};
+          const Array x = with_large_rows(random, type, c.shape, size, offset);
+          ASSERT_NO_FATAL_FAILURE(check(c, x));
+          const Quant& quant = quant_of(recipe(), role);
+          if (quant.scaling != Scaling::tokens) continue;
+          SCOPED_TRACE(testing::Message() << "role " << static_cast<int>(role) << ", " << name(type) << ", " << size << ", offset "
+                                          << offset << ", dim " << dim);
+          // The same in double.
+          const Quantized q = cpu::quantize_with(backend(), x, role, recipe(), {});
+          std::vector<std::vector<double>> rows, rotation;
+          for (std::int64_t i = 0; i < dim; ++i) rotation.push_back(rotation_row(i, dim));
+          std::vector<double> maxima(static_cast<std::size_t>(quant.groups.count(150)));
+          for (std::int64_t t = 0; t < 150; ++t) {
+            std::vector<double> row;
+            for (std::int64_t i = 0; i < dim; ++i)
+              row.push_back(double{x.get(0, 0, t, i)} - (given(q.centre) ? number(q.centre, 0, 0, 0, i) : 0.f));
+            rows.push_back(row);
+            if (quant.rotated)
+              for (std::size_t i = 0; i < row.size(); ++i)
+                rows.back()[i] = std::inner_product(row.begin(), row.end(), rotation[i].begin(), 0.);
+            double& m = maxima[static_cast<std::size_t>(quant.groups.of(t))];
+            for (const double y : rows.back()) m = std::max(m, std::fabs(y));
+          }
+          for (std::int64_t t = 0; t < 150; ++t) {
+            const std::int64_t group = quant.groups.of(t);
+            const double scale = maxima[static_cast<std::size_t>(group)] / 127;
+            ASSERT_NEAR(number(q.scales, 0, 0, group, 0), scale, 1e-6 * scale) << t;
+            for (std::int64_t i = 0; i < dim; ++i)
+              ASSERT_NEAR(number(q.values, 0, 0, t, i), rows[static_cast<std::size_t>(t)][static_cast<std::size_t>(i)] / scale, 0.5001)
+                  << t;
+          }
+        }
+}
+
 INSTANTIATE_TEST_SUITE_P(Quantize, EveryBackend,
                          testing::Combine(testing::Range<std::size_t>(0, cpu::backends().size()), testing::ValuesIn(methods)),
                          [](const auto& info) {
@@ -321,6 +389,19 @@ TEST_P(EveryMethod, CorrectionIsTheProductWithTheCentre) {
           }
           ASSERT_NEAR(number(queries.correction, b, h, t, 0), sum, 1e-6 * size) << backend.name;
         }
+  }
+}
+
+TEST_P(EveryMethod, CorrectionOverflowsOnlyAsAWhole) {
+  // Its parts, of whatever channels are summed together, are up to 9.6e39.
+  Array q(DType::bf16, {1, 1, 3, 64}), k(DType::bf16, {1, 1, 20, 64});
+  q.fill([](auto, auto, auto, std::int64_t c) { return c < 32 ? 3e38f : -3e38f; });
+  k.fill([](auto...) { return 1.f; });
+  for (const auto& backend : cpu::backends()) {
+    if (!backend.available()) continue;
+    const Quantized keys = cpu::quantize_with(backend, k, Role::key, GetParam().recipe, {});
+    const Quantized queries = cpu::quantize_with(backend, q, Role::query, GetParam().recipe, {.keys = &keys});
+    for (std::int64_t t = 0; t < 3 && queries.correction.data; ++t) EXPECT_EQ(number(queries.correction, 0, 0, t, 0), 0) << backend.name;
   }
 }
 

@@ -331,6 +331,19 @@ TEST_P(Fault, OptionsSwallowed) {
   EXPECT_THROW(attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipe(), .kernel = "cpu.magic"}), Error);
 }
 
+TEST_P(Fault, RotationOfLargeRowsOverflows) {
+  // Sums of 128 numbers of 3e38 leave fp32, though the scores are small.
+  Random random(64);
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const std::int64_t dim : {64, 128}) {
+      Array q = normal(random, type, {1, 1, 60, dim}), k(type, {1, 1, 300, dim});
+      k.fill([&](auto...) { return 0.01f * random.normal(); });
+      for (std::int64_t t = 3; t < 60; t += 10)
+        for (std::int64_t c = 0; c < dim; ++c) q.set(0, 0, t, c, (t % 20 == 3 ? 5e36f : 3e38f) * (random.below(2) ? 1 : -1));
+      expect_near_truth(q, k, normal(random, type, k.shape()), {.scale = 5e-38f});
+    }
+}
+
 TEST(Exact, LargestScoreWeighs1) {
   // Scores of 1e10 lie so far apart that a row is one value, and their products with the scale round by more than 127.
   Random random(63);
