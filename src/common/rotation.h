@@ -22,4 +22,8 @@ constexpr float rotation_scale(int block) {
   return block == 2 ? scale * 0.70710678118654752440f : scale;
 }
 
+// Numbers are multiplied by this before they are rotated, and their scale is divided by it. That is exact, and sums of max_dim numbers of
+// twice fp32's largest stay finite.
+constexpr float rotation_headroom = 0x1p-10f;
+
 }  // namespace chitu

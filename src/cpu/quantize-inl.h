@@ -19,9 +19,7 @@ struct Quantizer {
   using F = typename S::F;
   static constexpr int W = S::width;
   static constexpr int padded_max = max_dim + 16;
-  // Numbers that are centred or rotated are multiplied by this, and their scale is divided by it. That is exact, and sums of max_dim
-  // numbers of twice fp32's largest stay finite.
-  static constexpr float headroom = 0x1p-10f;
+  static constexpr float headroom = rotation_headroom;  // for centring too
 
   static void to_f32(const void* from, DType type, float* to, std::int64_t count) {
     std::int64_t i = 0;

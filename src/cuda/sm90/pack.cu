@@ -164,7 +164,8 @@ __device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int u
     put(shared.dot, over_row(dot, lane, lanes, [](float a, float b) { return a + b; }));
   }
 
-  // The thread's part of row j as it is scaled; kept where it is dear.
+  // The thread's part of row j as it is scaled, times headroom; kept where it is dear.
+  constexpr float headroom = rotated ? rotation_headroom : 1;
   float kept[rotated ? rows : 1][8];
   const auto make = [&](int j, float(&y)[8]) {
     unpack<T>(x[j], y);
@@ -172,7 +173,10 @@ __device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int u
       float c[8];
       unpack<T>(centre, c);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) y[i] = absent >> j & 1 ? 0 : y[i] - c[i];
+      for (int i = 0; i < 8; ++i) y[i] = absent >> j & 1 ? 0 : rotated ? fmaf(y[i], headroom, -(c[i] * headroom)) : y[i] - c[i];
+    } else if constexpr (rotated) {
+#pragma unroll
+      for (float& z : y) z *= headroom;
     }
     if constexpr (rotated) rotate(y, piece, rotation_block(p.dim));
   };
@@ -197,8 +201,8 @@ __device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int u
   const int row = threadIdx.x;
   float2 scaling = make_float2(1, 1);  // scale, what numbers are multiplied by
   if (quant.scaling == Scaling::tokens) {
-    const float m = fmaxf(over_group(quant.groups, row < tile_tokens ? shared.top[row] : 0, shared), smallest_maximum);
-    scaling = make_float2(m / 127, 127 / m);
+    const float m = fmaxf(over_group(quant.groups, row < tile_tokens ? shared.top[row] : 0, shared), smallest_maximum * headroom);
+    scaling = make_float2(m / 127 / headroom, 127 / m);
   } else if (quant.scaling == Scaling::head) {
     const Statistics statistics(p);
     const int heads = is_query ? p.heads : p.kv_heads;

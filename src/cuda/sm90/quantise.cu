@@ -77,15 +77,15 @@ __global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __gri
   if (threadIdx.x == 0) left_out = 0;
   __syncthreads();
 
-  float sum[8] = {};
+  float sum[8] = {};              // an eighth of it, so that the sum of sample_loads numbers is finite
   std::uint32_t largest[4] = {};  // |x|, as integers, two in a word
   const auto add = [&](const uint4& y) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
       const std::uint32_t size = word(y, w) & 0x7fff7fffu, summand = is_value ? size : word(y, w);
       largest[w] = __vmaxu2(largest[w], size);
-      sum[2 * w] += low<T>(summand);
-      sum[2 * w + 1] += high<T>(summand);
+      sum[2 * w] = fmaf(low<T>(summand), 0.125f, sum[2 * w]);
+      sum[2 * w + 1] = fmaf(high<T>(summand), 0.125f, sum[2 * w + 1]);
     }
   };
 #pragma unroll
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __gri
   }
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
-    double whole = sum[c];  // of all tokens in double
+    double whole = 8. * sum[c];  // of all tokens in double
     float top = c % 2 ? high<T>(largest[c / 2]) : low<T>(largest[c / 2]);
 #pragma unroll
     for (int s = lanes; s < 32; s *= 2) {
@@ -137,7 +137,10 @@ __global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __gri
   }
   if (is_value) {  // as one: the CTA has one kind
     const float mean = static_cast<float>(total(lambda, dim, parts) / dim);
-    if (c < dim) p.channels[static_cast<std::int64_t>(row) * dim + c] = mean > smallest_maximum ? fmaxf(lambda, mean * channel_floor) : 1;
+    // No more than 2^125, whose reciprocal is no subnormal number: the largest |v / λ| is below 8 then.
+    if (c < dim)
+      p.channels[static_cast<std::int64_t>(row) * dim + c] =
+          mean > smallest_maximum ? fminf(fmaxf(lambda, mean * channel_floor), 0x1p125f) : 1;
   }
   const int thread = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
   prepare(p, thread, threads);

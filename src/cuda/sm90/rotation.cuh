@@ -43,12 +43,12 @@ __device__ __forceinline__ int swizzled(int chunk, int row) {
   return row_bytes == 128 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3);
 }
 
-// Rotated numbers are sums times 2^-10, so that those of the largest inputs are finite, and below 2^126 as divide() wants it: 128 numbers
-// of 3.4e38 less a centre of as much.
+// The bits of rotation_headroom, which the matrices have for 1: so even sums of the largest inputs are below 2^126, as divide() wants it.
 template <class T>
-constexpr std::uint32_t rotation_one = std::is_same_v<T, __half> ? 0x1400u : 0x3a80u;  // 2^-10
+constexpr std::uint32_t rotation_one = std::is_same_v<T, __half> ? 0x1400u : 0x3a80u;
+static_assert(rotation_headroom == 0x1p-10f);
 template <int dim>
-constexpr float rotation_unit = 1024 * rotation_scale(dim);  // what a sum is to be multiplied by
+constexpr float rotation_unit = rotation_scale(dim) / rotation_headroom;  // what a sum is to be multiplied by
 
 // Of the largest sum of a scale group: the group's scale, and what sums are multiplied by to become integers.
 template <int dim>
