@@ -383,9 +383,12 @@ class Attention {
       const int begin = static_cast<int>(std::max<std::int64_t>(seen.begin - s.tile * tile_tokens, 0));
       const int end = static_cast<int>(std::min<std::int64_t>(seen.end - s.tile * tile_tokens, tile_tokens));
       const bool whole = begin == 0 && end == tile_tokens && !biased_;
+      const F factor = S::mul(S::set(x_.row_scale[i]), key_scale_);
+      S::store(x_.factor[r], factor);
+      // The second maximum is for lanes without a key in a call with scale 0: -inf * 0.
       x_.tile_maximum[r] =
-          begin >= end ? -infinity : S::reduce_max(S::mul(key_scale_, whole ? S::load(x_.top[r]) : mask_row(r, begin, end)));
-      S::store(x_.factor[r], S::mul(S::set(x_.row_scale[i]), key_scale_));
+          begin >= end ? -infinity
+                       : S::reduce_max(S::max(S::mul(factor, whole ? S::load(x_.top[r]) : mask_row(r, begin, end)), S::set(-infinity)));
     }
 
     // Is there a key in the tile that must weigh nothing? Then the bias is set.
@@ -421,8 +424,8 @@ class Attention {
       float* running = x_.maximum.data() + s.row;
       F change = S::zero();
       for (int r = 0; r < padded; r += W) {
-        // max() gives its second operand where the first is NaN: -inf times a scale of 0, or -inf - -inf below.
-        const F top = S::mul(S::load(x_.tile_maximum + r), S::load(x_.row_scale.data() + s.row + r)), before = S::load(running + r);
+        // max() gives its second operand where the first is NaN: -inf - -inf.
+        const F top = S::load(x_.tile_maximum + r), before = S::load(running + r);
         // Weights by tile do not depend on the running maximum, which is just the unit of the sums. It may lag then, so that the output
         // is rarely rescaled.
         const F now = S::max(a_.lags_ ? S::sub(top, S::set(lag)) : top, before), relative_to = by_tile ? top : now;
@@ -433,7 +436,9 @@ class Attention {
         S::store(now_->weight + r, S::mul(weight, S::set(unit)));
         S::store(now_->residual_weight + r, S::mul(weight, S::set(unit / residual_parts)));
         S::store(now_->sum_weight + r, S::mul(weight, S::set(a_.sum_unit_)));
-        S::store(x_.offset + r, S::sub(S::set(a_.log2_top_), relative_to));
+        // Beside scores from 1e5 on log2_top_ is rounded here, so that u8 weights may saturate: an error no larger than those of such
+        // scores, and a faster loop. exponential() adds it itself, for where sums are of unrounded weights.
+        S::store(x_.offset + r, S::sub(S::set(int8_weights ? a_.log2_top_ : 0), relative_to));
       }
       now_->kept = S::reduce_max(change) == 0;
       for (int r = 0; r < rows; ++r)
@@ -452,7 +457,9 @@ class Attention {
       int left() const { return static_cast<int>(end - next); }
       [[gnu::always_inline]] void operator()() {
         const unsigned r = next / vectors;
-        const F p = exp2_u8<S>(S::fma(S::load(x->scores + next * W), S::load(x->factor[r]), S::set(x->offset[r])));
+        // The product is rounded as find_maximum() rounds that of the maximum, which fma() would not: from scores of 2^31 on, 2^(their
+        // difference) is anything but 1.
+        const F p = exp2_u8<S>(S::add(S::mul(S::load(x->scores + next * W), S::load(x->factor[r])), S::set(x->offset[r])));
         S::store_u8(weights + next * W, S::to_int(p));
         if constexpr (unrounded) S::store(sums[r], S::add(S::load(sums[r]), p));
         ++next;
@@ -483,11 +490,10 @@ class Attention {
           weigh_row_f32<not_rounded<S>>(s.row, r);
     }
 
-    // 2^(scores - what they are relative to), times the recipe's top: vector v of a row. The product is rounded as update_maxima() rounds
-    // that of the maximum, which fma() would not: from scores of 2^31 on, 2^(their difference) is anything but 1.
+    // 2^(scores - what they are relative to), times the recipe's top: vector v of a row.
     F exponential(int r, int v) const {
       const F score = S::mul(S::load(x_.scores + r * tile_tokens + v * W), S::load(x_.factor[r]));
-      return exp2<S, 5>(S::add(score, S::set(x_.offset[r])));
+      return exp2<S, 5>(S::add(S::add(score, S::set(x_.offset[r])), S::set(a_.log2_top_)));
     }
 
     void weigh_row_bf16(int r0, int r) {

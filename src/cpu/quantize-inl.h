@@ -60,7 +60,7 @@ struct Quantizer {
     return S::finite(sum);
   }
 
-  // The centre has been multiplied by the signs.
+  // (x - centre) * signs; the centre has been multiplied by them before.
   static F centred(const float* x, const float* signs, const float* centre, int c) {
     return S::sub(S::mul(S::load(x + c), S::load(signs + c)), S::load(centre + c));
   }

@@ -85,7 +85,7 @@ struct Avx2 {
   static void store_u16(std::uint16_t* p, I x) {                                                             // of 0 ... 65535
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
   }
-  static void store_u8(void* p, I x) {  // of 0 ... 255
+  static void store_u8(void* p, I x) {  // saturated at 255
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     _mm_storel_epi64(static_cast<__m128i*>(p), _mm_packus_epi16(words, words));
   }

@@ -79,8 +79,8 @@ struct Avx512 {
   static void store_u16(std::uint16_t* p, I x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
   }  // of 0 ... 65535
-  // Of 0 ... 255. In one instruction: on Zen 4 a store of a register that waits beside products takes a cycle from them, this one none.
-  static void store_u8(void* p, I x) { _mm512_mask_cvtepi32_storeu_epi8(p, 0xffff, x); }
+  // Saturated at 255. In one instruction: on Zen 4 a store of a register that waits beside products takes a cycle from them, this one none.
+  static void store_u8(void* p, I x) { _mm512_mask_cvtusepi32_storeu_epi8(p, 0xffff, x); }
   // Lane i gets table[x[i] % 16].
   static F lookup(const float* table, I x) { return _mm512_permutexvar_ps(x, _mm512_load_ps(table)); }
 

@@ -143,8 +143,8 @@ struct Portable {
   static void store_u16(std::uint16_t* p, I x) {  // of 0 ... 65535
     for (int i = 0; i < width; ++i) p[i] = static_cast<std::uint16_t>(x.lane[i]);
   }
-  static void store_u8(void* p, I x) {  // of 0 ... 255
-    for (int i = 0; i < width; ++i) static_cast<std::uint8_t*>(p)[i] = static_cast<std::uint8_t>(x.lane[i]);
+  static void store_u8(void* p, I x) {  // saturated at 255
+    for (int i = 0; i < width; ++i) static_cast<std::uint8_t*>(p)[i] = static_cast<std::uint8_t>(x.lane[i] < 255 ? x.lane[i] : 255);
   }
 
   // Lane i gets lane i ^ n.

@@ -336,26 +336,36 @@ TEST_P(Fault, RotationOfLargeRowsOverflows) {
   Random random(64);
   for (const DType type : {DType::f32, DType::bf16})
     for (const std::int64_t dim : {64, 128}) {
-      Array q = normal(random, type, {1, 1, 60, dim}), k(type, {1, 1, 300, dim});
-      k.fill([&](auto...) { return 0.01f * random.normal(); });
-      for (std::int64_t t = 3; t < 60; t += 10)
-        for (std::int64_t c = 0; c < dim; ++c) q.set(0, 0, t, c, (t % 20 == 3 ? 5e36f : 3e38f) * (random.below(2) ? 1 : -1));
-      expect_near_truth(q, k, normal(random, type, k.shape()), {.scale = 5e-38f});
+      Array large = normal(random, type, {1, 1, 300, dim}), other(type, large.shape());
+      other.fill([&](auto...) { return 0.01f * random.normal(); });
+      for (std::int64_t t = 3; t < 300; t += 10)
+        for (std::int64_t c = 0; c < dim; ++c) large.set(0, 0, t, c, (t % 20 == 3 ? 5e36f : 3e38f) * (random.below(2) ? 1 : -1));
+      const Array v = normal(random, type, large.shape());
+      expect_near_truth(large, other, v, {.scale = 5e-38f});
+      // Elsewhere the CPU multiplies a product by the key's scale first, which may overflow: docs/numerics.md.
+      if (recipe().key.scaling != Scaling::tokens || recipe().key.groups.block == 128)
+        expect_near_truth(other, large, v, {.scale = 1e-38f});
     }
 }
 
-TEST(Exact, LargestScoreWeighs1) {
-  // Scores of 1e10 lie so far apart that a row is one value, and their products with the scale round by more than 127.
+TEST_P(Fault, LargestScoresWeighAnything) {
+  // Scores from 1e5 to 1e18 lie so far apart that a row is one value, and fp32 rounds them, and their difference from what they are
+  // relative to, by up to any number.
   Random random(63);
-  Array q(DType::f32, {1, 1, 8, 64}), k(DType::f32, {1, 1, 300, 64}), v(DType::f32, {1, 1, 300, 64});
-  for (Array* x : {&q, &k}) x->fill([&](auto...) { return 1e5f * random.normal(); });
+  Array q(DType::f32, {1, 1, 40, 64}), k(DType::f32, {1, 1, 300, 64}), v(DType::f32, {1, 1, 300, 64});
   v.fill([](auto, auto, std::int64_t t, auto) { return static_cast<float>(t); });
-  const oracle::Exact exact = oracle::attention({q, k, v, {}});
-  for (const std::string& kernel : available_kernels()) {
-    SCOPED_TRACE(kernel);
-    const Result r = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipes::exact, .kernel = kernel});
-    EXPECT_LE(relative_l1(r.out.numbers(), exact.out), 1e-5);
-    for (std::size_t i = 0; i < exact.lse.size(); ++i) EXPECT_NEAR(r.lse.numbers()[i], exact.lse[i], 1e-5 * exact.lse[i]);
+  for (const float size : {2e2f, 3e2f, 1e3f, 3e3f, 5e3f, 1e4f, 1e5f, 1e9f}) {
+    for (Array* x : {&q, &k}) x->fill([&](auto...) { return size * random.normal(); });
+    const auto result = [&](const std::string& kernel) {
+      return attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipe(), .kernel = kernel});
+    };
+    const Result expected = result("cpu.reference");
+    for (const std::string& kernel : available_kernels()) {
+      SCOPED_TRACE(testing::Message() << size << ", " << kernel);
+      const Result r = result(kernel);
+      EXPECT_LE(relative_l1(r.out.numbers(), expected.out.numbers()), 2e-3);
+      EXPECT_LE(relative_l1(r.lse.numbers(), expected.lse.numbers()), 1e-6);
+    }
   }
 }
 
