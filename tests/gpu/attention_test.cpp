@@ -25,7 +25,8 @@ struct Case {
   std::vector<std::int64_t> query_starts{}, key_starts{};
   DType type = DType::f16;  // of the output
   GpuLayout in = GpuLayout::bhsd, out = GpuLayout::bhsd;
-  bool peaky = false;  // rows of many keys give most weight to few
+  bool peaky = false;                         // rows of many keys give most weight to few
+  double out_error = 2e-3, lse_error = 1e-2;  // beyond rounding; the latter where few keys have most of the weight
   std::string text{};
 };
 
@@ -117,7 +118,7 @@ void expect_recipe(Case& c, const Recipe& recipe) {
   reference.kernel = "cpu.reference";
   const Result expected = attend(c.query.tensor(), c.key.tensor(), c.value.tensor(), reference);
   const GpuResult got = attend_on_gpu(c.query, c.key, c.value, c.options, c.type, c.in, c.out);
-  EXPECT_LE(relative_l1(got.out, expected.out.numbers()), 2e-3 + gpu_rounding(recipe, c.query.tensor().type, c.type));
+  EXPECT_LE(relative_l1(got.out, expected.out.numbers()), c.out_error + gpu_rounding(recipe, c.query.tensor().type, c.type));
 
   // A weight, or an integer of a rotated query or key, may round the other way where it is nearly halfway: where few keys have most of
   // the weight, that one integer is seen.
@@ -131,7 +132,7 @@ void expect_recipe(Case& c, const Recipe& recipe) {
       continue;
     }
     const double error = std::fabs(got.lse[i] - lse[i]);
-    ASSERT_LE(error, exact ? 3e-4 : seen[i] >= 64 && !c.peaky ? 2e-3 : 1e-2) << "lse " << i << " of " << seen[i] << " keys";
+    ASSERT_LE(error, exact ? 3e-4 : seen[i] >= 64 && !c.peaky ? 2e-3 : c.lse_error) << "lse " << i << " of " << seen[i] << " keys";
     sum += error;
   }
   const double mean = exact ? 3e-5 : !fp8_scores ? 2e-4 : c.peaky ? 1.5e-3 : 3e-4;
@@ -277,6 +278,8 @@ TEST_P(GpuMethods, FewQueriesOfManyKeys) {
         c.in = random.pick(layouts);
         c.out = random.pick(layouts);
         c.peaky = sink;
+        if (sink)
+          c.out_error = 1.5e-2;  // what the sink leaves to the others is a few weights of a few rows: one that rounds otherwise is seen
         c.text = "dim " + std::to_string(dim) + ", " + std::to_string(queries) + " queries, " + std::to_string(keys) + " keys, window " +
                  std::to_string(n % 5) + ", " + name(in) + (sink ? ", sink" : "") + (small ? ", flagged tiles" : "");
         expect_recipe(c, recipe());
@@ -483,6 +486,7 @@ TEST_F(Gpu, RowsOfHugeNumbers) {
       c.options.scale = scale;
       c.type = DType::bf16;
       c.peaky = true;
+      c.lse_error = 3e-2;  // an integer of the largest query or key moves a score by 0.02
       c.text = "dim " + std::to_string(dim) + (scale < 0 ? ", negative scale" : "");
       expect_recipe(c, recipes::chitu);
     }
