@@ -278,8 +278,8 @@ TEST_P(GpuMethods, FewQueriesOfManyKeys) {
         c.in = random.pick(layouts);
         c.out = random.pick(layouts);
         c.peaky = sink;
-        if (sink)
-          c.out_error = 1.5e-2;  // what the sink leaves to the others is a few weights of a few rows: one that rounds otherwise is seen
+        // Of few rows one weight that rounds otherwise is seen, the more so where a sink leaves few weights to the others.
+        c.out_error = sink ? 1.5e-2 : 4e-3;
         c.text = "dim " + std::to_string(dim) + ", " + std::to_string(queries) + " queries, " + std::to_string(keys) + " keys, window " +
                  std::to_string(n % 5) + ", " + name(in) + (sink ? ", sink" : "") + (small ? ", flagged tiles" : "");
         expect_recipe(c, recipe());
