@@ -60,8 +60,8 @@ struct Measurement {
   int runs = 0;
   std::optional<std::int64_t> sampled_rows{};
   bool attention_quantises_queries = false;  // on a GPU: then the quantise step has keys and values only
-  std::optional<int> sm_mhz{};  // a GPU's clock under this work; absent where the driver does not tell
-  std::string refused{};        // why the GPU does not run the method; the rest is then not a number. Never on a CPU
+  std::optional<int> sm_mhz{};               // a GPU's clock under this work; absent where the driver does not tell
+  std::string refused{};                     // why the GPU does not run the method; the rest is then not a number. Never on a CPU
 };
 
 // What bench and accuracy both write of a measurement: keys in one order, null for what a refused method does not have.

@@ -129,7 +129,7 @@ struct Output {
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
 
 // The bytes that Options::workspace must have for this call; 0 on the CPU. Looks at no data: that of tensors may be null still, and an
-// lse that will be asked for then says so by its shape. Throws like attention().
+// lse that will be asked for then says so by its shape; strides count. Throws like attention().
 std::size_t workspace_size(const Operand& query, const Operand& key, const Operand& value, const Output& output,
                            const Options& options = {});
 

@@ -247,7 +247,7 @@ TEST_P(GpuMethods, TakeManySequences) {
   expect_recipe(c, recipe());
 }
 
-// Blocks of up to 64 queries and many keys: what parts of the keys give is joined, whatever each row sees of which part.
+// Few queries and many keys: blocks with rows for one warpgroup, rows that see different tiles.
 TEST_P(GpuMethods, FewQueriesOfManyKeys) {
   std::size_t n = 0;
   for (const std::int64_t dim : {64, 128, 256})
@@ -261,7 +261,7 @@ TEST_P(GpuMethods, FewQueriesOfManyKeys) {
         c.query = normal(random, in, {1, heads, queries, dim});
         c.key = normal(random, in, {1, kv_heads, keys, dim});
         c.value = normal(random, in, c.key.shape());
-        if (sink) {  // one part has most of the weight of most rows
+        if (sink) {  // has most of the weight of most rows
           c.query.fill([&](auto, auto, auto, std::int64_t x) { return random.normal() + (x == 3 ? 6.f : 0.f); });
           c.key.fill([&](auto, auto, std::int64_t t, std::int64_t x) { return random.normal() + (t == 0 && x == 3 ? 12.f : 0.f); });
         }
@@ -338,6 +338,20 @@ TEST_P(GpuSmall, Calls) {
     const GpuResult r = attend_on_gpu(c.query, c.key, c.value, c.options, DType::bf16);
     EXPECT_TRUE(std::any_of(r.out.begin(), r.out.end(), [](float x) { return std::isnan(x); }));
     EXPECT_EQ(std::count(r.out.begin(), r.out.end(), -infinity), 2 * 100) << "of 2 heads, the queries that see key 200";
+  }
+}
+
+// So many blocks that CTAs have several: the second comes to memory that the first has used.
+TEST_P(GpuSmall, ManyBlocks) {
+  for (const std::int64_t dim : {64, 128}) {
+    Random random(20);
+    Case c;
+    c.query = normal(random, DType::bf16, {1, 200, 200, dim});
+    c.key = normal(random, DType::bf16, {1, 50, 40, dim});
+    c.value = normal(random, DType::bf16, c.key.shape());
+    c.type = DType::bf16;
+    c.text = "dim " + std::to_string(dim);
+    expect_recipe(c, GetParam().recipe);
   }
 }
 
@@ -425,12 +439,11 @@ TEST_F(Gpu, StridesThatNoTensorMapHas) {
     t.data = static_cast<std::byte*>(t.data) + (t.shape[dimension] - 1) * t.stride[dimension] * bytes(t.type);
     t.stride[dimension] = -t.stride[dimension];
   };
-  const auto repeat = [](Tensor& t, std::size_t dimension) { t.stride[dimension] = 0; };
   const Options options{.window = causal};
   for (const std::int64_t dim : {64, 128})
-    for (const bool reversed : {true, false})
+    for (const std::int64_t stride : {-1, 0, 8})  // reversed, repeated, overlapping
       for (std::size_t dimension = 0; dimension < 3; ++dimension) {
-        SCOPED_TRACE("dim " + std::to_string(dim) + ", dimension " + std::to_string(dimension) + (reversed ? " reversed" : " repeated"));
+        SCOPED_TRACE("dim " + std::to_string(dim) + ", dimension " + std::to_string(dimension) + ", stride " + std::to_string(stride));
         Random random(50);
         const Array memory[] = {normal(random, DType::bf16, {2, 4, 300, dim}), normal(random, DType::bf16, {2, 2, 450, dim}),
                                 normal(random, DType::bf16, {2, 2, 450, dim})};
@@ -438,7 +451,10 @@ TEST_F(Gpu, StridesThatNoTensorMapHas) {
         std::vector<Tensor> views;
         for (const Array& x : memory) {
           const auto change = [&](Tensor t) {
-            reversed ? reverse(t, dimension) : repeat(t, dimension);
+            if (stride < 0)
+              reverse(t, dimension);
+            else
+              t.stride[dimension] = stride;
             return t;
           };
           const Tensor view = change(x);

@@ -116,7 +116,7 @@ struct Loop {
     alignas(1024) std::uint8_t hadamard[hadamard_bytes];  // write_hadamard()
     alignas(1024) std::uint8_t key[key_places][key_bytes];
     alignas(1024) std::uint8_t value[value_places][value_bytes];
-    alignas(1024) std::uint8_t out[warps][out_bytes];
+    alignas(1024) std::uint8_t out[warps][out_bytes];  // of the epilogue; before, with quantises_queries, INT8 queries
     float key_scale[form.scale_each_key ? key_places : 1][form.scale_each_key ? tile_tokens : 4];
     PassScales scales[passes ? key_places : 1];
     Item item[query_places];

@@ -14,6 +14,7 @@
 //   full           the producer's arrival and bytes; the warpgroups wait. A tile is there.
 //   empty          every thread of the warpgroups; the producer waits. (One a warp is no faster, and racecheck does not understand it.)
 //   block_read     every thread of the warpgroups; the producer waits. Queries that they quantise themselves are read.
+//   named 1 ...    the warps of a warpgroup; with quantises_queries, around the queries that lie where these warps stage what they store.
 //   value_full, value_empty   the same for values where keys have barriers of their own (Loop::split).
 #pragma once
 

@@ -10,7 +10,6 @@ namespace {  // part of quantise.cu
 // Of 16 rows a thread has two, `row` and `row` + 4: of a row it has channels 16 quad ... + 15 and (dim 128) those + 64, in pieces of 8.
 template <int dim>
 struct RowShare {
-  static constexpr int pieces = dim / 32;
   int g, quad, row;
   __device__ __forceinline__ explicit RowShare(int lane) : g(lane / 4), quad(lane % 4), row((g & 3) + 8 * (g >> 2)) {}
   __device__ __forceinline__ int channel(int m) const { return quad * 16 + (m & 1) * 8 + (m >> 1) * 64; }  // of piece m

@@ -112,8 +112,8 @@ __device__ __forceinline__ void quantise_queries(const Params& p, const typename
     for (int panel = 0; panel < panels; ++panel) {
       const float sign = panel ? -factor : factor;
       const auto number = [&](int i, int e) {
-        const int at = 4 * i + 2 * r + e;
-        return panels == 2 ? fmaf(x[panels - 1][at], sign, x[0][at]) : x[0][at];
+        const int n = 4 * i + 2 * r + e;
+        return panels == 2 ? fmaf(x[panels - 1][n], sign, x[0][n]) : x[0][n];
       };
       const auto word = [&](int i) { return ptx::pack_i8(number(i, 0), number(i, 1), number(i + 1, 0), number(i + 1, 1)); };
       const int row = (warp & 3) * 16 + r * 8 + lane / 4;

@@ -71,7 +71,7 @@ class Arena {
 bool has_own_quantiser(const Problem& p) {
   const Tensor& q = p.query.tensor();
   for (std::size_t i = 0; i < 3; ++i)
-    if (q.shape[i] > 1 && (q.stride[i] <= 0 || q.stride[i] >= std::int64_t{1} << 39)) return false;
+    if (q.shape[i] > 1 && (q.stride[i] < q.shape[3] || q.stride[i] >= std::int64_t{1} << 39)) return false;
   return p.recipe == recipes::chitu && (p.dim() == 64 || p.dim() == 128);
 }
 
