@@ -7,8 +7,8 @@
 namespace chitu::cuda::sm90 {
 
 // Each warp on its own: normalises its 16 rows and stores them, 64 channels at a time, through its 2 KB of shared memory, which with
-// quantises_queries its warpgroup's queries have until then. Whatever has to
-// be read is read before anything is stored. m: the references; o_unit: what o is to be multiplied by beside.
+// quantises_queries its warpgroup's queries have until then. Whatever has to be read is read before anything is stored. m: the
+// references; o_unit: what o is to be multiplied by beside.
 template <class L>
 __device__ __forceinline__ void finish(const Params& p, const typename L::At at, int buffer, const float (&o)[L::halves][L::width / 2],
                                        const float (&m)[2], const float (&output_sum)[2], const float (&lse_sum)[2], float o_unit) {

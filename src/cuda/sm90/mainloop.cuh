@@ -13,9 +13,9 @@
 //   query_empty    every thread of the warpgroups and the two that bring it; the producer waits. An item is done with.
 //   full           the producer's arrival and bytes; the warpgroups wait. A tile is there.
 //   empty          every thread of the warpgroups; the producer waits. (One a warp is no faster, and racecheck does not understand it.)
+//   value_full, value_empty   the same for values where keys have barriers of their own (Loop::split).
 //   block_read     every thread of the warpgroups; the producer waits. Queries that they quantise themselves are read.
 //   named 1 ...    the warps of a warpgroup; with quantises_queries, around the queries that lie where these warps stage what they store.
-//   value_full, value_empty   the same for values where keys have barriers of their own (Loop::split).
 #pragma once
 
 #include "cuda/launch.h"

@@ -90,13 +90,10 @@ __device__ __forceinline__ void store_int4(std::uint32_t to, int x, int y, int z
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 }
 __device__ __forceinline__ uint4 load_uint4(std::uint32_t from) {
-  uint4 x;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(from));
-  return x;
+  const int4 x = load_int4(from);
+  return make_uint4(x.x, x.y, x.z, x.w);
 }
-__device__ __forceinline__ void store_uint4(std::uint32_t to, const uint4& x) {
-  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
-}
+__device__ __forceinline__ void store_uint4(std::uint32_t to, const uint4& x) { store_int4(to, x.x, x.y, x.z, x.w); }
 __device__ __forceinline__ void store_float(std::uint32_t to, float x) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
 }
