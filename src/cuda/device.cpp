@@ -73,6 +73,7 @@ bool is_capturing(cudaStream_t stream) {
 }
 
 int multiprocessors(int device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
+int cache_bytes(int device) { return attribute(cudaDevAttrL2CacheSize, device); }
 
 DeviceGuard::DeviceGuard(int device) {
   check(cudaGetDevice(&before_));

@@ -19,6 +19,7 @@ bool any_device(int major, int minor);
 bool on_device(const void* data, int device);
 
 int multiprocessors(int device);
+int cache_bytes(int device);  // L2
 
 bool is_capturing(cudaStream_t stream);
 

@@ -11,6 +11,7 @@
 #include "../core/oracle.h"
 #include "common/numbers.h"
 #include "common/rotation.h"
+#include "cuda/sm90/split.h"
 #include "support.h"
 
 namespace chitu::test {
@@ -308,6 +309,53 @@ TEST_P(GpuMethods, FewQueriesOfManyKeysPacked) {
       expect_recipe(c, recipe());
       if (HasFailure()) return;
     }
+}
+
+// Items that are split, by the methods that do: the last of one more than there are multiprocessors, and all of five. The same bits,
+// whichever piece is the last to be done.
+TEST_P(GpuMethods, SplitItems) {
+  int processors = 0;
+  ASSERT_EQ(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), cudaSuccess);
+  const std::int64_t keys = 1300, tiles = 11;
+  for (const std::int64_t dim : {64, 128, 256})
+    for (const std::int64_t heads : {processors + 1, 5}) {
+      const auto split = cuda::sm90::split_items(heads, tiles, tiles, processors);
+      ASSERT_EQ(split.whole, heads == 5 ? 0 : processors);
+      ASSERT_GT(split.pieces, 2);
+      Random random(21);
+      Case c;
+      c.type = dim == 64 ? DType::f16 : DType::bf16;
+      c.query = normal(random, c.type, {1, heads, heads == 5 ? 120 : 9, dim});
+      c.key = normal(random, c.type, {1, heads, keys, dim});
+      c.value = normal(random, c.type, c.key.shape());
+      // A sink in the first piece, flagged tiles in others.
+      c.query.fill([&](auto, auto, auto, std::int64_t x) { return random.normal() + (x == 3 ? 4.f : 0.f); });
+      c.key.fill([&](auto, auto, std::int64_t t, std::int64_t x) { return random.normal() + (t == 0 && x == 3 ? 8.f : 0.f); });
+      c.value.fill([&](auto, auto, std::int64_t t, auto) { return random.normal() * (t % 301 == 0 ? 0.01f : 1.f); });
+      c.peaky = true;
+      c.out_error = 4e-3;
+      c.text = "dim " + std::to_string(dim) + ", " + std::to_string(heads) + " heads";
+      expect_recipe(c, recipe());
+      if (HasFailure()) return;
+      const GpuResult once = attend_on_gpu(c.query, c.key, c.value, c.options, c.type);
+      for (int run = 0; run < 5; ++run) {
+        const GpuResult again = attend_on_gpu(c.query, c.key, c.value, c.options, c.type);
+        ASSERT_EQ(again.out, once.out);
+        ASSERT_EQ(again.lse, once.lse);
+      }
+    }
+}
+
+// More keys and values than the L2 cache holds: blocks are taken in several parts of the heads, which do not come out even.
+TEST_P(GpuMethods, HeadsInParts) {
+  Random random(22);
+  Case c;
+  c.query = normal(random, DType::bf16, {1, 502, 400, 128});
+  c.key = normal(random, DType::bf16, {1, 251, 1030, 128});
+  c.value = normal(random, DType::bf16, c.key.shape());
+  c.options.window = {30, 0};
+  c.type = DType::bf16;
+  expect_recipe(c, recipe());
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GpuMethods, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });

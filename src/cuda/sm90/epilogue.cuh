@@ -6,6 +6,61 @@
 
 namespace chitu::cuda::sm90 {
 
+// Joins the pieces of a split item, each warp on its own. True for the last to be done: it has the whole item's o, references m and sums
+// then, made in the order of the pieces, so that the bits do not depend on which was the last.
+template <class L>
+__device__ __forceinline__ bool join(const Params& p, int piece, float (&o)[L::halves][L::width / 2], float (&m)[2], float (&rounded)[2],
+                                     float (&unrounded)[2]) {
+  constexpr int vectors = L::form.piece_vectors(), of_o = L::dim / 8;
+  const int t = ptx::thread_again(), lane = t & 31, warp = t >> 5, pieces = p.split.pieces, item = piece / pieces, first = item * pieces;
+  const auto place = [&](int of) { return p.pieces + (static_cast<std::int64_t>(of) * L::warps + warp) * (vectors * 32) + lane; };
+  float4* const mine = place(piece);
+#pragma unroll
+  for (int i = 0; i < of_o; ++i) {
+    const float* const x = &o[i * 8 / L::width][4 * i % (L::width / 2)];
+    mine[i * 32] = make_float4(x[0], x[1], x[2], x[3]);
+  }
+  mine[of_o * 32] = make_float4(m[0], m[1], rounded[0], rounded[1]);
+  mine[(of_o + 1) * 32] = make_float4(unrounded[0], unrounded[1], 0, 0);
+  __syncwarp();
+  int done = 0;
+  if (lane == 0) done = ptx::count(p.pieces_done + item * most_warps + warp);
+  if (__shfl_sync(~0u, done, 0) != pieces - 1) return false;
+  __syncwarp();
+  m[0] = m[1] = lowest;
+#pragma unroll 1
+  for (int i = first; i < first + pieces; ++i) {
+    const float4 x = __ldcg(place(i) + of_o * 32);
+    m[0] = fmaxf(m[0], x.x);
+    m[1] = fmaxf(m[1], x.y);
+  }
+#pragma unroll
+  for (auto& half : o)
+#pragma unroll
+    for (float& x : half) x = 0;
+  rounded[0] = rounded[1] = unrounded[0] = unrounded[1] = 0;
+#pragma unroll 1
+  for (int i = first; i < first + pieces; ++i) {
+    const float4* const from = place(i);
+    const float4 x = __ldcg(from + of_o * 32), y = __ldcg(from + (of_o + 1) * 32);
+    const float a[2] = {ptx::exp2_approx(x.x - m[0]), ptx::exp2_approx(x.y - m[1])};
+    rounded[0] = fmaf(x.z, a[0], rounded[0]);
+    rounded[1] = fmaf(x.w, a[1], rounded[1]);
+    unrounded[0] = fmaf(y.x, a[0], unrounded[0]);
+    unrounded[1] = fmaf(y.y, a[1], unrounded[1]);
+#pragma unroll
+    for (int k = 0; k < of_o; ++k) {
+      float* const z = &o[k * 8 / L::width][4 * k % (L::width / 2)];
+      const float4 w = __ldcg(from + k * 32);
+      z[0] = fmaf(w.x, a[0], z[0]);
+      z[1] = fmaf(w.y, a[0], z[1]);
+      z[2] = fmaf(w.z, a[1], z[2]);
+      z[3] = fmaf(w.w, a[1], z[3]);
+    }
+  }
+  return true;
+}
+
 // Each warp on its own: normalises its 16 rows and stores them, 64 channels at a time, through its 2 KB of shared memory, which with
 // quantises_queries its warpgroup's queries have until then. Whatever has to be read is read before anything is stored. m: the
 // references; o_unit: what o is to be multiplied by beside.

@@ -51,8 +51,9 @@ struct Loop {
   static constexpr bool integer_scores = score_type == DType::i8, integer_values = value_type == DType::u8;
   static constexpr bool sums_in_place = form.value_bytes == 2;      // the tensor cores add to the output; else each tile's product is added
   static constexpr bool folds = !sums_in_place && !integer_values;  // that addition scales the output to a new reference on the way
+  static constexpr bool splits = form.splits;
   // The reference may lag this many powers of two behind the maximum, where a weight's precision does not depend on its size.
-  static constexpr float lag = by_tile || sums_in_place ? 8 : 0;
+  static constexpr float lag = splits ? 8 : 0;
 
   static constexpr bool query_scales = recipe.query.scaling != Scaling::none;
   static constexpr bool key_scales = recipe.key.scaling != Scaling::none && !form.scale_each_key;
@@ -79,7 +80,7 @@ struct Loop {
   // Of the pipeline of weigh(), in pairs of keys, by measurement: how far scores are converted and scaled ahead of their exponentials, how
   // long after these they are packed, and up to which pair the order is kept, after every how many. Where products start early an exit
   // takes registers from the second block on; of floating-point scores there is less to put in order.
-  static constexpr int converts_ahead = by_tile ? 10 : 8, scales_ahead = 8, packs_behind = 8;
+  static constexpr int converts_ahead = by_tile ? 9 : 8, scales_ahead = 8, packs_behind = by_tile ? 6 : 8;
   static constexpr int ordered_pairs = !early ? 32 : integer_scores ? 8 : 0, order_step = integer_scores ? 1 : 4;
   static_assert(scales_ahead <= converts_ahead);
 
@@ -90,7 +91,7 @@ struct Loop {
     std::uint16_t centre[quantises_queries ? dim : 8];
     int2 range[form.block_queries];
     int4 share[warpgroups];  // tiles of a warpgroup: first, end, first that every row sees in full, end of these
-    int4 what;               // rows (0: no more work), first tile, end, 0
+    int4 what;               // rows (0: no more work), first tile, end; of a piece its number among those of all split items; else -1
     std::int64_t out, lse;   // the elements where its first row begins
     int4 rows;               // in the tensors: batch entry, head, first row
     int4 queries;            // among those of all sequences: first tile of its head, tiles of that; its first row there; its row of ranges

@@ -32,7 +32,7 @@ namespace chitu::cuda::sm90 {
 // numbers times 2^-149, exactly, and so need no conversion. What the offset adds is a multiple of the row's sum of weights, taken away
 // every few tiles, before it costs precision. Outputs are in a unit that keeps such products in fp32's range.
 constexpr float integer_unit = 0x1p85f, integer_unit_back = 0x1p64f;  // 2^-149 integer_unit integer_unit_back = 1
-constexpr int offset_tiles = 16;
+constexpr int offset_tiles = 32;
 
 template <class L>
 struct Consumer {
@@ -325,7 +325,7 @@ struct Consumer {
       if constexpr (L::integer_values) rows.remove_offset();
 
       hand_back(ptx::load_int4(item + offsetof(Item, what)).z - ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16).y);
-      float rounded[2], others[2];
+      float rounded[2] = {}, others[2] = {};
       if constexpr (L::rounded_sums) {
         const float both = rows.rounded + __shfl_xor_sync(~0u, rows.rounded, 2), other = __shfl_xor_sync(~0u, both, 1);
         rounded[0] = mine(both, other);
@@ -334,6 +334,14 @@ struct Consumer {
       if constexpr (L::unrounded_sums) {
         others[0] = quad_sum(rows.unrounded[0]);
         others[1] = quad_sum(rows.unrounded[1]);
+      }
+      if constexpr (L::splits) {
+        const int piece = ptx::load_int4(item + offsetof(Item, what)).w;
+        if (piece >= 0 && !join<L>(p, piece, rows.o, rows.m, rounded, others)) {  // others are at work on it
+          ptx::barrier_arrive(at.query_empty(items.place()));
+          if constexpr (L::quantises_queries) ptx::named_barrier(1 + warpgroup, 128);
+          continue;
+        }
       }
       finish<L>(p, at, items.place(), rows.o, rows.m, L::rounded_output ? rounded : others, L::rounded_lse ? rounded : others,
                 L::integer_values ? integer_unit_back : 1.f);
@@ -384,7 +392,7 @@ __global__ void __launch_bounds__(L::threads, 1) attention_kernel(const __grid_c
 
 template <class L>
 void start(const Params& params, int processors, cudaStream_t stream) {
-  const std::int64_t items = std::int64_t{params.blocks} * params.heads;
+  const std::int64_t items = params.split.whole + std::int64_t{split_item_count(params)} * params.split.pieces;
   launch(attention_kernel<L>,
          {.blocks = static_cast<unsigned>(items < processors ? items : processors),
           .threads = L::threads,

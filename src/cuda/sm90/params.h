@@ -10,6 +10,7 @@
 #include "chitu/attention.h"
 #include "common/sample.h"
 #include "common/tiles.h"
+#include "cuda/sm90/split.h"
 
 namespace chitu::cuda::sm90 {
 
@@ -47,12 +48,17 @@ struct Form {
   int query_scale_rows;  // 2: rows r and r + 8 of 16 share a scale, else 1
   bool scale_each_key;   // a scale for each key of a tile instead of PassScales::key
   bool residuals;        // flagged tiles
+  bool splits;           // items may be split: a weight's precision does not depend on the keys before it
   int block_queries;     // of a CTA of the attention kernel: 64 for each of its warpgroups, as many as their registers allow
 
   friend constexpr bool operator==(const Form&, const Form&) = default;
   constexpr int key_bytes() const { return tile_tokens * dim * score_bytes; }  // of a tile
+  // What a warp's 16 rows of a piece of an item come to, 16 bytes for each lane: the output so far, its references, sums.
+  constexpr int piece_vectors() const { return dim / 8 + 2; }
   constexpr int tile_bytes() const { return key_bytes() + tile_tokens * dim * value_bytes; }
 };
+
+constexpr int most_warps = 16;  // of an attention kernel, 16 queries each
 
 constexpr Form form_of(const Recipe& r, int dim) {
   const auto bytes_of = [](const Quant& q) { return q.scaling == Scaling::none ? 2 : bytes(q.type); };
@@ -64,6 +70,7 @@ constexpr Form form_of(const Recipe& r, int dim) {
           .query_scale_rows = query_scale_rows,
           .scale_each_key = r.key.scaling == Scaling::tokens && !(r.key.groups == Groups{128, 4}),
           .residuals = r.value.scaling == Scaling::tile,
+          .splits = r.weights.by_tile || bytes_of(r.value) == 2,
           .block_queries = padded == 256                                                     ? 128
                            : padded == 64 && bytes_of(r.value) == 1 && query_scale_rows == 2 ? 256
                                                                                              : 192};
@@ -84,6 +91,8 @@ struct Params {
   Place same;                  // batch 0 of such a call
   int query_tiles, key_tiles;  // of a head, in all sequences
   int blocks;                  // of Form::block_queries queries, of a head, in all sequences
+  Split split;                 // of the blocks of all heads
+  int heads_at_once;           // of all sequences, where their blocks are taken in turn: block_of()
   bool out_bf16;               // else f16
   bool own_quantiser;          // of chitu: quantise() for keys and values, the attention kernel for queries; else pack() for all
   float scale;
@@ -103,6 +112,8 @@ struct Params {
   float* key_scale;        // [key tiles x kv_heads, 128], with Form::scale_each_key
   int2* ranges;            // the keys that a query sees: [128 query_tiles], or [128 tiles of a sequence] where all are alike
   int* items_taken;        // of the attention kernel's items, beyond the first of each CTA; 0 before it starts
+  float4* pieces;          // what split items' pieces have come to: join()
+  int* pieces_done;        // [split items][16 rows of a block]; 0 before it starts
   // What is not finite was left out of all of the above: of queries and keys the token, of values the number.
   std::uint8_t* spoilt_queries;  // [query tiles x heads]: 1 if the tile has such a token, else 0
   std::uint8_t* spoilt_keys;     // [key tiles x kv_heads]
@@ -110,6 +121,9 @@ struct Params {
   int* spoilt;                   // not 0 if any is
   double* statistics;            // [statistics_count()], pack()'s own
 };
+
+// Of the attention kernel.
+__host__ __device__ inline int split_item_count(const Params& p) { return p.blocks * p.heads - p.split.whole; }
 
 // Sequence i.
 __host__ __device__ inline Place place(const Params& p, int i) {

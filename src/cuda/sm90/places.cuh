@@ -54,6 +54,7 @@ __device__ TilePlace tile_place(const Params& p, int index) {
 // By thread `thread` of `threads` of a call's first kernel: what each query sees, and the counters at 0.
 __device__ inline void prepare(const Params& p, int thread, int threads) {
   if (thread == 0) *p.items_taken = *p.spoilt = 0;
+  for (int i = thread; i < split_item_count(p) * most_warps; i += threads) p.pieces_done[i] = 0;
   const int rows = tile_tokens * (p.places ? p.query_tiles : tiles_of(p.same.queries));
   for (int i = thread; i < rows; i += threads) {
     const Place s = p.places ? p.places[sequence_of(p, i / tile_tokens, [](const Place& x) { return x.query_tile; })] : p.same;

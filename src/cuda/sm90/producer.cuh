@@ -12,9 +12,9 @@ struct Block {
   int sequence, head, row;
 };
 
-// Heads one after another, so that CTAs at work share keys and values in the L2 cache; in each the last rows first, which see most keys
-// under a causal mask. Where all sequences are alike, a head's partial last block is an item that leaves warpgroups idle: with the longest
-// ones under a causal mask they come first, else last, where short items fill the end.
+// In an order that is good for the end, where items are short then, and for the L2 cache. Where all sequences are alike and the last rows
+// see most keys, these come first, of all heads whose keys and values the cache holds at once; else heads come one after another, and what
+// leaves warpgroups idle, the heads' partial last blocks, at the end. Packed sequences and their heads come one after another.
 template <int block_queries>
 __device__ Block block_of(const Params& p, int item, int nothing) {
   const int all_heads = p.heads + nothing;
@@ -26,33 +26,41 @@ __device__ Block block_of(const Params& p, int item, int nothing) {
   }
   const int heads = p.sequences * all_heads, queries = p.same.queries + nothing, full_blocks = queries / block_queries,
             full_items = full_blocks * heads;
-  const int partial = queries % block_queries ? heads : 0, first_full = p.window.right < p.same.keys ? partial : 0;
-  const int i = item - first_full;
-  int head = item, row = full_blocks * block_queries;
-  if (i >= full_items) {
-    head = i - full_items;
-  } else if (i >= 0) {
-    head = i / full_blocks;
-    row = (full_blocks - 1 - (i - head * full_blocks)) * block_queries;
+  int head = item - full_items, row = full_blocks * block_queries;
+  if (p.window.right < p.same.keys) {
+    const int blocks = (queries + block_queries - 1) / block_queries, first = item / (blocks * p.heads_at_once) * p.heads_at_once,
+              count = min(p.heads_at_once, heads - first), i = item - blocks * first;
+    head = first + i % count;
+    row = (blocks - 1 - i / count) * block_queries;
+  } else if (item < full_items) {
+    head = item / full_blocks;
+    row = (full_blocks - 1 - (item - head * full_blocks)) * block_queries;
   }
   return {head / all_heads, head % all_heads, row};
 }
 
-// Writes Item::share and Item::what. ranges: of the sequence's queries.
+// Writes Item::share and Item::what. ranges: of the sequence's queries. piece: among those of all split items, `pieces` each; else
+// negative.
 template <class L>
-__device__ void describe_item(const int2* ranges, int queries, int row, std::uint32_t item) {
+__device__ void describe_item(const int2* ranges, int queries, int row, int piece, int pieces, std::uint32_t item) {
   using Item = typename L::Item;
   constexpr int block = L::form.block_queries;
   const auto range = [&](int r) { return ranges[min(r, queries - 1)]; };
-  const int first = range(row).x / tile_tokens, end = max(first, tiles_of(range(row + block - 1).y));
+  int first = range(row).x / tile_tokens, end = max(first, tiles_of(range(row + block - 1).y));
+  if (piece >= 0) {
+    const int tiles = end - first, i = piece % pieces;
+    end = first + tiles * (i + 1) / pieces;
+    first += tiles * i / pieces;
+  }
 #pragma unroll 1
   for (int w = 0; w < L::warpgroups; ++w) {
     const int2 top = range(row + w * 64), bottom = range(row + w * 64 + 63);
     const bool none = top.x >= bottom.y;
-    ptx::store_int4(item + offsetof(Item, share) + w * 16, none ? end : top.x / tile_tokens, none ? end : tiles_of(bottom.y),
-                    tiles_of(bottom.x), top.y / tile_tokens);
+    const auto within = [&](int tile) { return none ? end : min(max(tile, first), end); };
+    ptx::store_int4(item + offsetof(Item, share) + w * 16, within(top.x / tile_tokens), within(tiles_of(bottom.y)), tiles_of(bottom.x),
+                    top.y / tile_tokens);
   }
-  ptx::store_int4(item + offsetof(Item, what), min(block, queries - row), first, end, 0);
+  ptx::store_int4(item + offsetof(Item, what), min(block, queries - row), first, end, max(piece, -1));
 }
 
 // Three threads share the work, each in a warp of its own, for the registers that each has. One takes items and describes them ...
@@ -72,12 +80,13 @@ __device__ void produce_items(const Params& p, const typename L::At shared, floa
     const std::uint32_t to = at.item(ring.place());
     ptx::barrier_wait(at.query_empty(ring.place()), ring.parity());
     if (!ahead && ring.at > 0) item = static_cast<int>(gridDim.x) + atomicAdd(p.items_taken, 1);
-    if (item >= p.blocks * (p.heads + nothing)) {
-      ptx::store_int4(to + offsetof(Item, what), 0, 0, 0, 0);
+    const int piece = item - (p.split.whole + nothing), whole_item = piece < 0 ? item : item - piece + piece / p.split.pieces;
+    if (whole_item >= p.blocks * p.heads) {
+      ptx::store_int4(to + offsetof(Item, what), 0, 0, 0, -1);
       ptx::barrier_arrive(at.described(ring.place()));
       return;
     }
-    const Block block = block_of<form.block_queries>(p, item, nothing);
+    const Block block = block_of<form.block_queries>(p, whole_item, nothing);
     // Field by field: a copy of a Place would cost registers.
     const auto field = [&](auto Place::*of) { return p.places ? p.places[block.sequence].*of : p.same.*of; };
     const int queries = field(&Place::queries) + nothing,
@@ -92,7 +101,7 @@ __device__ void produce_items(const Params& p, const typename L::At shared, floa
     }
     ptx::store_int4(to + offsetof(Item, queries), query_tile * p.heads + block.head * tiles_of(queries), tiles_of(queries), block.row,
                     range_row);
-    describe_item<L>(p.ranges + range_row - block.row, queries, block.row, to);
+    describe_item<L>(p.ranges + range_row - block.row, queries, block.row, piece, p.split.pieces, to);
     ptx::barrier_arrive(at.described(ring.place()));
     if (ahead) item = static_cast<int>(gridDim.x) + atomicAdd(p.items_taken, 1);
   }

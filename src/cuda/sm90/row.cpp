@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "common/visible.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/params.h"
@@ -117,6 +118,47 @@ std::vector<Place> places_of(const Problem& p, const Form& form) {
   return all;
 }
 
+// Tiles of keys that a block of queries sees, on average and at most; of some of the blocks of each sequence.
+struct Tiles {
+  double average = 0, most = 0;
+};
+Tiles tiles_of_blocks(const Problem& p, const Form& form) {
+  constexpr std::int64_t looked_at = 32;
+  Tiles found;
+  double weight = 0;
+  for (const Sequence& s : p.sequences) {
+    const std::int64_t blocks = (s.queries + form.block_queries - 1) / form.block_queries, step = (blocks + looked_at - 1) / looked_at;
+    for (std::int64_t block = blocks - 1; block >= 0; block -= step) {
+      const auto seen = [&](std::int64_t query) {
+        return visible(p.window, s.query_positions.first + query * s.query_positions.step, s.key_positions, s.keys);
+      };
+      const std::int64_t first = block * form.block_queries, last = std::min(first + form.block_queries, s.queries) - 1;
+      const auto tiles = static_cast<double>(std::max<std::int64_t>(tiles_of(narrow(seen(last).end)) - seen(first).begin / tile_tokens, 0));
+      found.average += tiles * static_cast<double>(step);
+      weight += static_cast<double>(step);
+      found.most = std::max(found.most, tiles);
+    }
+    if (p.query_starts.empty()) break;  // all are alike
+  }
+  if (weight > 0) found.average /= weight;
+  return found;
+}
+
+Split split_of(const Problem& p, const Form& form, std::int64_t items) {
+  const int processors = multiprocessors(p.query.tensor().device_id);
+  // Many sequences are many items, and of several lengths.
+  if (!form.splits || (!p.query_starts.empty() && items >= 2 * processors)) return {narrow(items), 1};
+  const Tiles tiles = tiles_of_blocks(p, form);
+  return split_items(items, tiles.average, tiles.most, processors);
+}
+
+// All heads in parts of one size, whose keys and values fill half of the L2 cache.
+int heads_at_once(const Params& p, const Form& form, int device) {
+  const std::int64_t heads = std::int64_t{p.sequences} * p.kv_heads, bytes = heads * tiles_of(p.same.keys) * form.tile_bytes();
+  const std::int64_t parts = std::clamp<std::int64_t>(bytes / (cache_bytes(device) / 2), 1, heads);
+  return narrow((heads + parts - 1) / parts) * (p.heads / p.kv_heads);
+}
+
 // All but the arrays.
 Params params_of(const Problem& p, const Form& form, const std::vector<Place>& places) {
   const Tensor &q = p.query.tensor(), &k = p.key.tensor();
@@ -144,6 +186,8 @@ Params params_of(const Problem& p, const Form& form, const std::vector<Place>& p
     r.key_tiles = places.back().key_tile;
     r.blocks = places.back().block;
   }
+  r.split = split_of(p, form, std::int64_t{r.blocks} * r.heads);
+  r.heads_at_once = heads_at_once(r, form, q.device_id);
   return r;
 }
 
@@ -165,6 +209,8 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, Place*& place
   arena.take(r.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
   arena.take(r.ranges, std::int64_t{tile_tokens} * (packed ? r.query_tiles : tiles_of(r.same.queries)));
   arena.take(r.items_taken, 1);
+  arena.take(r.pieces, std::int64_t{split_item_count(r)} * r.split.pieces * (form.block_queries / 16) * form.piece_vectors() * 32);
+  arena.take(r.pieces_done, std::int64_t{split_item_count(r)} * most_warps);
   arena.take(r.spoilt, 1);
   arena.take(r.spoilt_queries, query_tiles);
   arena.take(r.spoilt_keys, key_tiles);
