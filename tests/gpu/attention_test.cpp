@@ -403,6 +403,21 @@ TEST_P(GpuSmall, ManyBlocks) {
   }
 }
 
+// Few queries of so many keys that the item is split.
+TEST_P(GpuSmall, Split) {
+  for (const std::int64_t dim : {64, 128, 256}) {
+    Random random(23);
+    Case c;
+    c.query = normal(random, DType::bf16, {1, 1, 70, dim});
+    c.key = normal(random, DType::bf16, {1, 1, 2500, dim});
+    c.value = normal(random, DType::bf16, c.key.shape());
+    c.type = DType::bf16;
+    c.out_error = 4e-3;
+    c.text = "dim " + std::to_string(dim);
+    expect_recipe(c, GetParam().recipe);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(All, GpuSmall, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
 
 using Gpu = NeedsGpu<testing::Test>;

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <utility>
 
-#include "common/visible.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/sm90/params.h"
@@ -129,11 +128,9 @@ Tiles tiles_of_blocks(const Problem& p, const Form& form) {
   for (const Sequence& s : p.sequences) {
     const std::int64_t blocks = (s.queries + form.block_queries - 1) / form.block_queries, step = (blocks + looked_at - 1) / looked_at;
     for (std::int64_t block = blocks - 1; block >= 0; block -= step) {
-      const auto seen = [&](std::int64_t query) {
-        return visible(p.window, s.query_positions.first + query * s.query_positions.step, s.key_positions, s.keys);
-      };
       const std::int64_t first = block * form.block_queries, last = std::min(first + form.block_queries, s.queries) - 1;
-      const auto tiles = static_cast<double>(std::max<std::int64_t>(tiles_of(narrow(seen(last).end)) - seen(first).begin / tile_tokens, 0));
+      const Range top = s.visible(p.window, first), bottom = s.visible(p.window, last);
+      const auto tiles = static_cast<double>(std::max<std::int64_t>(tiles_of(narrow(bottom.end)) - top.begin / tile_tokens, 0));
       found.average += tiles * static_cast<double>(step);
       weight += static_cast<double>(step);
       found.most = std::max(found.most, tiles);
