@@ -2,6 +2,7 @@
 // quantize() against a second quantiser (oracle.h), bit for bit, in every backend.
 #include <gtest/gtest.h>
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -263,7 +264,7 @@ TEST_P(EveryBackend, LargeRowsAreQuantisedAsAnyOthers) {
   for (const Role role : {Role::query, Role::key})
     for (const DType type : {DType::f32, DType::bf16})
       for (const auto& [size, offset] : {std::pair{5e36f, 0.f}, {3e38f, 0.f}, {3e38f, 3e38f}})
-        for (const std::int64_t dim : {64, 80, 128, 256}) {
+        for (const std::int64_t dim : type == DType::f32 ? std::array{64, 256} : std::array{80, 128}) {
           const Case c{recipe(), role, type, Layout::bhsd, {1, 1, 150, dim}, {}};
           const Array x = with_large_rows(random, type, c.shape, size, offset);
           ASSERT_NO_FATAL_FAILURE(check(c, x));

@@ -336,9 +336,9 @@ TEST_P(Fault, RotationOfLargeRowsOverflows) {
   Random random(64);
   for (const DType type : {DType::f32, DType::bf16})
     for (const std::int64_t dim : {64, 128}) {
-      Array large = normal(random, type, {1, 1, 300, dim}), other(type, large.shape());
+      Array large = normal(random, type, {1, 1, 150, dim}), other(type, large.shape());
       other.fill([&](auto...) { return 0.01f * random.normal(); });
-      for (std::int64_t t = 3; t < 300; t += 10)
+      for (std::int64_t t = 3; t < 150; t += 10)
         for (std::int64_t c = 0; c < dim; ++c) large.set(0, 0, t, c, (t % 20 == 3 ? 5e36f : 3e38f) * (random.below(2) ? 1 : -1));
       const Array v = normal(random, type, large.shape());
       expect_near_truth(large, other, v, {.scale = 5e-38f});
