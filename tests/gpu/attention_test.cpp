@@ -31,6 +31,10 @@ struct Case {
   std::string text{};
 };
 
+Case normal_case(Random& random, DType type, const Shape& query, const Shape& key) {
+  return {.query = normal(random, type, query), .key = normal(random, type, key), .value = normal(random, type, key), .type = type};
+}
+
 enum class Mask { none, causal, window, positions, packed };
 
 const std::vector<std::int64_t> dims{64, 128, 256, 8, 40, 72, 96, 136, 192};
@@ -197,8 +201,8 @@ TEST_P(GpuMethods, LeaveRowsThatSeeNoKeyAtZeroWithoutWeight) {
   }
 }
 
-// A sequence of a packed batch gets the bits that it gets alone: nothing of its neighbours reaches it, and tiles are counted from its
-// start. `layout` has gaps, which attend_on_gpu() expects to be untouched.
+// A sequence of a packed batch gets the bits that it gets alone, where neither is split: nothing of its neighbours reaches it, and tiles
+// are counted from its start. `layout` has gaps, which attend_on_gpu() expects to be untouched.
 TEST_P(GpuMethods, PackedSequencesAreAsAlone) {
   const std::vector<std::int64_t> query_starts{0, 1, 1, 301, 430, 494, 694, 695}, key_starts{0, 1, 6, 6, 306, 563, 763, 1163};
   for (const std::int64_t dim : {64, 128, 256, 72})
@@ -323,11 +327,7 @@ TEST_P(GpuMethods, SplitItems) {
       ASSERT_EQ(split.whole, heads == 5 ? 0 : processors);
       ASSERT_GT(split.pieces, 2);
       Random random(21);
-      Case c;
-      c.type = dim == 64 ? DType::f16 : DType::bf16;
-      c.query = normal(random, c.type, {1, heads, heads == 5 ? 120 : 9, dim});
-      c.key = normal(random, c.type, {1, heads, keys, dim});
-      c.value = normal(random, c.type, c.key.shape());
+      Case c = normal_case(random, dim == 64 ? DType::f16 : DType::bf16, {1, heads, heads == 5 ? 120 : 9, dim}, {1, heads, keys, dim});
       // A sink in the first piece, flagged tiles in others.
       c.query.fill([&](auto, auto, auto, std::int64_t x) { return random.normal() + (x == 3 ? 4.f : 0.f); });
       c.key.fill([&](auto, auto, std::int64_t t, std::int64_t x) { return random.normal() + (t == 0 && x == 3 ? 8.f : 0.f); });
@@ -349,12 +349,8 @@ TEST_P(GpuMethods, SplitItems) {
 // More keys and values than the L2 cache holds: blocks are taken in several parts of the heads, which do not come out even.
 TEST_P(GpuMethods, HeadsInParts) {
   Random random(22);
-  Case c;
-  c.query = normal(random, DType::bf16, {1, 502, 400, 128});
-  c.key = normal(random, DType::bf16, {1, 251, 1030, 128});
-  c.value = normal(random, DType::bf16, c.key.shape());
+  Case c = normal_case(random, DType::bf16, {1, 502, 400, 128}, {1, 251, 1030, 128});
   c.options.window = {30, 0};
-  c.type = DType::bf16;
   expect_recipe(c, recipe());
 }
 
@@ -367,13 +363,9 @@ TEST_P(GpuSmall, Calls) {
   const std::vector<std::int64_t> query_starts{0, 40, 200}, key_starts{0, 130, 300};
   for (const std::int64_t dim : {64, 128, 256, 72}) {
     Random random(14);
-    Case c;
-    c.query = normal(random, DType::bf16, {1, 2, 200, dim});
-    c.key = normal(random, DType::bf16, {1, 1, 300, dim});
-    c.value = normal(random, DType::bf16, c.key.shape());
+    Case c = normal_case(random, DType::bf16, {1, 2, 200, dim}, {1, 1, 300, dim});
     c.value.fill([&](auto, auto, std::int64_t t, auto) { return random.normal() * (t == 5 ? 0.01f : 1); });  // a flagged tile
     c.options.window = causal;
-    c.type = DType::bf16;
     c.text = "dim " + std::to_string(dim);
     expect_recipe(c, GetParam().recipe);
     c.query_starts = query_starts;
@@ -393,11 +385,7 @@ TEST_P(GpuSmall, Calls) {
 TEST_P(GpuSmall, ManyBlocks) {
   for (const std::int64_t dim : {64, 128}) {
     Random random(20);
-    Case c;
-    c.query = normal(random, DType::bf16, {1, 200, 200, dim});
-    c.key = normal(random, DType::bf16, {1, 50, 40, dim});
-    c.value = normal(random, DType::bf16, c.key.shape());
-    c.type = DType::bf16;
+    Case c = normal_case(random, DType::bf16, {1, 200, 200, dim}, {1, 50, 40, dim});
     c.text = "dim " + std::to_string(dim);
     expect_recipe(c, GetParam().recipe);
   }
@@ -407,11 +395,7 @@ TEST_P(GpuSmall, ManyBlocks) {
 TEST_P(GpuSmall, Split) {
   for (const std::int64_t dim : {64, 128, 256}) {
     Random random(23);
-    Case c;
-    c.query = normal(random, DType::bf16, {1, 1, 70, dim});
-    c.key = normal(random, DType::bf16, {1, 1, 2500, dim});
-    c.value = normal(random, DType::bf16, c.key.shape());
-    c.type = DType::bf16;
+    Case c = normal_case(random, DType::bf16, {1, 1, 70, dim}, {1, 1, 2500, dim});
     c.out_error = 4e-3;
     c.text = "dim " + std::to_string(dim);
     expect_recipe(c, GetParam().recipe);
@@ -575,14 +559,10 @@ TEST_F(Gpu, RowsOfHugeNumbers) {
 TEST_F(Gpu, KeysWithAHugeCommonPart) {
   for (const std::int64_t dim : {64, 128, 72}) {
     Random random(52);
-    Case c;
-    c.query = normal(random, DType::bf16, {1, 2, 300, dim});
-    c.key = normal(random, DType::bf16, {1, 2, 300, dim});
-    c.value = normal(random, DType::bf16, c.key.shape());
+    Case c = normal_case(random, DType::bf16, {1, 2, 300, dim}, {1, 2, 300, dim});
     c.query.fill([&](auto...) { return 0.5f * random.normal(); });
     c.key.fill([&](auto, auto, auto, auto x) { return x == 3 || x == 10 ? 1e38f : random.normal(); });
     c.options.scale = tiny_scale;
-    c.type = DType::bf16;
     c.text = "dim " + std::to_string(dim);
     expect_recipe(c, recipes::chitu);
   }

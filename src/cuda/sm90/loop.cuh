@@ -68,6 +68,7 @@ struct Loop {
   static_assert(!rounded_sums || integer_values, "sums of rounded weights are for integers");
 
   static constexpr int warpgroups = form.block_queries / 64, warps = 4 * warpgroups, consumers = 32 * warps, threads = consumers + 128;
+  static_assert(warps <= most_warps);
   static constexpr int registers = warpgroups == 4 ? 112 : warpgroups == 3 ? 160 : 232, producer_registers = warpgroups == 2 ? 40 : 32;
 
   static constexpr int row_bytes = dim * form.score_bytes, panel = row_bytes < 128 ? row_bytes : 128, panels = row_bytes / panel;

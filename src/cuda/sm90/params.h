@@ -122,7 +122,7 @@ struct Params {
   double* statistics;            // [statistics_count()], pack()'s own
 };
 
-// Of the attention kernel.
+// Items of the attention kernel that are taken in pieces.
 __host__ __device__ inline int split_item_count(const Params& p) { return p.blocks * p.heads - p.split.whole; }
 
 // Sequence i.
