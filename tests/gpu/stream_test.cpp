@@ -95,6 +95,42 @@ TEST_P(GpuStreams, WorkspaceOfTheCallersGivesTheSameBits) {
     }
 }
 
+// The first kernel may start early, so it is the kernel that waits.
+TEST_P(GpuStreams, WaitsForWhatComesBefore) {
+  for (const std::int64_t dim : {64, 128})
+    for (const bool captured : {false, true}) {
+      SCOPED_TRACE("dim " + std::to_string(dim) + (captured ? ", captured" : ""));
+      Random random(17);
+      const Stream stream;
+      Tensors c(random, GetParam().recipe, DType::bf16, 4, 2500, dim), next(random, GetParam().recipe, DType::bf16, 4, 2500, dim);
+      const GpuResult expected = next.direct();
+      c.options.stream = stream;
+      c.give_workspace();
+      ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+      if (captured) {
+        ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
+      }
+      c.call();  // of the old data, in the same workspace
+      for (GpuArray Tensors::*const x : {&Tensors::query, &Tensors::key, &Tensors::value}) {
+        const Tensor to = (c.*x).tensor(), from = (next.*x).tensor();
+        const auto bytes = static_cast<std::size_t>(to.shape[0] * to.shape[1] * to.shape[2] * to.shape[3] * 2);
+        ASSERT_EQ(cudaMemcpyAsync(to.data, from.data, bytes, cudaMemcpyDeviceToDevice, stream), cudaSuccess);
+      }
+      c.call();
+      if (captured) {
+        cudaGraph_t graph{};
+        cudaGraphExec_t run{};
+        ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+        ASSERT_EQ(cudaGraphInstantiate(&run, graph, 0), cudaSuccess);
+        ASSERT_EQ(cudaGraphLaunch(run, stream), cudaSuccess);
+        ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+        EXPECT_EQ(cudaGraphExecDestroy(run), cudaSuccess);
+        EXPECT_EQ(cudaGraphDestroy(graph), cudaSuccess);
+      }
+      c.expect(expected);
+    }
+}
+
 TEST_P(GpuStreams, GraphsReplayWithNewData) {
   for (const std::int64_t dim : {64, 72, 128, 256})
     for (const bool packed : {false, true}) {

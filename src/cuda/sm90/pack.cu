@@ -40,10 +40,6 @@ template <Number number>
 __device__ __forceinline__ std::uint32_t pack_8bit(float a, float b, float c, float d) {
   return number == Number::i8 ? ptx::pack_i8(a, b, c, d) : ptx::pack_e4m3(a, b, c, d);
 }
-__device__ __forceinline__ void mark(const Params& p, std::uint8_t* flags, std::int64_t tile, bool spoilt) {
-  flags[tile] = spoilt;
-  if (spoilt) *p.spoilt = 1;
-}
 
 // ---- rows
 

@@ -140,12 +140,19 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
   }
 }
 
+// By all threads of the call's first kernel.
+__device__ __forceinline__ void begin(const Params& p) {
+  const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (thread == 0) *p.spoilt = 0;
+  prepare(p, thread, static_cast<int>(gridDim.x * blockDim.x));
+}
+
 template <class T>
 __global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __grid_constant__ PackCall call) {
   __shared__ CollectShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
-  prepare(p, static_cast<int>(blockIdx.x * collect_threads + threadIdx.x), static_cast<int>(gridDim.x * collect_threads));
+  begin(p);
 
   // The CTAs of queries, of keys and of values follow each other.
   int unit = static_cast<int>(blockIdx.x);
@@ -156,7 +163,7 @@ __global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __gri
     if (const int keys = units_of(call, Role::key, is_bf16<T>); unit >= keys) {
       unit -= keys;
       role = Role::value;
-      if (unit >= units_of(call, Role::value, is_bf16<T>)) return;  // here for prepare()
+      if (unit >= units_of(call, Role::value, is_bf16<T>)) return;  // here for begin()
     }
   }
   const Chunks chunks = chunks_of(call, role);
@@ -257,8 +264,7 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
   __shared__ ConcludeShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
-  if (!any_collected(call.recipe, is_bf16<T>))  // the call's first kernel
-    prepare(p, static_cast<int>(blockIdx.x * conclude_threads + threadIdx.x), static_cast<int>(gridDim.x * conclude_threads));
+  if (!any_collected(call.recipe, is_bf16<T>)) begin(p);
   ptx::wait_for_previous();
 
   const Statistics statistics(p);
@@ -301,7 +307,7 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
     return;
   }
   unit -= kv_heads;
-  if (!collected(call.recipe, Role::query, is_bf16<T>) || unit >= p.sequences * p.heads) return;  // here for prepare()
+  if (!collected(call.recipe, Role::query, is_bf16<T>) || unit >= p.sequences * p.heads) return;  // here for begin()
   const Total all = total(Role::query);
   const float2 scaling = head_scaling(all.maximum, call.recipe.query.type, shared);
   if (c == 0) reinterpret_cast<float2*>(p.statistics + statistics.query_heads)[unit] = scaling;
@@ -310,7 +316,7 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
 template <class T>
 void start(const PackCall& call, cudaStream_t stream) {
   const Params& p = call.params;
-  // Enough CTAs for prepare() too, in the kernel that calls it.
+  // Enough CTAs for begin() too, in the kernel that calls it.
   const int rows = tile_tokens * (p.places ? p.query_tiles : tiles_of(p.same.queries)), enough = std::min(ceiling(rows, 512), 1024);
   const bool any = any_collected(call.recipe, is_bf16<T>);
   if (any) {

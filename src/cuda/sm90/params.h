@@ -83,50 +83,58 @@ constexpr Form form_of(const Recipe& r, int dim) {
 // zeros to whole tiles, channels to Form::dim. Integers of values, and of their residual plane, are stored + 128 (value_offset). Tiles of a
 // head follow each other, heads of a sequence, sequences.
 constexpr std::uint32_t value_offset = 128, value_offsets = 0x80808080u;  // the latter is added by exclusive or
-struct Params {
-  View query, key, value, out, lse;  // lse.data may be null
-  int dim;                           // of the tensors, a multiple of 8
-  int heads, kv_heads, sequences;
-  const Place* places;         // [sequences] of a packed call; null: all sequences are like `same`, one for each batch entry
-  Place same;                  // batch 0 of such a call
-  int query_tiles, key_tiles;  // of a head, in all sequences
-  int blocks;                  // of Form::block_queries queries, of a head, in all sequences
-  Split split;                 // of the blocks of all heads
-  int heads_at_once;           // of all sequences, where their blocks are taken in turn: block_of()
-  bool out_bf16;               // else f16
-  bool own_quantiser;          // of chitu: quantise() for keys and values, the attention kernel for queries; else pack() for all
-  float scale;
+
+// What quantise() needs. Apart from the rest because it is on the way of short calls: a kernel's parameters are part of its launch, and
+// come to a multiprocessor in lines of 64 bytes, none of which it has when the kernel starts.
+struct QuantiseParams {
+  View key, value;
+  const Place* places;  // [sequences] of a packed call; null: all sequences are like `same`, one for each batch entry
+  Place same;           // batch 0 of such a call
+  int kv_heads, heads, sequences;
+  int dim;                       // of the tensors, a multiple of 8
+  int query_tiles, key_tiles;    // of a head, in all sequences
+  void* centre;                  // [sequences, kv_heads, dim], in the type of the keys
+  float* channels;               // [sequences, kv_heads, Form::dim]: what outputs are multiplied by at the end: λ, a value's scale; 1
+  std::uint8_t* tiles;           // [key tiles x kv_heads]: Form::tile_bytes: keys [panels][128][panel], then values
+  PassScales* passes;            // [key tiles x kv_heads, 2]: the last pass, the residual's
+  std::int8_t* residuals;        // [key tiles x kv_heads]: values' second plane, written where flagged
+  std::uint8_t* spoilt_keys;     // [key tiles x kv_heads]: 1 if the tile has something that is not finite, else 0: of queries and keys the
+  std::uint8_t* spoilt_values;   //   token was left out of the operands, of values the number
+  std::uint8_t* spoilt_queries;  // [query tiles x heads]
+  int* spoilt;                   // not 0 if any is
+
+  // By prepare().
   Window window;
+  int blocks;        // of Form::block_queries queries, of a head, in all sequences
+  Split split;       // of the blocks of all heads
+  int2* ranges;      // the keys that a query sees: [128 query_tiles], or [128 tiles of a sequence] where all are alike
+  int* items_taken;  // of the attention kernel's items, beyond the first of each CTA; 0 before it starts
+  int* pieces_done;  // [split items][16 rows of a block]; 0 before it starts
+};
+
+struct Params : QuantiseParams {
+  View query, out, lse;  // lse.data may be null
+  int heads_at_once;     // of all sequences, where their blocks are taken in turn: block_of()
+  bool out_bf16;         // else f16
+  bool own_quantiser;    // of chitu: quantise() for keys and values, the attention kernel for queries; else pack() for all
+  float scale;
+  float4* pieces;  // what split items' pieces have come to: join()
 
   CUtensorMap queries_as_given;  // with own_quantiser: [batch][head][token][channel], in boxes of Form::block_queries x 64
 
-  // The next three with pack() only.
-  std::uint8_t* queries;   // [query tiles x heads], a head: [panels][128 tiles][panel]; negated if scale is negative
-  float* query_scale;      // [queries / Form::query_scale_rows]: with rows = 2, [each 16 queries][8]
-  float* correction;       // [queries]: q . centre; 0 where keys are not centred
-  void* centre;            // [sequences, kv_heads, dim], in the type of the keys
-  float* channels;         // [sequences, kv_heads, Form::dim]: what an output channel is multiplied by at the end: λ, a value's scale; 1
-  std::uint8_t* tiles;     // [key tiles x kv_heads]: Form::tile_bytes: keys [panels][128][panel], then values
-  std::int8_t* residuals;  // [key tiles x kv_heads]: values' second plane, written where flagged
-  PassScales* passes;      // [key tiles x kv_heads, 2]: the last pass, the residual's
-  float* key_scale;        // [key tiles x kv_heads, 128], with Form::scale_each_key
-  int2* ranges;            // the keys that a query sees: [128 query_tiles], or [128 tiles of a sequence] where all are alike
-  int* items_taken;        // of the attention kernel's items, beyond the first of each CTA; 0 before it starts
-  float4* pieces;          // what split items' pieces have come to: join()
-  int* pieces_done;        // [split items][16 rows of a block]; 0 before it starts
-  // What is not finite was left out of all of the above: of queries and keys the token, of values the number.
-  std::uint8_t* spoilt_queries;  // [query tiles x heads]: 1 if the tile has such a token, else 0
-  std::uint8_t* spoilt_keys;     // [key tiles x kv_heads]
-  std::uint8_t* spoilt_values;   // [key tiles x kv_heads]
-  int* spoilt;                   // not 0 if any is
-  double* statistics;            // [statistics_count()], pack()'s own
+  // With pack() only.
+  std::uint8_t* queries;  // [query tiles x heads], a head: [panels][128 tiles][panel]; negated if scale is negative
+  float* query_scale;     // [queries / Form::query_scale_rows]: with rows = 2, [each 16 queries][8]
+  float* correction;      // [queries]: q . centre; 0 where keys are not centred
+  float* key_scale;       // [key tiles x kv_heads, 128], with Form::scale_each_key
+  double* statistics;     // [statistics_count()]
 };
 
 // Items of the attention kernel that are taken in pieces.
-__host__ __device__ inline int split_item_count(const Params& p) { return p.blocks * p.heads - p.split.whole; }
+__host__ __device__ inline int split_item_count(const QuantiseParams& p) { return p.blocks * p.heads - p.split.whole; }
 
 // Sequence i.
-__host__ __device__ inline Place place(const Params& p, int i) {
+__host__ __device__ inline Place place(const QuantiseParams& p, int i) {
   if (p.places) return p.places[i];
   Place s = p.same;
   s.batch = i;
@@ -137,7 +145,7 @@ __host__ __device__ inline Place place(const Params& p, int i) {
 
 // Launched in this order on one stream. The tensors are bf16, or f16.
 void describe(const Place* places, int count, Place* to, cudaStream_t stream);          // fills Params::places
-void quantise(const Params& params, bool bf16, cudaStream_t stream);                    // keys and values of chitu, dim 64 or 128
+void quantise(const QuantiseParams& params, bool bf16, cudaStream_t stream);            // keys and values of chitu, dim 64 or 128
 void pack(const Params& params, const Recipe& recipe, bool bf16, cudaStream_t stream);  // any recipe and dim
 std::int64_t statistics_count(const Params& params);                                    // what pack() needs of Params::statistics
 void attend(const Params& params, const Recipe& recipe, bool bf16, int processors, cudaStream_t stream);

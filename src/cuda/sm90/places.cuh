@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Device code that all quantisers share: which sequence a unit of work belongs to, what a call's first kernel leaves for the others, and
-// what the attention kernel needs of a tile's values.
+// Device code that all quantisers share: which sequence a unit of work belongs to, what they prepare for the attention kernel, and what it
+// needs of a tile's values.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ namespace chitu::cuda::sm90 {
 // The sequence to which unit `unit` of a head belongs, in a packed call: the last whose first unit, before(place), is not behind it.
 // Sequences without units are passed over, because the next one begins at the same unit.
 template <class Before>
-__device__ int sequence_of(const Params& p, int unit, Before before) {
+__device__ int sequence_of(const QuantiseParams& p, int unit, Before before) {
   int low = 0, high = p.sequences - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
@@ -33,7 +33,7 @@ struct TilePlace {
 };
 
 template <bool is_query>
-__device__ TilePlace tile_place(const Params& p, int index) {
+__device__ TilePlace tile_place(const QuantiseParams& p, int index) {
   const int heads = is_query ? p.heads : p.kv_heads;
   const auto first = [](const Place& s) { return is_query ? s.query_tile : s.key_tile; };
   int sequence, tiles, begin;
@@ -51,9 +51,9 @@ __device__ TilePlace tile_place(const Params& p, int index) {
   return {sequence, head, index - begin - head * tiles, index};
 }
 
-// By thread `thread` of `threads` of a call's first kernel: what each query sees, and the counters at 0.
-__device__ inline void prepare(const Params& p, int thread, int threads) {
-  if (thread == 0) *p.items_taken = *p.spoilt = 0;
+// By thread `thread` of `threads`: what each query sees, and the attention kernel's counters at 0.
+__device__ inline void prepare(const QuantiseParams& p, int thread, int threads) {
+  if (thread == 0) *p.items_taken = 0;
   for (int i = thread; i < split_item_count(p) * most_warps; i += threads) p.pieces_done[i] = 0;
   const int rows = tile_tokens * (p.places ? p.query_tiles : tiles_of(p.same.queries));
   for (int i = thread; i < rows; i += threads) {
@@ -64,8 +64,14 @@ __device__ inline void prepare(const Params& p, int thread, int threads) {
   }
 }
 
+// Whether a tile has something that is not finite, to its flag, one of QuantiseParams::spoilt_...
+__device__ __forceinline__ void mark(const QuantiseParams& p, std::uint8_t* flags, std::int64_t tile, bool spoilt) {
+  flags[tile] = spoilt;
+  if (spoilt) *p.spoilt = 1;
+}
+
 // What an attention kernel needs of a tile's values.
-__device__ __forceinline__ void write_passes(const Params& p, std::int64_t tile, float scale, bool flagged) {
+__device__ __forceinline__ void write_passes(const QuantiseParams& p, std::int64_t tile, float scale, bool flagged) {
   static_assert(offsetof(PassScales, value) == 16 && offsetof(PassScales, last) == 20 && offsetof(PassScales, flagged) == 24);
   auto* passes = reinterpret_cast<int4*>(p.passes + 2 * tile);  // of both the second half
   passes[1] = make_int4(__float_as_int(scale), 1, flagged, 0);

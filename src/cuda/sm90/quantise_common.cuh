@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the two kernels of quantise.cu share: what is not finite, and which tile is whose.
+// What the kernels of quantise.cu share: what is not finite, and which tile is whose.
 #pragma once
 
 #include "common/limits.h"
@@ -63,9 +63,10 @@ struct Divisor {
   }
 };
 
-// The main kernel's parameters. A CTA has a unit of one operand: a tile with dim 128, two with dim 64.
+// The main kernel's parameters. A CTA has a unit of one operand: a tile with dim 128, two with dim 64; those behind all units prepare().
 struct Job {
-  Params params;
+  QuantiseParams params;
+  int units;
   Divisor tiles, heads;  // of a sequence's keys, where all are alike
 };
 

@@ -110,7 +110,7 @@ struct KeyPart {
 
   __device__ __forceinline__ KeyPart(const Job& job, int unit)
       : lane(threadIdx.x % 32), group(threadIdx.x / 32 / warps), warp(threadIdx.x / 32 % warps), share(lane) {
-    const Params& p = job.params;
+    const QuantiseParams& p = job.params;
     const int index = unit * chunks + group;
     exists = chunks == 1 || index < p.key_tiles * p.kv_heads;
     if (!exists) return;
@@ -137,7 +137,7 @@ __device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& 
   using Part = KeyPart<T, dim>;
   using Row = RotatedRow<T, dim>;
   constexpr int pieces = Row::pieces, chunks = Part::chunks, warps = Part::warps;
-  const Params& p = job.params;
+  const QuantiseParams& p = job.params;
   const Part part(job, unit);
   if (!part.exists) return;
 #pragma unroll
@@ -154,6 +154,7 @@ __device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& 
   ptx::wait_for_previous();  // for the sample
   wait_for_pieces();
 
+  bool spoilt = false;  // is a key? Of the thread's, then of the tile
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     Row rows[chunks];
@@ -169,7 +170,7 @@ __device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& 
     for (int c = 0; c < chunks; ++c) {
       rows[c].butterflies();
       const bool exists = part.exists_row(h, c), finite = rows[c].finite();
-      if (exists && !finite) p.spoilt_keys[part.at.index] = 1, *p.spoilt = 1;
+      spoilt |= exists && !finite;
       good[c] = exists && finite;
       top = fmaxf(top, good[c] ? rows[c].largest() : 0);
     }
@@ -180,7 +181,7 @@ __device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& 
     const bool speaks = (part.lane & 0x17) == 0;
     float* slot = shared.numbers + (part.group * 4 + key_group) * warps;
     if (speaks) slot[part.warp] = top;
-    ptx::named_barrier(1 + part.group, warps * 32);
+    spoilt = barrier_or(1 + part.group, warps * 32, spoilt);
 #pragma unroll
     for (int i = 0; i < warps; i += 4) {
       const float4 of = *reinterpret_cast<const float4*>(slot + i);
@@ -188,6 +189,7 @@ __device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& 
     }
     PassScales* passes = p.passes + 2 * part.at.index;
     if (speaks && part.warp == 0) passes[0].key[key_group] = passes[1].key[key_group] = scale_of<dim>(top);
+    if (h == 1 && part.warp == 0 && part.lane == 0) mark(p, p.spoilt_keys, part.at.index, spoilt);
     const float inverse = inverse_of<dim>(top);
 #pragma unroll
     for (int c = 0; c < chunks; ++c)

@@ -22,7 +22,7 @@ struct ValuePart {
   const float* channels;  // λ of its first channel
 
   __device__ __forceinline__ ValuePart(const Job& job, int unit) {
-    const Params& p = job.params;
+    const QuantiseParams& p = job.params;
     lane = threadIdx.x % 32;
     block = lane / 4;
     column = lane % 4;
@@ -54,7 +54,7 @@ struct ValuePart {
 // The residual plane of a flagged tile. Rare: the tile is read again, an element at a time.
 template <class T, int dim>
 __device__ __forceinline__ void quantise_residuals(const Job& job, int unit, float scale, float inverse) {
-  const Params& p = job.params;
+  const QuantiseParams& p = job.params;
   using Part = ValuePart<T, dim>;
   const Part part(job, again(unit));
   auto* out = reinterpret_cast<std::uint8_t*>(p.residuals) + part.at.index * tile_tokens * dim;
@@ -84,7 +84,7 @@ __device__ __forceinline__ std::uint32_t pack_half(float a, float b) {
 
 template <class T, int dim>
 __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared& shared) {
-  const Params& p = job.params;
+  const QuantiseParams& p = job.params;
   using Part = ValuePart<T, dim>;
   constexpr int keys = Part::keys, parts = Part::parts, warps = Part::warps;
   const Part part(job, unit);
@@ -117,6 +117,7 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
   }
   float size[4];
   std::uint32_t largest[4];  // |v| of a channel, among the bits as integers, two at a time: its |v / λ| is the largest too
+  bool spoilt = false;       // is a number? Of the warp's, then of the tile
   wait_for_pieces();
   for (;;) {
 #pragma unroll
@@ -135,9 +136,8 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
       mma<T>(size, make_uint4(a[0], b[0], a[1], b[1]), {mine ? weight[0] : 0, mine ? weight[1] : 0}, true);
       mma<T>(size, make_uint4(a[2], b[2], a[3], b[3]), {mine ? weight[2] : 0, mine ? weight[3] : 0}, true);
     }
-    const bool bad = has_nonfinite<T>(largest);
-    if (!__any_sync(~0u, bad)) break;
-    if (bad) p.spoilt_values[part.at.index] = 1, *p.spoilt = 1;
+    if (!__any_sync(~0u, has_nonfinite<T>(largest))) break;
+    spoilt = true;
 #pragma unroll
     for (auto& piece : shared.pieces) piece[threadIdx.x] = finite_part<T>(piece[threadIdx.x]);
   }
@@ -150,7 +150,8 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
   *reinterpret_cast<float2*>(sizes + part.warp % parts * tile_tokens + part.warp / parts * 64 + part.lane * 2) =
       make_float2(size[0] + size[1], size[2] + size[3]);
   if (part.lane == 0) tops[part.warp] = top;
-  ptx::named_barrier(1 + part.group, warps * 32);
+  spoilt = barrier_or(1 + part.group, warps * 32, spoilt);
+  if (part.warp == 0 && part.lane == 0) mark(p, p.spoilt_values, part.at.index, spoilt);
 #pragma unroll
   for (int i = 0; i < warps; ++i) top = fmaxf(top, tops[i]);
   const float limit = top * unit_of_sizes * (dim / flag_ratio);
