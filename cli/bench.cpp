@@ -68,17 +68,6 @@ double peak_of(const Workload& w, const Recipe& recipe, const Peaks& peaks) {
   return 2 / (1 / peak(recipe.key) + 1 / peak(recipe.value));
 }
 
-// Bytes that the quantise step must move at least: each operand that it quantises is read once, and written once in its new type.
-// Scales, samples and residual planes are not counted.
-double quantise_bytes(const Workload& w, const Measurement& m) {
-  const Recipe& recipe = m.method->recipe;
-  const auto moved = [](const Tensor& t, const Quant& q) {
-    const double elements = static_cast<double>(t.shape[0] * t.shape[1]) * static_cast<double>(t.shape[2] * t.shape[3]);
-    return q.scaling == Scaling::none ? 0 : elements * (bytes(t.type) + bytes(q.type));
-  };
-  return (m.attention_quantises_queries ? 0 : moved(w.query, recipe.query)) + moved(w.key, recipe.key) + moved(w.value, recipe.value);
-}
-
 // What follows from the times. Not a number where it is unknown: of a method that was refused, or is compared with one that was.
 struct Row {
   const Measurement& measurement;
@@ -92,7 +81,7 @@ std::vector<Row> rows_of(const Workload& w, const std::vector<Measurement>& meas
   for (const Measurement& m : measurements) {
     const Recipe& recipe = m.method->recipe;
     const auto tflops = [&](double milliseconds) { return w.operations() / (milliseconds * 1e9); };
-    const double moved = quantise_bytes(w, m);
+    const double moved = quantise_bytes(w, *m.method, !m.attention_quantises_queries);
     rows.push_back({.measurement = m,
                     .tflops = tflops(m.total.median),
                     .attention_tflops = tflops(m.attention.median),
@@ -110,6 +99,7 @@ Json json_of(const Workload& w, const Truth& truth, const Row& r) {
   row.update({{"quantise_ms", known(m.quantise.median)},
               {"quantise_ms_min", known(m.quantise.min)},
               {"quantise_ms_max", known(m.quantise.max)},
+              {"copy_ms", known(m.copy.median)},
               {"attention_ms", known(m.attention.median)},
               {"attention_ms_min", known(m.attention.min)},
               {"attention_ms_max", known(m.attention.max)},
@@ -137,10 +127,19 @@ std::vector<std::string> gpu_cells(const Row& r) {
   const Measurement& m = r.measurement;
   const auto ms = [](double x) { return milliseconds(x, 3); };
   const auto range = [&](const Spread& s) { return ms(s.min) + " ... " + ms(s.max); };
-  return {ms(m.quantise.median),      range(m.quantise),      cell(r.quantise_gb_s, "{:.0f}"),
-          ms(m.attention.median),     range(m.attention),     cell(r.attention_tflops, "{:.0f}"),
-          ms(m.total.median),         range(m.total),         cell(r.tflops, "{:.0f}"),
-          cell(r.speedup, "{:.2f}x"), std::to_string(m.runs), m.sm_mhz ? std::to_string(*m.sm_mhz) : "-"};
+  return {ms(m.quantise.median),
+          range(m.quantise),
+          cell(r.quantise_gb_s, "{:.0f}"),
+          cell(m.quantise.median / m.copy.median, "{:.2f}x"),
+          ms(m.attention.median),
+          range(m.attention),
+          cell(r.attention_tflops, "{:.0f}"),
+          ms(m.total.median),
+          range(m.total),
+          cell(r.tflops, "{:.0f}"),
+          cell(r.speedup, "{:.2f}x"),
+          std::to_string(m.runs),
+          m.sm_mhz ? std::to_string(*m.sm_mhz) : "-"};
 }
 
 Table table_of(const Workload& w, const std::vector<Row>& rows) {
@@ -149,8 +148,8 @@ Table table_of(const Workload& w, const std::vector<Row>& rows) {
     to.insert(to.end(), more.begin(), more.end());
   };
   Table table{.header = {"method", "max diff", "mean diff", "rel L1", "LSE max", "LSE mean"}, .rows = {}};
-  append(table.header, gpu ? std::vector<std::string>{"quantise ms", "min ... max", "GB/s", "attention ms", "min ... max", "TFLOPS",
-                                                      "total ms", "min ... max", "TFLOPS", "speed-up", "runs", "SM MHz"}
+  append(table.header, gpu ? std::vector<std::string>{"quantise ms", "min ... max", "GB/s", "of a copy", "attention ms", "min ... max",
+                                                      "TFLOPS", "total ms", "min ... max", "TFLOPS", "speed-up", "runs", "SM MHz"}
                            : std::vector<std::string>{"quantise ms", "attention ms", "total ms", "min ... max", "TFLOPS", "of peak",
                                                       "speed-up", "timed rows"});
   for (const Row& r : rows) {
@@ -189,7 +188,8 @@ void print_heading(const BenchFlags& flags, const WorkloadSource& source, const 
           : " by the GPU's events, methods in turn after a warm-up, tensors in GPU memory. Quantise (what it "
             "packs of operands that stay 16-bit included) and attention are a call's two steps apart; total is a whole call, in which they "
             "overlap a little.\n"
-            "GB/s: each tensor that the quantise step quantises, read once and written once in its new type, over its time.\n"
+            "GB/s: each tensor that the quantise step quantises, read once and written once in its new type, over its time. Of a copy: "
+            "its time over that of a copy in GPU memory which moves as many bytes.\n"
             "TFLOPS: 4 x dim operations for each visible pair of query and key, over the time before it. SM MHz: the clock, read under "
             "this work.\n");
   fmt::print("Differences: to double precision, on the output in the type of the data.\n");

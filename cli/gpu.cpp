@@ -100,14 +100,14 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-// Of one run: the two steps, then the whole call.
+// Of one run: the two steps, the whole call, the copy.
 struct Marks {
-  Event start, quantised, attended, whole_start, whole_end;
+  Event start, quantised, attended, whole_start, whole_end, copied;
 };
 
-// What all methods share: operands in GPU memory, where they write, and copies of the results in CPU memory.
+// What all methods share: operands in GPU memory, where they write, both ends of a copy, and copies of the results in CPU memory.
 struct Tensors {
-  GpuTensor query, key, value, out, lse;
+  GpuTensor query, key, value, out, lse, copy_from, copy_to;
   HostTensor host_out, host_lse;
 };
 
@@ -117,6 +117,7 @@ class GpuMeter : public Meter {
  public:
   GpuMeter(const Workload& w, const Method& method, const Truth& truth, std::shared_ptr<const Tensors> tensors)
       : Meter(method),
+        workload_(w),
         truth_(truth),
         tensors_(std::move(tensors)),
         options_{.recipe = method.recipe, .window = w.window, .kernel = w.kernel} {}
@@ -155,6 +156,10 @@ class GpuMeter : public Meter {
     m.whole_start.record();
     call();
     m.whole_end.record();
+    if (const std::size_t bytes = copied_bytes()) {
+      check(cudaMemcpyAsync(tensors_->copy_to.memory.get(), tensors_->copy_from.memory.get(), bytes, cudaMemcpyDeviceToDevice));
+      m.copied.record();
+    }
   }
 
   void rest(std::chrono::milliseconds time) override {
@@ -165,12 +170,14 @@ class GpuMeter : public Meter {
   Measurement finish() override {
     result_.sm_mhz = clock_under_way();
     require_unchanged(result_, results(), truth_);
-    std::vector<double> quantise, attend, total;
+    std::vector<double> quantise, attend, total, copy;
     for (const auto& m : marks_) {
       quantise.push_back(m->quantised.milliseconds_since(m->start));
       attend.push_back(m->attended.milliseconds_since(m->quantised));
       total.push_back(m->whole_end.milliseconds_since(m->whole_start));
+      if (copied_bytes()) copy.push_back(m->copied.milliseconds_since(m->whole_end));
     }
+    if (!copy.empty()) result_.copy = spread_of(copy);
     result_.quantise = spread_of(quantise);
     result_.attention = spread_of(attend);
     result_.total = spread_of(total);
@@ -181,6 +188,11 @@ class GpuMeter : public Meter {
   static constexpr double long_ms = 1000;  // one call is warm-up enough
   static constexpr double lead_ms = 20;    // of work ahead of times that begin on an idle GPU
   static constexpr double clock_ms = 200;  // of work under way while the clock is read
+
+  // Reading and writing them moves as many bytes as the quantise step must.
+  std::size_t copied_bytes() const {
+    return static_cast<std::size_t>(quantise_bytes(workload_, *result_.method, !result_.attention_quantises_queries) / 2);
+  }
 
   void call() const {
     const Tensors& t = *tensors_;
@@ -222,6 +234,7 @@ class GpuMeter : public Meter {
     return nvml.sm_mhz();
   }
 
+  const Workload& workload_;
   const Truth& truth_;
   std::shared_ptr<const Tensors> tensors_;
   Options options_;
@@ -279,9 +292,12 @@ void download(const GpuTensor& from, const Tensor& to) {
 Meters meters(const Workload& w, std::span<const Method* const> methods, const Truth& truth) {
   const Shape& q = w.query.shape;
   const Shape lse{q[0], q[1], q[2], 1};
-  const auto tensors =
-      std::make_shared<Tensors>(Tensors{upload(w.query), upload(w.key), upload(w.value), allocate(w.query.type, q),
-                                        allocate(DType::f32, lse), cli::allocate(w.query.type, q), cli::allocate(DType::f32, lse)});
+  double moved = 0;
+  for (const Method* method : methods) moved = std::max(moved, quantise_bytes(w, *method, true));
+  const Shape copied{1, 1, 1, static_cast<std::int64_t>(moved / 2)};
+  const auto tensors = std::make_shared<Tensors>(
+      Tensors{upload(w.query), upload(w.key), upload(w.value), allocate(w.query.type, q), allocate(DType::f32, lse),
+              allocate(DType::i8, copied), allocate(DType::i8, copied), cli::allocate(w.query.type, q), cli::allocate(DType::f32, lse)});
   Meters result;
   for (const Method* method : methods) result.push_back(std::make_unique<GpuMeter>(w, *method, truth, tensors));
   return result;

@@ -189,6 +189,15 @@ Json json_of(const Workload& w, const Truth& truth, const Measurement& m) {
           {"lse_mean_diff", known(e.lse_mean_diff)}};
 }
 
+double quantise_bytes(const Workload& w, const Method& method, bool with_queries) {
+  const Recipe& recipe = method.recipe;
+  const auto moved = [](const Tensor& t, const Quant& q) {
+    const double elements = static_cast<double>(t.shape[0] * t.shape[1]) * static_cast<double>(t.shape[2] * t.shape[3]);
+    return q.scaling == Scaling::none ? 0 : elements * (bytes(t.type) + bytes(q.type));
+  };
+  return (with_queries ? moved(w.query, recipe.query) : 0) + moved(w.key, recipe.key) + moved(w.value, recipe.value);
+}
+
 std::string timed_rows(const Workload& w, const Measurement& m) {
   return m.sampled_rows ? fmt::format("{} of {}", *m.sampled_rows, w.query.shape[2]) : "all";
 }

@@ -57,12 +57,17 @@ struct Measurement {
   const Method* method = nullptr;
   Errors errors{};
   Spread quantise{}, attention{}, total{};
+  Spread copy{};  // on a GPU: of a copy in its memory that moves quantise_bytes(); unknown if they are 0
   int runs = 0;
   std::optional<std::int64_t> sampled_rows{};
   bool attention_quantises_queries = false;  // on a GPU: then the quantise step has keys and values only
   std::optional<int> sm_mhz{};               // a GPU's clock under this work; absent where the driver does not tell
   std::string refused{};                     // why the GPU does not run the method; the rest is then not a number. Never on a CPU
 };
+
+// Bytes that a method's quantise step must move at least: each operand that it quantises is read once, and written once in its new type.
+// Scales, samples and residual planes are not counted.
+double quantise_bytes(const Workload& workload, const Method& method, bool with_queries);
 
 // What bench and accuracy both write of a measurement: keys in one order, null for what a refused method does not have.
 Json json_of(const Workload& workload, const Truth& truth, const Measurement& measurement);
