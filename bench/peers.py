@@ -323,13 +323,17 @@ def output_of(command):
         return "unknown"
 
 
+MODULES = {"nvidia-cudnn-frontend": "cudnn", "flash-attn-3": "flash_attn_interface", "sageattention": "sageattention"}
+
+
 def package(name):
     from importlib import metadata
+    from importlib.util import find_spec
 
     try:
         return f"{name} {metadata.version(name)}"
-    except metadata.PackageNotFoundError:
-        return f"{name} absent"
+    except metadata.PackageNotFoundError:  # an installed package has metadata, a folder on the path has none
+        return f"{name} {'of unknown version' if find_spec(MODULES[name]) else 'absent'}"
 
 
 def machine(library):
@@ -337,7 +341,7 @@ def machine(library):
     commit = os.environ.get("CHITU_COMMIT") or output_of(["git", "-C", here, "describe", "--always", "--dirty"])
     driver = output_of(["nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader"])
     cudnn_version = torch.backends.cudnn.version()
-    packages = ", ".join(package(p) for p in ("nvidia-cudnn-frontend", "flash-attn-3", "sageattention"))
+    packages = ", ".join(package(p) for p in MODULES)
     return (f"{torch.cuda.get_device_name(0)}; driver {driver}; CUDA {torch.version.cuda}; torch {torch.__version__}; cuDNN {cudnn_version}; "
             f"{packages}; chitu {library.version()}, commit {commit}")
 
