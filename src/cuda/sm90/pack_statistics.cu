@@ -317,7 +317,7 @@ template <class T>
 void start(const PackCall& call, cudaStream_t stream) {
   const Params& p = call.params;
   // Enough CTAs for begin() too, in the kernel that calls it.
-  const int rows = tile_tokens * (p.places ? p.query_tiles : tiles_of(p.same.queries)), enough = std::min(ceiling(rows, 512), 1024);
+  const int enough = std::min(ceiling(range_count(p), 512), 1024);
   const bool any = any_collected(call.recipe, is_bf16<T>);
   if (any) {
     int units = 0;

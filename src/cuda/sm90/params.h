@@ -133,6 +133,11 @@ struct Params : QuantiseParams {
 // Items of the attention kernel that are taken in pieces.
 __host__ __device__ inline int split_item_count(const QuantiseParams& p) { return p.blocks * p.heads - p.split.whole; }
 
+// Of QuantiseParams::ranges.
+__host__ __device__ inline int range_count(const QuantiseParams& p) {
+  return tile_tokens * (p.places ? p.query_tiles : tiles_of(p.same.queries));
+}
+
 // Sequence i.
 __host__ __device__ inline Place place(const QuantiseParams& p, int i) {
   if (p.places) return p.places[i];

@@ -55,8 +55,8 @@ __device__ TilePlace tile_place(const QuantiseParams& p, int index) {
 __device__ inline void prepare(const QuantiseParams& p, int thread, int threads) {
   if (thread == 0) *p.items_taken = 0;
   for (int i = thread; i < split_item_count(p) * most_warps; i += threads) p.pieces_done[i] = 0;
-  const int rows = tile_tokens * (p.places ? p.query_tiles : tiles_of(p.same.queries));
-  for (int i = thread; i < rows; i += threads) {
+  const int count = range_count(p);
+  for (int i = thread; i < count; i += threads) {
     const Place s = p.places ? p.places[sequence_of(p, i / tile_tokens, [](const Place& x) { return x.query_tile; })] : p.same;
     const int query = i - (p.places ? s.query_tile * tile_tokens : 0);
     const Range seen = visible(p.window, s.query_positions.first + query * s.query_positions.step, s.key_positions, s.keys);

@@ -231,8 +231,7 @@ void start(const QuantiseParams& p, cudaStream_t stream) {
           .channels = p.channels,
           .spoilt = p.spoilt});
   const int tiles_of_unit = 128 / dim, units = (p.key_tiles * p.kv_heads + tiles_of_unit - 1) / tiles_of_unit,
-            queries = tile_tokens * (p.places ? p.query_tiles : tiles_of(p.same.queries)),
-            preparing = std::clamp(queries / quantise_threads, 1, 128);
+            preparing = std::clamp(range_count(p) / quantise_threads, 1, 128);
   launch(quantise_kernel<T, dim>, {.blocks = static_cast<unsigned>(2 * units + preparing), .threads = quantise_threads, .overlaps = true},
          stream, {.params = p, .units = units, .tiles = Divisor(std::max(tiles_of(p.same.keys), 1)), .heads = Divisor(p.kv_heads)});
 }
