@@ -11,7 +11,7 @@
 #include <thread>
 
 #include "cuda/launch.h"
-#include "cuda/sm90/row.h"
+#include "cuda/call.h"
 #include "dispatch.h"
 
 namespace chitu::cli::gpu {
@@ -146,7 +146,7 @@ class GpuMeter : public Meter {
     if (cudaStreamQuery(nullptr) == cudaSuccess)
       for (double ms = 0; ms + call_ms_ < lead_ms; ms += call_ms_) call();
     const Marks& m = *marks_.emplace_back(std::make_unique<Marks>());
-    const cuda::sm90::Call steps(problem());
+    const cuda::Call steps(problem());
     result_.attention_quantises_queries = steps.attention_quantises_queries();
     m.start.record();
     steps.quantise();

@@ -19,13 +19,17 @@ endif()
 find_package(CUDAToolkit REQUIRED)
 message(STATUS "chitu: with GPU kernels for sm_90a (CUDA ${CUDAToolkit_VERSION})")
 
-# Files compiled for one architecture, and refused if the compiler spills a register or serialises wgmma.
-function(chitu_gpu architecture)
-  set(target chitu_sm${architecture})
+# The device code of one room, compiled for these architectures, and refused if the compiler spills a register or serialises wgmma.
+#   chitu_gpu(NAME ARCHITECTURES 90a ... SOURCES FILE ...)
+function(chitu_gpu name)
+  cmake_parse_arguments(PARSE_ARGV 1 gpu "" "" "ARCHITECTURES;SOURCES")
+  set(target chitu_${name})
   set(launcher ${PROJECT_SOURCE_DIR}/cmake/refuse_serialised.sh ${CMAKE_CUDA_COMPILER_LAUNCHER})
-  add_library(${target} OBJECT ${ARGN})
+  list(TRANSFORM gpu_ARCHITECTURES APPEND -real)
+  list(TRANSFORM gpu_SOURCES PREPEND ${PROJECT_SOURCE_DIR}/src/cuda/)
+  add_library(${target} OBJECT ${gpu_SOURCES})
   target_include_directories(${target} PRIVATE include src)
-  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES ${architecture}-real POSITION_INDEPENDENT_CODE ON
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${gpu_ARCHITECTURES}" POSITION_INDEPENDENT_CODE ON
     CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
     CUDA_COMPILER_LAUNCHER "${launcher}")
   target_compile_options(${target} PRIVATE --expt-relaxed-constexpr -Xptxas=-v,-warn-spills
@@ -33,10 +37,13 @@ function(chitu_gpu architecture)
   target_sources(chitu PRIVATE $<TARGET_OBJECTS:${target}>)
 endfunction()
 
-chitu_gpu(90a
-  src/cuda/sm90/attention.cu src/cuda/sm90/attention_chitu.cu src/cuda/sm90/attention_exact.cu src/cuda/sm90/attention_fp8.cu
-  src/cuda/sm90/attention_int8.cu src/cuda/sm90/attention_sage.cu src/cuda/sm90/attention_sage2.cu
-  src/cuda/sm90/mend.cu src/cuda/sm90/pack.cu src/cuda/sm90/pack_statistics.cu src/cuda/sm90/places.cu src/cuda/sm90/quantise.cu)
-target_sources(chitu PRIVATE src/cuda/device.cpp src/cuda/rows.cpp src/cuda/sm90/row.cpp)
+# A main loop for each family of architectures, and what all of them share, compiled once for all.
+set(sm90_architectures 90a)
+chitu_gpu(sm90 ARCHITECTURES ${sm90_architectures} SOURCES
+  sm90/kernels.cu sm90/instances/chitu.cu sm90/instances/exact.cu sm90/instances/fp8.cu sm90/instances/int8.cu sm90/instances/sage.cu
+  sm90/instances/sage2.cu)
+chitu_gpu(shared ARCHITECTURES ${sm90_architectures} SOURCES
+  nonfinite.cu operands/any_recipe.cu operands/chitu.cu operands/sequences.cu operands/statistics.cu)
+target_sources(chitu PRIVATE src/cuda/call.cpp src/cuda/device.cpp src/cuda/rows.cpp)
 # The toolkit's headers as a system's: they do not pass our warnings.
 target_link_libraries(chitu PRIVATE CUDA::cudart_static)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the GPU's attention divides its items: cuda/sm90/split.h.
-#include "cuda/sm90/split.h"
+// How the GPU's attention divides its items: cuda/schedule.h.
+#include "cuda/schedule.h"
 
 #include <gtest/gtest.h>
 
 #include <ostream>
 
-namespace chitu::cuda::sm90 {
+namespace chitu::cuda {
 
 static std::ostream& operator<<(std::ostream& out, const Split& s) { return out << s.whole << " whole, others in " << s.pieces; }
 
@@ -61,4 +61,4 @@ TEST(SplitItems, StaysWithinItsLimits) {
 }
 
 }  // namespace
-}  // namespace chitu::cuda::sm90
+}  // namespace chitu::cuda

@@ -11,7 +11,7 @@
 #include "../core/oracle.h"
 #include "common/numbers.h"
 #include "common/rotation.h"
-#include "cuda/sm90/split.h"
+#include "cuda/schedule.h"
 #include "support.h"
 
 namespace chitu::test {
@@ -323,7 +323,7 @@ TEST_P(GpuMethods, SplitItems) {
   const std::int64_t keys = 1300, tiles = 11;
   for (const std::int64_t dim : {64, 128, 256})
     for (const std::int64_t heads : {processors + 1, 5}) {
-      const auto split = cuda::sm90::split_items(heads, tiles, tiles, processors);
+      const auto split = cuda::split_items(heads, tiles, tiles, processors);
       ASSERT_EQ(split.whole, heads == 5 ? 0 : processors);
       ASSERT_GT(split.pieces, 2);
       Random random(21);

@@ -16,13 +16,13 @@
 #include "common/limits.h"
 #include "common/numbers.h"
 #include "common/visible.h"
-#include "cuda/sm90/params.h"
+#include "cuda/params.h"
 #include "support.h"
 
 namespace chitu::test {
 namespace {
 
-using namespace cuda::sm90;
+using namespace cuda;
 
 void check(cudaError_t e) {
   if (e != cudaSuccess) throw std::runtime_error(cudaGetErrorString(e));

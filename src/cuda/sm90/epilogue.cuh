@@ -2,7 +2,7 @@
 // The end of an item: normalised rows and their log-sum-exp go to memory.
 #pragma once
 
-#include "cuda/sm90/loop.cuh"
+#include "cuda/sm90/config.cuh"
 
 namespace chitu::cuda::sm90 {
 

@@ -2,8 +2,8 @@
 // The attention kernel's producer: it takes items and keeps shared memory full.
 #pragma once
 
-#include "cuda/sm90/loop.cuh"
-#include "cuda/sm90/places.cuh"
+#include "cuda/operands/sequences.cuh"
+#include "cuda/sm90/config.cuh"
 
 namespace chitu::cuda::sm90 {
 

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+// What was not finite, after the attention kernel.
+//
+// The quantisers left such tokens out: a spoilt query or key stands among the operands as a row of zeros, a spoilt number of a value as a
+// zero. Here the rows that exact attention would spoil are spoilt (docs/numerics.md, "NaN and infinity"), in the manner of
+// cpu/nonfinite.cpp with one difference: the main loop weighs a spoilt key by its score of zeros, so rows in which all such keys should
+// have weighed nothing are computed again, from the caller's tensors in fp32.
+//
+// A CTA takes a tile of queries of a head at a time. It looks through the flags of the head's tiles of keys, finds the spoilt tokens of
+// flagged ones by reading them again, and each of its warps goes over its rows. Costs (tokens found) x (queries that see them), and an
+// attention on CUDA cores for the rows computed again.
+#include <cuda_fp16.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "common/numbers.h"
+#include "cuda/launch.h"
+#include "cuda/operands/sequences.cuh"
+#include "cuda/ptx/ptx.h"
+
+namespace chitu::cuda {
+namespace {
+
+constexpr int threads = 256, warps = threads / 32;
+constexpr int resident = 2;  // CTAs of a multiprocessor
+constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+
+enum class Row : int {
+  as_it_is,
+  again,    // sees spoilt keys, which all weigh nothing
+  nothing,  // a spoilt query whose scores are all -inf
+  spoilt,
+};
+
+struct Shared {
+  int begin, end;                          // the keys that any row sees
+  std::uint32_t tokens[tile_tokens / 32];  // a bit for each key of a tile: it is spoilt
+  Row rows[tile_tokens];                   //
+  float query[warps][max_dim];             // of the row that a warp computes again
+};
+
+template <bool bf16>
+__device__ __forceinline__ float to_float(std::uint32_t x) {
+  const auto bits = static_cast<std::uint16_t>(x);
+  return bf16 ? bf16_to_f32(bits) : __half2float(__ushort_as_half(bits));
+}
+
+// 8 numbers of a row, 16 bytes.
+template <bool bf16>
+struct Chunk {
+  std::uint32_t words[4];
+
+  __device__ explicit Chunk(const std::uint16_t* from) {
+    const uint4 x = *reinterpret_cast<const uint4*>(from);
+    words[0] = x.x, words[1] = x.y, words[2] = x.z, words[3] = x.w;
+  }
+  __device__ float operator[](int i) const { return to_float<bf16>(words[i / 2] >> i % 2 * 16); }
+  __device__ bool finite() const {
+    constexpr std::uint32_t exponents = bf16 ? 0x7f807f80 : 0x7c007c00;
+    std::uint32_t found = 0;
+#pragma unroll
+    for (const std::uint32_t w : words) found |= __vcmpeq2(w & exponents, exponents);
+    return found == 0;
+  }
+};
+
+__device__ float warp_sum(float x) {
+#pragma unroll
+  for (int i = 16; i; i /= 2) x += __shfl_xor_sync(~0u, x, i);
+  return x;
+}
+
+__device__ float warp_maximum(float x) {
+#pragma unroll
+  for (int i = 16; i; i /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, i));
+  return x;
+}
+
+// A tile of queries of a head, and the keys and values that it meets. Members are called by all threads, or by whole warps.
+template <bool bf16>
+class QueryTile {
+ public:
+  __device__ QueryTile(const Params& p, int index, Shared& shared)
+      : p_(p),
+        shared_(shared),
+        lane_(threadIdx.x % 32),
+        warp_(threadIdx.x / 32),
+        chunks_(p.dim / 8),
+        tile_(tile_place<true>(p, index)),
+        sequence_(place(p, tile_.sequence)),
+        first_(tile_.tile * tile_tokens),
+        rows_(min(tile_tokens, sequence_.queries - first_)),
+        kv_head_(tile_.head / (p.heads / p.kv_heads)),
+        ranges_(p.ranges + first_ + (p.places ? std::int64_t{sequence_.query_tile} * tile_tokens : 0)) {}
+
+  __device__ void run() const {
+    if (!begin()) return;
+    if (p_.spoilt_queries[tile_.index])
+      for (int row = warp_; row < rows_; row += warps) query(row);
+    for_spoilt(p_.spoilt_keys, p_.key, [&](int row, int key) {
+      if (state(row) < Row::nothing) set(row, weighs_nothing(row, key) ? Row::again : Row::spoilt);
+    });
+    for (int row = warp_; row < rows_; row += warps) {
+      const Row what = state(row);
+      if (what == Row::spoilt || (what == Row::again && !attend_again(row))) fill(row, nan, nan);
+      if (what == Row::nothing) fill(row, 0, -infinity);
+    }
+    for_spoilt(p_.spoilt_values, p_.value, [&](int row, int key) {
+      if (state(row) < Row::nothing) add_spoilt(row, key);
+    });
+  }
+
+ private:
+  // Prepares `shared`; whether any row sees any key.
+  __device__ bool begin() const {
+    __syncthreads();  // the tile before is done with
+    if (threadIdx.x == 0) shared_.begin = std::numeric_limits<int>::max(), shared_.end = 0;
+    if (threadIdx.x < tile_tokens) shared_.rows[threadIdx.x] = Row::as_it_is;
+    __syncthreads();
+    if (threadIdx.x < rows_)
+      if (const int2 seen = ranges_[threadIdx.x]; seen.x < seen.y) {
+        atomicMin(&shared_.begin, seen.x);
+        atomicMax(&shared_.end, seen.y);
+      }
+    __syncthreads();
+    return shared_.begin < shared_.end;
+  }
+
+  __device__ Row state(int row) const { return shared_.rows[row]; }
+  __device__ void set(int row, Row what) const {  // of a row of this warp
+    __syncwarp();
+    if (lane_ == 0) shared_.rows[row] = what;
+    __syncwarp();
+  }
+
+  __device__ const std::uint16_t* query_row(int row) const {
+    return static_cast<const std::uint16_t*>(p_.query.data) + sequence_.batch * p_.query.batch + tile_.head * p_.query.head +
+           (sequence_.query_begin + first_ + row) * p_.query.token;
+  }
+  __device__ const std::uint16_t* key_row(const View& x, int key) const {  // or a value's
+    return static_cast<const std::uint16_t*>(x.data) + sequence_.batch * x.batch + kv_head_ * x.head +
+           (sequence_.key_begin + std::int64_t{key}) * x.token;
+  }
+  __device__ std::uint16_t* out_row(int row) const {
+    return static_cast<std::uint16_t*>(p_.out.data) + sequence_.batch * p_.out.batch + tile_.head * p_.out.head +
+           (sequence_.query_begin + first_ + row) * p_.out.token;
+  }
+  __device__ std::uint16_t out_bits(float x) const { return p_.out_bf16 ? f32_to_bf16(x) : f32_to_f16(x); }
+  __device__ float out_number(std::uint16_t bits) const { return p_.out_bf16 ? bf16_to_f32(bits) : f16_to_f32(bits); }
+
+  // visit(row, key), by the row's warp, for each row and each token of x that it sees and that is not finite. Every row is its warp's own.
+  template <class Visit>
+  __device__ void for_spoilt(const std::uint8_t* flags, const View& x, Visit visit) const {
+    flags += std::int64_t{sequence_.key_tile} * p_.kv_heads + std::int64_t{kv_head_} * tiles_of(sequence_.keys);
+    for (int first = shared_.begin / tile_tokens; first * tile_tokens < shared_.end; first += 32) {
+      const int mine = first + lane_;
+      unsigned flagged = __ballot_sync(~0u, mine * tile_tokens < shared_.end && flags[mine]);
+      for (; flagged; flagged &= flagged - 1) {
+        const int tile = (first + __ffs(flagged) - 1) * tile_tokens;
+        find(tile, x);
+        for (int row = warp_; row < rows_; row += warps) {
+          const int2 seen = ranges_[row];
+          for (int word = 0; word < tile_tokens / 32; ++word)
+            for (unsigned tokens = shared_.tokens[word]; tokens; tokens &= tokens - 1) {
+              const int key = tile + word * 32 + __ffs(tokens) - 1;
+              if (key >= seen.x && key < seen.y) visit(row, key);
+            }
+        }
+      }
+    }
+  }
+
+  // Shared::tokens of the tile whose first token is `tile`.
+  __device__ void find(int tile, const View& x) const {
+    __syncthreads();  // the tile before is done with
+    if (threadIdx.x < tile_tokens / 32) shared_.tokens[threadIdx.x] = 0;
+    __syncthreads();
+    const int count = min(tile_tokens, sequence_.keys - tile) * chunks_;
+    for (int i = threadIdx.x; i < count; i += threads) {
+      const int token = i / chunks_;
+      if (!Chunk<bf16>(key_row(x, tile + token) + i % chunks_ * 8).finite()) atomicOr(&shared_.tokens[token / 32], 1u << token % 32);
+    }
+    __syncthreads();
+  }
+
+  // Of a tile with spoilt queries.
+  __device__ void query(int row) const {
+    const int2 seen = ranges_[row];
+    const bool finite = lane_ >= chunks_ || Chunk<bf16>(query_row(row) + lane_ * 8).finite();
+    if (__all_sync(~0u, finite) || seen.x >= seen.y) return;
+    int key = seen.x;
+    while (key < seen.y && weighs_nothing(row, key)) ++key;
+    set(row, key == seen.y ? Row::nothing : Row::spoilt);
+  }
+
+  // Is the score -inf?
+  __device__ bool weighs_nothing(int row, int key) const {
+    float sum = 0;
+    if (lane_ < chunks_) {
+      const Chunk<bf16> q(query_row(row) + lane_ * 8), k(key_row(p_.key, key) + lane_ * 8);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) sum += q[c] * k[c];
+    }
+    return p_.scale * warp_sum(sum) == -infinity;
+  }
+
+  // softmax(scale * query . key) value of a row, numbers of values that are not finite left out. False if a score is NaN or +inf.
+  // 32 keys at a time: a lane for each key's score, then `groups` keys at once, each by a lane for each chunk of its value.
+  __device__ bool attend_again(int row) const {
+    float* query = shared_.query[warp_];
+    __syncwarp();
+    if (lane_ < chunks_) {
+      const Chunk<bf16> q(query_row(row) + lane_ * 8);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) query[lane_ * 8 + c] = q[c];
+    }
+    __syncwarp();
+    const int groups = 32 / chunks_, group = lane_ / chunks_, chunk = lane_ % chunks_;
+    const int2 seen = ranges_[row];
+    float maximum = -infinity, sum = 0, out[8] = {};
+    for (int first = seen.x; first < seen.y; first += 32) {
+      const float score = first + lane_ < seen.y ? p_.scale * dot(query, key_row(p_.key, first + lane_)) : -infinity;
+      if (!__all_sync(~0u, score < infinity)) return false;
+      const float now = fmaxf(maximum, warp_maximum(score));
+      if (now == -infinity) continue;
+      const float weight = expf(score - now), keep = expf(maximum - now);
+      maximum = now;
+      sum = sum * keep + warp_sum(weight);
+#pragma unroll
+      for (float& x : out) x *= keep;
+      const int count = min(32, seen.y - first);
+      for (int i = 0; i < count; i += groups) {
+        const float w = __shfl_sync(~0u, weight, min(i + group, 31));
+        if (group >= groups || i + group >= count) continue;
+        const Chunk<bf16> v(key_row(p_.value, first + i + group) + chunk * 8);
+#pragma unroll
+        for (int c = 0; c < 8; ++c) out[c] += is_finite(v[c]) ? w * v[c] : 0;
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {  // over the groups, in their order
+      const float one = out[c];
+      for (int g = 1; g < groups; ++g) out[c] += __shfl_sync(~0u, one, g * chunks_ + chunk);
+      out[c] = sum == 0 ? 0 : out[c] / sum;
+    }
+    store(row, out, sum == 0 ? -infinity : maximum + logf(sum));
+    return true;
+  }
+
+  __device__ float dot(const float* query, const std::uint16_t* key) const {
+    float sum = 0;
+    for (int i = 0; i < p_.dim; i += 8) {
+      const Chunk<bf16> k(key + i);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) sum += query[i + c] * k[c];
+    }
+    return sum;
+  }
+
+  __device__ void add_spoilt(int row, int key) const {
+    if (lane_ >= chunks_) return;
+    const Chunk<bf16> v(key_row(p_.value, key) + lane_ * 8);
+    if (v.finite()) return;
+    std::uint16_t* out = out_row(row) + lane_ * 8;
+#pragma unroll
+    for (int c = 0; c < 8; ++c)
+      if (!is_finite(v[c])) out[c] = out_bits(out_number(out[c]) + v[c]);
+  }
+
+  __device__ void fill(int row, float value, float lse) const {
+    const float out[8] = {value, value, value, value, value, value, value, value};
+    store(row, out, lse);
+  }
+
+  // A row; lane i < chunks has its i-th 8 numbers.
+  __device__ void store(int row, const float (&x)[8], float lse) const {
+    if (lane_ < chunks_) {
+      std::uint32_t words[4];
+#pragma unroll
+      for (int w = 0; w < 4; ++w) words[w] = out_bits(x[2 * w]) | std::uint32_t{out_bits(x[2 * w + 1])} << 16;
+      *reinterpret_cast<uint4*>(out_row(row) + lane_ * 8) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+    if (lane_ == 0 && p_.lse.data)
+      static_cast<float*>(
+          p_.lse.data)[sequence_.batch * p_.lse.batch + tile_.head * p_.lse.head + (sequence_.query_begin + first_ + row) * p_.lse.token] =
+          lse;
+  }
+
+  const Params& p_;
+  Shared& shared_;
+  const int lane_, warp_, chunks_;
+  const TilePlace tile_;
+  const Place sequence_;
+  const int first_, rows_, kv_head_;  // first query; queries here
+  const int2* const ranges_;          // of the tile's rows
+};
+
+template <bool bf16>
+__global__ void __launch_bounds__(threads, resident) mend_kernel(const __grid_constant__ Params p) {
+  ptx::wait_for_previous();
+  if (*p.spoilt == 0) return;
+  __shared__ Shared shared;
+  for (int i = blockIdx.x; i < p.query_tiles * p.heads; i += gridDim.x) QueryTile<bf16>(p, i, shared).run();
+}
+
+}  // namespace
+
+void mend(const Params& p, bool bf16, int processors, cudaStream_t stream) {
+  // No more than run at once: a call without spoilt tokens does not pay for more.
+  const auto blocks = static_cast<unsigned>(std::min(p.query_tiles * p.heads, resident * processors));
+  launch(bf16 ? mend_kernel<true> : mend_kernel<false>, {.blocks = blocks, .threads = threads, .overlaps = true}, stream, p);
+}
+
+}  // namespace chitu::cuda

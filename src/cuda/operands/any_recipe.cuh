@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the two files of pack() share: its call, its statistics' layout, numbers of 16 bits. pack_statistics.cu looks at whole heads, then
+// pack.cu makes the operands.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "cuda/operands/numbers.cuh"
+#include "cuda/params.h"
+
+namespace chitu::cuda {
+
+// A call, as its kernels get it.
+struct PackCall {
+  Params params;
+  Recipe recipe;
+  Form form;
+};
+
+constexpr const Quant& quant_of(const Recipe& r, Role role) { return role == Role::query ? r.query : role == Role::key ? r.key : r.value; }
+__host__ __device__ inline const View& input_of(const Params& p, Role role) {
+  return role == Role::query ? p.query : role == Role::key ? p.key : p.value;
+}
+constexpr int heads_of(const Params& p, Role role) { return role == Role::query ? p.heads : p.kv_heads; }
+
+// The two kernels that come first: what must be known of whole heads, prepare(), Params::centre and Params::channels.
+void collect(const PackCall& call, bool bf16, cudaStream_t stream);
+
+// ---- statistics
+
+constexpr int ceiling(int a, int b) { return (a + b - 1) / b; }
+
+constexpr bool sampled(const Quant& q) { return q.centre == Centre::sampled_mean || q.scaling == Scaling::tile; }
+
+// A head is looked at in chunks of whole tiles, a CTA each, which leave a record each: enough chunks to fill a GPU, few enough for one CTA
+// to join those of a head. The sample of a sequence is one chunk.
+struct Chunks {
+  bool of_queries;
+  int tiles;  // in one
+  int count;  // places for those of a head, in all sequences
+
+  __host__ __device__ Chunks(const Params& p, Role role, bool of_sample) : of_queries(role == Role::query) {
+    const int all = of_queries ? p.query_tiles : p.key_tiles;
+    tiles = of_sample ? 1 << 30 : std::max({1, ceiling(all * heads_of(p, role), 1024), ceiling(all, 256)});
+    count = all / tiles + p.sequences;
+  }
+  __device__ int tokens(const Place& s) const { return of_queries ? s.queries : s.keys; }
+  __device__ int in(const Place& s) const { return ceiling(tiles_of(tokens(s)), tiles); }
+  // The place of a sequence's first. In a packed call each sequence rounds up once at most, so one place more for each is enough.
+  __device__ int first(const Params& p, const Place& s, int sequence) const {
+    return p.places ? (of_queries ? s.query_tile : s.key_tile) / tiles + sequence : sequence * in(s);
+  }
+};
+
+// Offsets into Params::statistics.
+struct Statistics {
+  int record;                           // doubles in one: count of tokens, sums [dim], maxima [dim] in fp32
+  std::int64_t queries, keys, values;   // records: [heads][Chunks::count]
+  std::int64_t query_heads, key_heads;  // float2 [sequences, heads], with Scaling::head: scale, what numbers are multiplied by
+  std::int64_t value_factors;           // float [sequences, kv_heads, dim]: what numbers are multiplied by
+  std::int64_t count = 0;
+
+  __host__ __device__ explicit Statistics(const Params& p) : record(1 + p.dim + p.dim / 2) {
+    const auto take = [&](std::int64_t doubles) {
+      const std::int64_t at = count;
+      count += (doubles + 1) / 2 * 2;  // parts start at multiples of 16 bytes: they are read so
+      return at;
+    };
+    const auto records = [&](Role role) { return take(std::int64_t{Chunks(p, role, false).count} * heads_of(p, role) * record); };
+    queries = records(Role::query);
+    keys = records(Role::key);
+    values = records(Role::value);
+    query_heads = take(std::int64_t{p.sequences} * p.heads);
+    key_heads = take(std::int64_t{p.sequences} * p.kv_heads);
+    value_factors = take(std::int64_t{p.sequences} * p.kv_heads * p.dim / 2);
+  }
+  __device__ std::int64_t records(Role role) const { return role == Role::query ? queries : role == Role::key ? keys : values; }
+};
+
+// ---- numbers of 16 bits
+
+template <class T>
+__device__ __forceinline__ void unpack(const uint4& x, float (&y)[8]) {
+#pragma unroll
+  for (int c = 0; c < 8; ++c) y[c] = low<T>(word(x, c / 2) >> c % 2 * 16 & 0xffff);
+}
+
+// The larger sizes, two at a time: without their signs, numbers are ordered as their bits are.
+__device__ __forceinline__ std::uint32_t larger(std::uint32_t a, std::uint32_t w) { return __vmaxu2(a, w & 0x7fff7fffu); }
+__device__ __forceinline__ std::uint32_t largest(const uint4& x) { return larger(larger(larger(x.x & 0x7fff7fffu, x.y), x.z), x.w); }
+
+// Of two sizes, is one infinite or NaN?
+template <class T>
+__device__ __forceinline__ bool nonfinite(std::uint32_t sizes) {
+  return (sizes & 0xffff) >= infinity_bits<T> || sizes >> 16 >= infinity_bits<T>;
+}
+
+}  // namespace chitu::cuda

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernels of quantise.cu share: what is not finite, and which tile is whose.
+#pragma once
+
+#include "common/limits.h"
+#include "cuda/operands/numbers.cuh"
+#include "cuda/operands/rotation.cuh"
+#include "cuda/operands/sequences.cuh"
+#include "cuda/params.h"
+#include "cuda/ptx/ptx.h"
+
+namespace chitu::cuda {
+namespace {  // part of quantise.cu
+
+constexpr int quantise_threads = 256;
+
+// What the sample kernel, which this one overlaps, has written: not through the read-only path.
+__device__ __forceinline__ uint4 load_sampled(const void* p) {
+  uint4 r;
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
+  return r;
+}
+
+// A named barrier of the warps that share a tile; true for all if it is for one.
+__device__ __forceinline__ bool barrier_or(int id, int threads, bool x) {
+  int any;
+  asm volatile("{ .reg .pred p, q; setp.ne.s32 p, %3, 0; barrier.cta.red.or.pred q, %1, %2, p; selp.s32 %0, 1, 0, q; }"
+               : "=r"(any)
+               : "r"(id), "r"(threads), "r"(static_cast<int>(x))
+               : "memory");
+  return any;
+}
+
+// 1 / a to nearest, for 1e-38 < a <= 8e37.
+__device__ __forceinline__ float invert(float a) {
+  const float r = ptx::reciprocal(a);
+  return fmaf(r, fmaf(-a, r, 1), r);
+}
+
+// ---- what is not finite
+
+// Is one of the eight numbers of four words not finite?
+template <class T>
+__device__ __forceinline__ bool has_nonfinite(const std::uint32_t (&w)[4]) {
+  std::uint32_t largest = 0;
+#pragma unroll
+  for (std::uint32_t x : w) largest = __vmaxu2(largest, x & 0x7fff7fffu);
+  return max(largest & 0xffffu, largest >> 16) >= infinity_bits<T>;
+}
+
+// ---- tiles
+
+// n / divisor for 0 <= n < 2^31 by a multiplication.
+struct Divisor {
+  std::uint32_t divisor = 1, multiplier = 1, shift = 0;
+  Divisor() = default;
+  explicit Divisor(int d) : divisor(static_cast<std::uint32_t>(d)) {
+    while ((std::uint64_t{1} << shift) < divisor) ++shift;
+    multiplier = static_cast<std::uint32_t>((std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - divisor) / divisor + 1);
+  }
+  __device__ __forceinline__ int of(int n) const {
+    return static_cast<int>((__umulhi(static_cast<std::uint32_t>(n), multiplier) + static_cast<std::uint32_t>(n)) >> shift);
+  }
+};
+
+// The main kernel's parameters. A CTA has a unit of one operand: a tile with dim 128, two with dim 64; those behind all units prepare().
+struct Job {
+  QuantiseParams params;
+  int units;
+  Divisor tiles, heads;  // of a sequence's keys, where all are alike
+};
+
+__device__ __forceinline__ TilePlace place_of(const Job& job, int index) {
+  if (job.params.places) return tile_place<false>(job.params, index);
+  const int row = job.tiles.of(index), sequence = job.heads.of(row);
+  return {sequence, row - sequence * static_cast<int>(job.heads.divisor), index - row * static_cast<int>(job.tiles.divisor), index};
+}
+
+// A thread's 16-byte pieces of a tile on their way through shared memory: copies that the compiler cannot put off, unlike loads, which it
+// moves behind the wait for the sample and the work on the pieces before them. Nobody else reads them, so there is no barrier.
+constexpr int pieces_of_thread = 8;
+using Pieces = uint4[pieces_of_thread][quantise_threads];
+
+__device__ __forceinline__ void fetch(Pieces& pieces, int i, const void* from, bool exists) {
+  asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(ptx::shared_address(&pieces[i][threadIdx.x])), "l"(from),
+               "r"(exists ? 16 : 0));  // else zeros
+}
+__device__ __forceinline__ void wait_for_pieces() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+struct Shared {
+  Pieces pieces;
+  float numbers[4 * tile_tokens + 8];  // what the warps of a tile tell each other
+};
+
+// Not the compiler's to remember: what depends on it is computed again, and nothing is kept in registers for it until then.
+__device__ __forceinline__ int again(int unit) {
+  asm volatile("" : "+r"(unit));
+  return unit;
+}
+
+}  // namespace
+}  // namespace chitu::cuda

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// The rotation of queries and keys (common/rotation.h) for dim 64 and 128: what the quantiser of keys and that of queries share. Both leave
+// its additions to the tensor cores, where +-1 times a 16-bit value is exact and sums are fp32.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+
+#include "common/limits.h"
+#include "common/rotation.h"
+#include "cuda/operands/numbers.cuh"
+#include "cuda/ptx/ptx.h"
+
+namespace chitu::cuda {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
+
+// d = a b (+ d): a [16, 16], b [16, 8], d [16, 8] in fp32.
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], const uint4& a, const std::uint32_t (&b)[2], bool add) {
+  const float c[4] = {add ? d[0] : 0, add ? d[1] : 0, add ? d[2] : 0, add ? d[3] : 0};
+  if constexpr (std::is_same_v<T, __half>)
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+  else
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
+
+// a / b rounded to nearest, for 1e-34 <= b < 2^126: without the branch and the call of `/` for subnormal numbers, which cost registers.
+__device__ __forceinline__ float divide(float a, float b) {
+  float r = ptx::reciprocal(b);
+  r = fmaf(r, fmaf(-b, r, 1), r);
+  const float q = a * r;
+  return fmaf(r, fmaf(-b, q, a), q);
+}
+
+// Where the 16-byte chunk of a row stands: rows of 128 bytes trade their chunks by row % 8, rows of 64 bytes by row / 2 % 4.
+template <int row_bytes>
+__device__ __forceinline__ int swizzled(int chunk, int row) {
+  return row_bytes == 128 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3);
+}
+
+// The bits of rotation_headroom, which the matrices have for 1: so even sums of the largest inputs are below 2^126, as divide() wants it.
+template <class T>
+constexpr std::uint32_t rotation_one = std::is_same_v<T, __half> ? 0x1400u : 0x3a80u;
+static_assert(rotation_headroom == 0x1p-10f);
+template <int dim>
+constexpr float rotation_unit = rotation_scale(dim) / rotation_headroom;  // what a sum is to be multiplied by
+
+// Of the largest sum of a scale group: the group's scale, and what sums are multiplied by to become integers.
+template <int dim>
+__device__ __forceinline__ float scale_of(float top) {
+  return fmaxf(top * (rotation_unit<dim> / 127), smallest_maximum / 127);
+}
+template <int dim>
+__device__ __forceinline__ float inverse_of(float top) {
+  return divide(127, fmaxf(top, smallest_maximum / rotation_unit<dim>));
+}
+
+}  // namespace chitu::cuda

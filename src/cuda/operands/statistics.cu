@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+// What quantising needs of whole heads: the keys' centre, maxima, λ. docs/numerics.md, "Quantising", is the specification.
+//
+//   collect_kernel   a CTA for each chunk of a head leaves a record: count of tokens, sums, maxima
+//   conclude_kernel  a CTA for each head joins its records, in their order: the same call gives the same bits
+#include "common/limits.h"
+#include "common/numbers.h"
+#include "common/sample.h"
+#include "cuda/launch.h"
+#include "cuda/operands/any_recipe.cuh"
+#include "cuda/operands/sequences.cuh"
+#include "cuda/ptx/ptx.h"
+
+namespace chitu::cuda {
+namespace {
+
+constexpr int collect_threads = 256, conclude_threads = 512;
+
+// Which operands have records. An f16 number is never too large for f16.
+constexpr bool collected(const Recipe& r, Role role, bool bf16) {
+  const Quant& q = quant_of(r, role);
+  return q.centre != Centre::none || q.scaling == Scaling::channel || q.scaling == Scaling::tile ||
+         (q.scaling == Scaling::head && (bf16 || q.type != DType::f16));
+}
+constexpr bool any_collected(const Recipe& r, bool bf16) {
+  return collected(r, Role::query, bf16) || collected(r, Role::key, bf16) || collected(r, Role::value, bf16);
+}
+
+__host__ __device__ Chunks chunks_of(const PackCall& call, Role role) {
+  return Chunks(call.params, role, sampled(quant_of(call.recipe, role)));
+}
+// CTAs of an operand in collect_kernel.
+__host__ __device__ int units_of(const PackCall& call, Role role, bool bf16) {
+  return collected(call.recipe, role, bf16) ? chunks_of(call, role).count * heads_of(call.params, role) : 0;
+}
+
+// Whether a record has sums: of keys, or of sizes of values.
+constexpr bool sums_of(Role role, const Quant& q) { return role == Role::key ? q.centre != Centre::none : q.scaling == Scaling::tile; }
+
+template <class T>
+constexpr bool is_bf16 = std::is_same_v<T, __nv_bfloat16>;
+
+// ---- chunks
+
+// Tokens of a head.
+template <class T>
+struct Tokens {
+  const T* from;
+  std::int64_t stride;
+  int count;
+  bool sampled;
+  Sample sample;
+  __device__ const T* at(int i) const { return from + (sampled ? sample.token(i) : i) * stride; }
+};
+
+// A thread's part of a chunk: 8 channels.
+template <class T, bool with_sums>
+struct Part {
+  double sum[8] = {};
+  std::uint32_t largest[4] = {};
+
+  // signs: ~0, or 0x7fff7fff to sum sizes.
+  __device__ __forceinline__ void add(const uint4& x, std::uint32_t signs) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      largest[w] = larger(largest[w], word(x, w));
+      if constexpr (with_sums) {
+        sum[2 * w] += low<T>(word(x, w) & signs & 0xffff);
+        sum[2 * w + 1] += low<T>((word(x, w) & signs) >> 16);
+      }
+    }
+  }
+  __device__ bool spoilt() const { return nonfinite<T>(larger(larger(larger(largest[0], largest[1]), largest[2]), largest[3])); }
+};
+
+struct CollectShared {
+  double sum[8 * collect_threads];  // [groups][dim]
+  std::uint16_t largest[8 * collect_threads];
+  int taken[collect_threads / 32];
+};
+
+// Leaves the record of `tokens`. Those of queries and keys count as a whole or not at all, of values number by number.
+template <class T, bool with_sums>
+__device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, double* record, CollectShared& shared) {
+  constexpr int batch = 8;
+  const int pieces = dim / 8, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const std::uint32_t signs = is_value ? 0x7fff7fffu : ~0u;
+  int groups = collect_threads / pieces, group = threadIdx.x / pieces, piece = threadIdx.x % pieces, taken = tokens.count;
+  Part<T, with_sums> part;
+  if (group < groups)
+    for (int i = group; i < tokens.count; i += batch * groups) {
+      uint4 x[batch];
+#pragma unroll
+      for (int j = 0; j < batch; ++j)
+        x[j] = i + j * groups < tokens.count ? load_input(tokens.at(i + j * groups) + piece * 8) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+      for (int j = 0; j < batch; ++j) part.add(x[j], signs);
+    }
+  if (__syncthreads_or(part.spoilt())) {  // rare: once more, a warp a token
+    part = {};
+    groups = collect_threads / 32;
+    group = warp;
+    piece = lane;
+    if (!is_value) taken = 0;
+    for (int i = warp; i < tokens.count; i += groups) {
+      uint4 x = lane < pieces ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
+      if (is_value)
+        x = finite_part<T>(x);
+      else if (__any_sync(~0u, nonfinite<T>(largest(x))))
+        continue;
+      else
+        ++taken;
+      part.add(x, signs);
+    }
+    if (!is_value) {
+      if (lane == 0) shared.taken[warp] = taken;
+      __syncthreads();
+      taken = 0;
+      for (const int n : shared.taken) taken += n;
+    }
+  }
+  if (group < groups && piece < pieces)
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const int to = group * dim + piece * 8 + c;
+      if constexpr (with_sums) shared.sum[to] = part.sum[c];
+      shared.largest[to] = static_cast<std::uint16_t>(part.largest[c / 2] >> c % 2 * 16);
+    }
+  __syncthreads();
+  if (threadIdx.x == 0) record[0] = taken;
+  for (int c = threadIdx.x; c < dim; c += collect_threads) {
+    double sum = 0;
+    std::uint32_t most = 0;
+    for (int g = 0; g < groups; ++g) {
+      if constexpr (with_sums) sum += shared.sum[g * dim + c];
+      most = max(most, std::uint32_t{shared.largest[g * dim + c]});
+    }
+    if constexpr (with_sums) record[1 + c] = sum;
+    reinterpret_cast<float*>(record + 1 + dim)[c] = low<T>(most);
+  }
+}
+
+// By all threads of the call's first kernel.
+__device__ __forceinline__ void begin(const Params& p) {
+  const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (thread == 0) *p.spoilt = 0;
+  prepare(p, thread, static_cast<int>(gridDim.x * blockDim.x));
+}
+
+template <class T>
+__global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __grid_constant__ PackCall call) {
+  __shared__ CollectShared shared;
+  ptx::let_next_start();
+  const Params& p = call.params;
+  begin(p);
+
+  // The CTAs of queries, of keys and of values follow each other.
+  int unit = static_cast<int>(blockIdx.x);
+  Role role = Role::query;
+  if (const int queries = units_of(call, Role::query, is_bf16<T>); unit >= queries) {
+    unit -= queries;
+    role = Role::key;
+    if (const int keys = units_of(call, Role::key, is_bf16<T>); unit >= keys) {
+      unit -= keys;
+      role = Role::value;
+      if (unit >= units_of(call, Role::value, is_bf16<T>)) return;  // here for begin()
+    }
+  }
+  const Chunks chunks = chunks_of(call, role);
+  const View& in = input_of(p, role);
+  const Quant& quant = quant_of(call.recipe, role);
+  const bool is_sample = sampled(quant);
+  const int head = unit / chunks.count, at = unit % chunks.count;
+  const int sequence = p.places ? sequence_of(p, at, [&](const Place& s) { return chunks.first(p, s, static_cast<int>(&s - p.places)); })
+                                : at / max(chunks.in(p.same), 1);
+  if (sequence >= p.sequences) return;
+  const Place s = place(p, sequence);
+  const int chunk = at - chunks.first(p, s, sequence), all = chunks.tokens(s);
+  if (chunk >= chunks.in(s)) return;
+  const Sample sample(all);
+  const int first = is_sample ? 0 : chunk * chunks.tiles * tile_tokens;
+  const Tokens<T> tokens{static_cast<const T*>(in.data) + s.batch * in.batch + head * in.head +
+                             (std::int64_t{role == Role::query ? s.query_begin : s.key_begin} + first) * in.token,
+                         in.token, is_sample ? static_cast<int>(sample.count) : min(all - first, chunks.tiles * tile_tokens), is_sample,
+                         sample};
+  const Statistics statistics(p);
+  double* record = p.statistics + statistics.records(role) + (std::int64_t{head} * chunks.count + at) * statistics.record;
+  if (sums_of(role, quant))
+    collect_chunk<T, true>(tokens, p.dim, role == Role::value, record, shared);
+  else
+    collect_chunk<T, false>(tokens, p.dim, role == Role::value, record, shared);
+}
+
+// ---- heads
+
+struct ConcludeShared {
+  double sum[conclude_threads], count[conclude_threads];
+  float maximum[conclude_threads];
+  double of_warps[conclude_threads / 32];
+};
+
+// Of a head's channel, which is the thread's; 0 beyond the dim.
+struct Total {
+  double sum = 0, count = 0;
+  float maximum = 0;
+  __device__ float mean() const { return count > 0 ? static_cast<float>(sum / count) : 0.f; }
+};
+
+__device__ Total total_of(const double* records, int count, int record, int dim, bool sums, ConcludeShared& shared) {
+  const int parts = conclude_threads / dim, part = threadIdx.x / dim, c = threadIdx.x % dim;
+  Total mine;
+  if (part < parts)
+#pragma unroll 4
+    for (int i = part; i < count; i += parts) {
+      const double* r = records + std::int64_t{i} * record;
+      mine.count += __ldcg(r);
+      if (sums) mine.sum += __ldcg(r + 1 + c);
+      mine.maximum = fmaxf(mine.maximum, __ldcg(reinterpret_cast<const float*>(r + 1 + dim) + c));
+    }
+  shared.count[threadIdx.x] = mine.count;
+  shared.sum[threadIdx.x] = mine.sum;
+  shared.maximum[threadIdx.x] = mine.maximum;
+  __syncthreads();
+  Total all;
+  if (threadIdx.x < dim)
+    for (int i = 0; i < parts; ++i) {
+      all.count += shared.count[i * dim + c];
+      all.sum += shared.sum[i * dim + c];
+      all.maximum = fmaxf(all.maximum, shared.maximum[i * dim + c]);
+    }
+  return all;
+}
+
+// Over all threads of a CTA.
+template <class Join>
+__device__ double over_threads(double x, ConcludeShared& shared, Join join) {
+#pragma unroll
+  for (int n = 16; n; n /= 2) x = join(x, __shfl_xor_sync(~0u, x, n));
+  if (threadIdx.x % 32 == 0) shared.of_warps[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = shared.of_warps[0];
+  for (int w = 1; w < conclude_threads / 32; ++w) x = join(x, shared.of_warps[w]);
+  return x;
+}
+
+// scale, and what numbers are multiplied by.
+__device__ float2 scaling_of(float maximum, DType type) {
+  const float m = fmaxf(maximum, smallest_maximum), most = largest(type);
+  return type == DType::f16 && m <= most ? make_float2(1, 1) : make_float2(m / most, most / m);
+}
+
+__device__ float2 head_scaling(float maximum, DType type, ConcludeShared& shared) {
+  return scaling_of(static_cast<float>(over_threads(maximum, shared, [](double a, double b) { return fmax(a, b); })), type);
+}
+
+__device__ float lambda_of(const Total& total, int dim, ConcludeShared& shared) {
+  const float lambda = fminf(total.maximum, channel_ceiling * total.mean());  // 0 in threads beyond the dim
+  const float mean = static_cast<float>(over_threads(lambda, shared, [](double a, double b) { return a + b; }) / dim);
+  return mean > smallest_maximum ? fmaxf(lambda, mean * channel_floor) : 1.f;
+}
+
+template <class T>
+__global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid_constant__ PackCall call) {
+  __shared__ ConcludeShared shared;
+  ptx::let_next_start();
+  const Params& p = call.params;
+  if (!any_collected(call.recipe, is_bf16<T>)) begin(p);
+  ptx::wait_for_previous();
+
+  const Statistics statistics(p);
+  const int kv_heads = p.sequences * p.kv_heads, c = threadIdx.x;
+  int unit = static_cast<int>(blockIdx.x);
+  // The head's; nothing where nothing was collected.
+  const auto total = [&](Role role) {
+    const Chunks chunks = chunks_of(call, role);
+    const int heads = heads_of(p, role), sequence = unit / heads, head = unit % heads;
+    const Place s = place(p, sequence);
+    return total_of(
+        p.statistics + statistics.records(role) + (std::int64_t{head} * chunks.count + chunks.first(p, s, sequence)) * statistics.record,
+        collected(call.recipe, role, is_bf16<T>) ? chunks.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
+        shared);
+  };
+  if (unit < kv_heads) {
+    const Quant& quant = call.recipe.value;
+    const Total all = total(Role::value);
+    float2 scaling = make_float2(1, 1);
+    if (quant.scaling == Scaling::head) scaling = head_scaling(all.maximum, quant.type, shared);
+    if (quant.scaling == Scaling::channel) scaling = scaling_of(all.maximum, quant.type);
+    if (quant.scaling == Scaling::tile) {
+      const float lambda = lambda_of(all, p.dim, shared);
+      scaling = make_float2(lambda, 1 / lambda);
+    }
+    if (c < call.form.dim) p.channels[std::int64_t{unit} * call.form.dim + c] = c < p.dim ? scaling.x : 1;
+    if (c < p.dim) reinterpret_cast<float*>(p.statistics + statistics.value_factors)[std::int64_t{unit} * p.dim + c] = scaling.y;
+    return;
+  }
+  unit -= kv_heads;
+  if (unit < kv_heads) {
+    const Quant& quant = call.recipe.key;
+    if (!collected(call.recipe, Role::key, is_bf16<T>)) return;
+    const Total all = total(Role::key);
+    if (quant.centre != Centre::none && c < p.dim) static_cast<T*>(p.centre)[std::int64_t{unit} * p.dim + c] = static_cast<T>(all.mean());
+    if (quant.scaling == Scaling::head) {
+      const float2 scaling = head_scaling(all.maximum, quant.type, shared);
+      if (c == 0) reinterpret_cast<float2*>(p.statistics + statistics.key_heads)[unit] = scaling;
+    }
+    return;
+  }
+  unit -= kv_heads;
+  if (!collected(call.recipe, Role::query, is_bf16<T>) || unit >= p.sequences * p.heads) return;  // here for begin()
+  const Total all = total(Role::query);
+  const float2 scaling = head_scaling(all.maximum, call.recipe.query.type, shared);
+  if (c == 0) reinterpret_cast<float2*>(p.statistics + statistics.query_heads)[unit] = scaling;
+}
+
+template <class T>
+void start(const PackCall& call, cudaStream_t stream) {
+  const Params& p = call.params;
+  // Enough CTAs for begin() too, in the kernel that calls it.
+  const int enough = std::min(ceiling(range_count(p), 512), 1024);
+  const bool any = any_collected(call.recipe, is_bf16<T>);
+  if (any) {
+    int units = 0;
+    for (const Role role : {Role::query, Role::key, Role::value}) units += units_of(call, role, is_bf16<T>);
+    launch(collect_kernel<T>, {.blocks = static_cast<unsigned>(std::max(units, enough)), .threads = collect_threads}, stream, call);
+  }
+  const int heads = p.sequences * (2 * p.kv_heads + (collected(call.recipe, Role::query, is_bf16<T>) ? p.heads : 0));
+  launch(conclude_kernel<T>,
+         {.blocks = static_cast<unsigned>(any ? heads : std::max(heads, enough)), .threads = conclude_threads, .overlaps = any}, stream,
+         call);
+}
+
+}  // namespace
+
+std::int64_t statistics_count(const Params& params) { return Statistics(params).count; }
+
+void collect(const PackCall& call, bool bf16, cudaStream_t stream) {
+  bf16 ? start<__nv_bfloat16>(call, stream) : start<__half>(call, stream);
+}
+
+}  // namespace chitu::cuda

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the attention kernel of a recipe is made of: which products, which sums, how shared memory is divided. Everything follows from the
+// recipe's fields; docs/kernels/sm90.md has the table.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+
+#include "chitu/method.h"
+#include "cuda/operands/numbers.cuh"
+#include "cuda/params.h"
+#include "cuda/ptx/ptx.h"
+#include "cuda/weights/softmax.cuh"
+
+namespace chitu::cuda::sm90 {
+
+constexpr int most_shared_bytes = 232448;  // of a CTA
+constexpr int out_bytes = 16 * 64 * 2;     // 64 channels of a warp's rows, on their way to memory
+
+// input, quantises_queries: as attention.h has them.
+template <const Recipe& recipe, DType input_, int dim_, bool quantises_queries_>
+struct Loop {
+  static constexpr DType input = input_;
+  using Input = std::conditional_t<input == DType::bf16, __nv_bfloat16, __half>;
+  static constexpr int dim = dim_;
+  static constexpr bool quantises_queries = quantises_queries_;
+  static constexpr Form form = form_of(recipe, dim);
+  static constexpr bool by_tile = recipe.weights.by_tile;
+  static constexpr float log2_top = log2_of(recipe.weights.top);
+
+  static constexpr DType stored(const Quant& quant) { return quant.scaling == Scaling::none ? input : quant.type; }
+  static constexpr DType score_type = stored(recipe.key);
+  static constexpr DType value_type = stored(recipe.value) == DType::i8 ? DType::u8 : stored(recipe.value);  // with value_offset
+  static constexpr DType weight_type = recipe.weights.type == DType::f32 ? input : recipe.weights.type;
+  static_assert(weight_type == value_type);
+  static constexpr bool integer_scores = score_type == DType::i8, integer_values = value_type == DType::u8;
+  static constexpr bool sums_in_place = form.value_bytes == 2;      // the tensor cores add to the output; else each tile's product is added
+  static constexpr bool folds = !sums_in_place && !integer_values;  // that addition scales the output to a new reference on the way
+  static constexpr bool splits = form.splits;
+  // The reference may lag this many powers of two behind the maximum, where a weight's precision does not depend on its size.
+  static constexpr float lag = splits ? 8 : 0;
+
+  static constexpr bool query_scales = recipe.query.scaling != Scaling::none;
+  static constexpr bool key_scales = recipe.key.scaling != Scaling::none && !form.scale_each_key;
+  static constexpr bool value_scales = recipe.value.scaling == Scaling::tile;
+  static constexpr bool channel_scales = recipe.value.scaling != Scaling::none;
+  static constexpr bool passes = key_scales || value_scales;  // PassScales
+  static constexpr bool corrections = recipe.key.centre != Centre::none;
+
+  // Sums of a row's weights: of the rounded ones, the others, or both.
+  static constexpr bool rounded_output = recipe.weights.output == Sum::rounded, rounded_lse = recipe.weights.lse == Sum::rounded;
+  static constexpr bool rounded_sums = rounded_output || rounded_lse, unrounded_sums = !rounded_output || !rounded_lse;
+  static_assert(!rounded_sums || integer_values, "sums of rounded weights are for integers");
+
+  static constexpr int warpgroups = form.block_queries / 64, warps = 4 * warpgroups, consumers = 32 * warps, threads = consumers + 128;
+  static_assert(warps <= most_warps);
+  static constexpr int registers = warpgroups == 4 ? 112 : warpgroups == 3 ? 160 : 232, producer_registers = warpgroups == 2 ? 40 : 32;
+
+  static constexpr int row_bytes = dim * form.score_bytes, panel = row_bytes < 128 ? row_bytes : 128, panels = row_bytes / panel;
+  static constexpr int query_bytes = form.block_queries * row_bytes, key_bytes = form.key_bytes();
+  static constexpr int block_bytes = quantises_queries ? form.block_queries * dim * 2 : query_bytes;  // of queries as they are brought
+  static constexpr int value_bytes = form.tile_bytes() - key_bytes;
+  static constexpr int halves = dim == 256 ? 2 : 1, width = dim / halves;  // channels of a product with values
+  // Products with the values of the first keys start while the weights of the others are computed: where registers allow it, and it pays.
+  static constexpr bool early = dim == 64 && warpgroups == 3;
+  // Of the pipeline of weigh(), in pairs of keys, by measurement: how far scores are converted and scaled ahead of their exponentials, how
+  // long after these they are packed, and up to which pair the order is kept, after every how many. Where products start early an exit
+  // takes registers from the second block on; of floating-point scores there is less to put in order.
+  static constexpr int converts_ahead = by_tile ? 9 : 8, scales_ahead = 8, packs_behind = by_tile ? 6 : 8;
+  static constexpr int ordered_pairs = !early ? 32 : integer_scores ? 8 : 0, order_step = integer_scores ? 1 : 4;
+  static_assert(scales_ahead <= converts_ahead);
+
+  struct Item {
+    float query_scale[query_scales ? form.block_queries / form.query_scale_rows : 4];
+    float channels[channel_scales ? dim : 4];
+    float correction[corrections ? form.block_queries : 4];
+    std::uint16_t centre[quantises_queries ? dim : 8];
+    int2 range[form.block_queries];
+    int4 share[warpgroups];  // tiles of a warpgroup: first, end, first that every row sees in full, end of these
+    int4 what;               // rows (0: no more work), first tile, end; of a piece its number among those of all split items; else -1
+    std::int64_t out, lse;   // the elements where its first row begins
+    int4 rows;               // in the tensors: batch entry, head, first row
+    int4 queries;            // among those of all sequences: first tile of its head, tiles of that; its first row there; its row of ranges
+    int4 keys;               // likewise: its kv head, the first tile of that
+  };
+
+  // Keys and values of a tile come and go together, unless there is room for one of them only.
+  static constexpr int hadamard_bytes = quantises_queries ? 64 * 128 : 128;
+  static constexpr int fixed_bytes = warps * out_bytes + 2 * sizeof(Item) + hadamard_bytes + 1024;
+  static constexpr int stage_bytes = key_bytes + value_bytes + sizeof(PassScales) + (form.scale_each_key ? tile_tokens * 4 : 0);
+  static constexpr int room(int blocks) { return (most_shared_bytes - fixed_bytes - blocks * block_bytes) / stage_bytes; }
+  // Of a block that the warpgroups quantise first one place is enough: it is free soon after the item has begun.
+  static constexpr int block_places = !quantises_queries && room(2) >= 2 ? 2 : 1, query_places = quantises_queries ? 2 : block_places;
+  static constexpr int key_places = room(block_places) > 6 ? 6 : room(block_places) < 2 ? 1 : room(block_places);
+  static constexpr bool split = key_places == 1;
+  static constexpr int value_places = key_places;
+  static_assert(!quantises_queries || (panels == 1 && 64 * row_bytes <= 4 * out_bytes && form.query_scale_rows == 2 && corrections));
+  static_assert(!split || !passes, "the main loop hands keys back before it reads these");
+  static_assert(!form.residuals || !unrounded_sums, "a residual plane must not count in the sums");
+
+  struct Shared {
+    alignas(1024) std::uint8_t block[block_places][block_bytes];
+    alignas(1024) std::uint8_t hadamard[hadamard_bytes];  // write_hadamard()
+    alignas(1024) std::uint8_t key[key_places][key_bytes];
+    alignas(1024) std::uint8_t value[value_places][value_bytes];
+    alignas(1024) std::uint8_t out[warps][out_bytes];  // of the epilogue; before, with quantises_queries, INT8 queries
+    float key_scale[form.scale_each_key ? key_places : 1][form.scale_each_key ? tile_tokens : 4];
+    PassScales scales[passes ? key_places : 1];
+    Item item[query_places];
+    std::uint64_t described[query_places], query_full[query_places], query_empty[query_places], full[key_places], empty[key_places];
+    std::uint64_t value_full[value_places], value_empty[value_places];  // only with `split`
+    std::uint64_t block_read;                                           // only with `quantises_queries`
+  };
+  static_assert(sizeof(Shared) <= most_shared_bytes, "more than a CTA may have");
+
+  // The same as addresses.
+  struct At {
+    std::uint32_t base;
+    __device__ std::uint32_t block(int i) const { return base + offsetof(Shared, block) + i * block_bytes; }
+    __device__ std::uint32_t hadamard() const { return base + offsetof(Shared, hadamard); }
+    // A warpgroup's, as wgmma reads them. Those that it has quantised lie where its warps stage what they store: at that time only.
+    __device__ std::uint32_t query(int i, int warpgroup) const {
+      return quantises_queries ? out(4 * warpgroup) : block(i) + warpgroup * 64 * panel;
+    }
+    __device__ std::uint32_t key(int i) const { return base + offsetof(Shared, key) + i * key_bytes; }
+    __device__ std::uint32_t value(int i) const { return base + offsetof(Shared, value) + i * value_bytes; }
+    __device__ std::uint32_t key_scale(int i) const { return base + offsetof(Shared, key_scale) + i * sizeof(Shared::key_scale[0]); }
+    __device__ std::uint32_t scales(int i) const { return base + offsetof(Shared, scales) + i * sizeof(PassScales); }
+    __device__ std::uint32_t item(int i) const { return base + offsetof(Shared, item) + i * sizeof(Item); }
+    __device__ std::uint32_t out(int warp) const { return base + offsetof(Shared, out) + warp * out_bytes; }
+    __device__ std::uint32_t described(int i) const { return base + offsetof(Shared, described) + i * 8; }
+    __device__ std::uint32_t query_full(int i) const { return base + offsetof(Shared, query_full) + i * 8; }
+    __device__ std::uint32_t query_empty(int i) const { return base + offsetof(Shared, query_empty) + i * 8; }
+    __device__ std::uint32_t full(int i) const { return base + offsetof(Shared, full) + i * 8; }
+    __device__ std::uint32_t empty(int i) const { return base + offsetof(Shared, empty) + i * 8; }
+    __device__ std::uint32_t value_full(int i) const { return base + offsetof(Shared, value_full) + i * 8; }
+    __device__ std::uint32_t value_empty(int i) const { return base + offsetof(Shared, value_empty) + i * 8; }
+    __device__ std::uint32_t block_read() const { return base + offsetof(Shared, block_read); }
+  };
+};
+
+// Places of a ring, in turn, and the parity their barriers are waited for with. first: the first parity.
+template <int places, std::uint32_t first>
+struct Ring {
+  static constexpr bool counts = places <= 2;  // one number instead of two, for the registers
+  std::uint32_t at = 0, odd = 0;
+  __device__ std::uint32_t place() const { return counts ? at & (places - 1) : at; }
+  __device__ std::uint32_t parity() const { return (counts ? at / places & 1 : odd) ^ first; }
+  __device__ void advance() {
+    if (counts || ++at == places) {
+      at = counts ? at + 1 : 0;
+      odd ^= 1;
+    }
+  }
+  // Tells the compiler that all threads agree, so that it uses uniform registers.
+  __device__ void keep_uniform() {
+    at = __shfl_sync(~0u, at, 0);
+    if (!counts) odd = __shfl_sync(~0u, odd, 0);
+  }
+};
+
+}  // namespace chitu::cuda::sm90

@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention on Hopper, of any of the methods' recipes: one CTA a multiprocessor, a warpgroup that produces, others of 64 query rows each.
+// docs/kernels/sm90.md draws the schedule and has what was measured.
+//
+//   item: the block of queries of a head that a CTA takes. The producer takes items from a counter, writes what the warpgroups need of one
+//         into shared memory and keeps a ring of tiles full: 128 keys and values each. A flagged tile comes twice, first with its
+//         residual plane for values: so the main loop has no branch for it.
+//   tile: S = Q K^T, P = round(top 2^(s - reference)) in registers, O += P V. The warpgroups meet only through the ring.
+//
+// Barriers, each with a parity that flips when it completes:
+//   described      the producer's arrival; those of its threads that bring the item wait. What the item is, is written.
+//   query_full     the producer's arrival and the copies' bytes; the warpgroups wait. The item is there.
+//   query_empty    every thread of the warpgroups and the two that bring it; the producer waits. An item is done with.
+//   full           the producer's arrival and bytes; the warpgroups wait. A tile is there.
+//   empty          every thread of the warpgroups; the producer waits. (One a warp is no faster, and racecheck does not understand it.)
+//   value_full, value_empty   the same for values where keys have barriers of their own (Loop::split).
+//   block_read     every thread of the warpgroups; the producer waits. Queries that they quantise themselves are read.
+//   named 1 ...    the warps of a warpgroup; with quantises_queries, around the queries that lie where these warps stage what they store.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/ptx/wgmma.h"
+#include "cuda/sm90/epilogue.cuh"
+#include "cuda/sm90/kernels.h"
+#include "cuda/sm90/producer.cuh"
+#include "cuda/sm90/queries.cuh"
+#include "cuda/weights/softmax.cuh"
+
+namespace chitu::cuda::sm90 {
+
+// Integer products with values are sums of unsigned numbers below 2^23, since values have value_offset: read as floats they are the same
+// numbers times 2^-149, exactly, and so need no conversion. What the offset adds is a multiple of the row's sum of weights, taken away
+// every few tiles, before it costs precision. Outputs are in a unit that keeps such products in fp32's range.
+constexpr float integer_unit = 0x1p85f, integer_unit_back = 0x1p64f;  // 2^-149 integer_unit integer_unit_back = 1
+constexpr int offset_tiles = 32;
+
+template <class L>
+struct Consumer {
+  using Item = typename L::Item;
+  using Score = std::conditional_t<L::integer_scores, std::uint32_t, float>;
+  using Product = std::conditional_t<L::integer_values, std::uint32_t, float>;
+  static constexpr Form form = L::form;
+  static constexpr int value_panel = tile_tokens * 128;  // bytes of 64 16-bit channels
+  using Queries = ptx::Matrix<L::panel>;
+  using Values = ptx::Matrix<128, (form.value_bytes == 2 && L::width > 64) ? value_panel : 16>;
+
+  const Params& p;
+  const typename L::At at;
+  const int warpgroup;
+  const float zero;  // of weigh()
+  Ring<L::key_places, 0> ring;
+  Ring<L::value_places, 0> values;
+
+  // s = q k^T
+  __device__ __forceinline__ void scores(Score (&s)[64], Queries query, Queries key) {
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < L::row_bytes / 32; ++k) {
+      const int panel = k * 32 / L::panel, byte = k * 32 % L::panel;
+      const auto a = query.plus(panel * form.block_queries * L::panel + byte).descriptor();
+      const auto b = key.plus(panel * tile_tokens * L::panel + byte).descriptor();
+      k ? ptx::scores<L::score_type, true>(s, a, b) : ptx::scores<L::score_type, false>(s, a, b);
+    }
+    ptx::wgmma_commit();
+  }
+
+  // t (+)= p v over blocks of 32 keys, for the channels of a half.
+  template <bool add, class Number, int count>
+  __device__ __forceinline__ void weighted(Number (&t)[count], const std::uint32_t (&w)[form.value_bytes * 16], Values v, int first = 0,
+                                           int blocks = 4) {
+    constexpr int step = form.value_bytes == 2 ? 16 * 128 : 32;
+#pragma unroll
+    for (int k = first * form.value_bytes; k < (first + blocks) * form.value_bytes; ++k) {
+      const auto b = v.plus(k * step).descriptor();
+      add || k ? ptx::weighted<L::value_type, true>(t, w + 4 * k, b) : ptx::weighted<L::value_type, false>(t, w + 4 * k, b);
+    }
+  }
+
+  __device__ __forceinline__ void hand_back(int tiles) {
+#pragma unroll 1
+    while (tiles > 0) {
+      ptx::barrier_wait(at.full(ring.place()), ring.parity());
+      tiles -= form.residuals ? ptx::load_int(at.scales(ring.place()) + offsetof(PassScales, last)) : 1;
+      ptx::barrier_arrive(at.empty(ring.place()));
+      ring.advance();
+      if constexpr (L::split) {
+        ptx::barrier_wait(at.value_full(values.place()), values.parity());
+        ptx::barrier_arrive(at.value_empty(values.place()));
+        values.advance();
+      }
+    }
+  }
+
+  // Of two things of the thread's rows, that of the row whose sums of rounded weights it adds up.
+  template <class T>
+  __device__ static __forceinline__ T mine(T row, T row_8) {
+    return threadIdx.x & 1 ? row_8 : row;
+  }
+
+  // The thread's two rows: output so far, in units of the reference 2^m.
+  struct Rows {
+    float o[L::halves][L::width / 2];
+    float m[2] = {lowest, lowest}, unrounded[2] = {0, 0};
+    // Of only one row, mine(), for the registers: even and odd lanes add up different ones. offset: a share of what value_offset has added
+    // to o.
+    float rounded = 0, offset = 0;
+
+    __device__ __forceinline__ void rescale(const float (&a)[2]) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        unrounded[r] *= a[r];
+      }
+      if constexpr (L::integer_values) {
+        rounded *= mine(a[0], a[1]);
+        offset *= mine(a[0], a[1]);
+      }
+#pragma unroll
+      for (auto& half : o)
+#pragma unroll
+        for (int i = 0; i < L::width / 2; ++i) half[i] *= a[i >> 1 & 1];
+    }
+    // A reference for maxima x: the old one, unless it lags too far behind.
+    __device__ __forceinline__ void refer(const float (&x)[2]) {
+      if (!__any_sync(~0u, (x[0] > m[0] + L::lag) | (x[1] > m[1] + L::lag))) return;
+      float a[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const float n = fmaxf(m[r], x[r]);
+        a[r] = ptx::exp2_approx(m[r] - n);
+        m[r] = n;
+      }
+      rescale(a);
+    }
+    __device__ __forceinline__ void remove_offset() {
+      const float both = offset + __shfl_xor_sync(~0u, offset, 2), other = __shfl_xor_sync(~0u, both, 1);
+      const float b[2] = {-mine(both, other), -mine(other, both)};
+#pragma unroll
+      for (auto& half : o)
+#pragma unroll
+        for (int i = 0; i < L::width / 2; ++i) half[i] += b[i >> 1 & 1];
+      offset = 0;
+    }
+  };
+
+  __device__ void run() {
+    const auto keys = Queries::at(at.key(0));
+    const auto first_value = Values::at(at.value(0));
+    Ring<L::query_places, 0> items;
+#pragma unroll 1
+    for (;; items.advance()) {
+      ptx::barrier_wait(at.query_full(items.place()), items.parity());
+      items.keep_uniform();
+      ring.keep_uniform();
+      const std::uint32_t item = at.item(items.place());
+      const int4 what = ptx::load_int4(item + offsetof(Item, what));
+      if (what.x == 0) return;
+      if (warpgroup * 64 >= what.x) {  // no rows for this warpgroup
+        if constexpr (L::quantises_queries) ptx::barrier_arrive(at.block_read());
+        hand_back(what.z - what.y);
+        ptx::barrier_arrive(at.query_empty(items.place()));
+        continue;
+      }
+      if constexpr (L::quantises_queries) quantise_queries<L>(p, at, item, warpgroup);
+      const int2 share = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16);
+      hand_back(share.x - what.y);
+      const auto query = Queries::at(at.query(items.place(), warpgroup));
+      // The softmax is in powers of 2. Read for each tile where there is no register for it.
+      const auto query_scales = [&](float(&scale)[2]) {
+        scale[0] = scale[1] = fabsf(p.scale) * log2_e;
+        if constexpr (L::query_scales) {
+          const int t = ptx::thread_again();
+          const std::uint32_t from = item + offsetof(Item, query_scale) + (t >> 5) * (64 / form.query_scale_rows) + (t >> 2 & 7) * 4;
+          scale[0] *= ptx::load_float(from);
+          scale[1] = form.query_scale_rows == 2 ? scale[0] : scale[1] * ptx::load_float(from + 32);
+        }
+      };
+      float query_scale[2];
+      query_scales(query_scale);
+      Rows rows;
+#pragma unroll
+      for (auto& half : rows.o)
+#pragma unroll
+        for (float& x : half) x = 0;
+      bool ready = share.x < share.y && ptx::barrier_try(at.full(ring.place()), ring.parity());
+
+#pragma unroll 1
+      for (int tile = share.x; tile < share.y;) {
+        Score s[64];
+        if (!ready) ptx::barrier_wait(at.full(ring.place()), ring.parity());
+        scores(s, query, keys.plus(ring.place() * L::key_bytes));
+        const int used = ring.place(), used_value = L::split ? values.place() : used;
+        // Not zero, so that c times an unseen score is minus infinity.
+        float c[2] = {query_scale[0], query_scale[1]};
+        if constexpr (L::warpgroups == 4) query_scales(c);
+        if constexpr (L::key_scales) {
+          const float key_scale = ptx::load_float(at.scales(used) + (threadIdx.x & 3) * 4);
+          c[0] *= key_scale;
+          c[1] *= key_scale;
+        }
+        c[0] = fmaxf(c[0], 1e-37f);
+        c[1] = fmaxf(c[1], 1e-37f);
+        const int2 whole = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16 + 8);
+        ptx::wgmma_wait(s);
+        const bool masked = tile < whole.x || tile >= whole.y;
+        std::uint32_t weights[form.value_bytes * 16];
+        float unrounded[2] = {0, 0};
+        float x[2];               // the maxima, then what the tile's integer product is multiplied by
+        float moved[2];           // what the output so far is multiplied by, with L::folds
+        Product t[L::width / 2];  // of one half of the channels
+        const auto value = first_value.plus(used_value * L::value_bytes);
+        const auto soften = [&](auto& scores) {
+          if (masked) [[unlikely]] {
+            mask<Item>(scores, item, tile);
+            maxima<true>(scores, c, x);
+          } else {
+            maxima<false>(scores, c, x);
+          }
+          x[0] = quad_maximum(x[0]);
+          x[1] = quad_maximum(x[1]);
+          if constexpr (!L::by_tile && !L::folds) rows.refer(x);
+          if constexpr (L::folds) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+              const float n = fmaxf(rows.m[r], x[r]);
+              moved[r] = ptx::exp2_approx(rows.m[r] - n);
+              rows.m[r] = n;
+            }
+          }
+          const float(&reference)[2] = L::by_tile ? x : rows.m;
+          weigh<L>(scores, c, {L::log2_top - reference[0], L::log2_top - reference[1]}, zero, weights, unrounded, [&](int block) {
+            if constexpr (L::early) {
+              ptx::wgmma_fence();
+              if constexpr (L::sums_in_place)
+                weighted<true>(rows.o[0], weights, value, block, 1);
+              else
+                weighted<false>(t, weights, value, block, 1);
+              ptx::wgmma_commit();
+            }
+          });
+        };
+        if constexpr (form.scale_each_key) {
+          float scaled[64];
+          scale_keys(s, at.key_scale(used), scaled);
+          if constexpr (L::split) ptx::barrier_arrive(at.empty(used));
+          soften(scaled);
+        } else {
+          if constexpr (L::split) ptx::barrier_arrive(at.empty(used));
+          soften(s);
+        }
+        if constexpr (L::split) ptx::barrier_wait(at.value_full(used_value), values.parity());
+
+        const auto next = [&] {  // behind the product
+          ring.advance();
+          if constexpr (L::split) values.advance();
+          ready = ptx::barrier_try(at.full(ring.place()), ring.parity());
+        };
+        if constexpr (L::sums_in_place) {
+          if constexpr (!L::early) {
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int half = 0; half < L::halves; ++half)
+              weighted<true>(rows.o[half], weights, value.plus(half * L::width / 64 * value_panel));
+            ptx::wgmma_commit();
+          }
+          next();
+#pragma unroll
+          for (int r = 0; r < 2; ++r) rows.unrounded[r] += unrounded[r];
+          ++tile;
+          ptx::wgmma_wait(rows.o);
+          ptx::barrier_arrive(L::split ? at.value_empty(used_value) : at.empty(used));
+        } else {
+#pragma unroll
+          for (int half = 0; half < L::halves; ++half) {
+            if constexpr (!L::early) {
+              ptx::wgmma_fence();
+              weighted<false>(t, weights, value.plus(half * L::width * tile_tokens));
+              ptx::wgmma_commit();
+            }
+            if (half == 0) {
+              next();
+              int last = 1;
+              if constexpr (form.residuals) last = ptx::load_int(at.scales(used) + offsetof(PassScales, last));
+              tile += last;
+              if constexpr (L::by_tile) rows.refer(x);
+              std::uint32_t rounded = 0;
+              if constexpr (L::integer_values) {
+                const std::uint32_t sums[2] = {rounded_sum(weights, 0), rounded_sum(weights, 1)};
+                rounded = mine(sums[0], sums[1]) + __shfl_xor_sync(~0u, mine(sums[1], sums[0]), 1);
+              }
+              if constexpr (L::by_tile) {
+                float value_scale = integer_unit;
+                if constexpr (L::value_scales) value_scale *= ptx::load_float(at.scales(used) + offsetof(PassScales, value));
+#pragma unroll
+                for (int r = 0; r < 2; ++r) x[r] = ptx::exp2_approx(x[r] - rows.m[r]);
+                rows.rounded = fmaf(__uint2float_rn(rounded * last), mine(x[0], x[1]), rows.rounded);
+#pragma unroll
+                for (int r = 0; r < 2; ++r) x[r] *= value_scale;
+              } else {
+#pragma unroll
+                for (int r = 0; r < 2; ++r) {
+                  if constexpr (L::unrounded_sums)
+                    rows.unrounded[r] = L::folds ? fmaf(rows.unrounded[r], moved[r], unrounded[r]) : rows.unrounded[r] + unrounded[r];
+                  x[r] = integer_unit;
+                }
+                if constexpr (L::integer_values) rows.rounded += __uint2float_rn(rounded);
+              }
+              if constexpr (L::integer_values) rows.offset = fmaf(__uint_as_float(rounded * value_offset), mine(x[0], x[1]), rows.offset);
+            }
+            ptx::wgmma_wait(t);
+            if (half == L::halves - 1) ptx::barrier_arrive(L::split ? at.value_empty(used_value) : at.empty(used));
+#pragma unroll
+            for (int i = 0; i < L::width / 2; ++i) {
+              const int r = i >> 1 & 1;
+              float& o = rows.o[half][i];
+              if constexpr (L::integer_values)
+                o = fmaf(__uint_as_float(t[i]), x[r], o);
+              else
+                o = fmaf(o, moved[r], t[i]);
+            }
+          }
+          if constexpr (L::integer_values)
+            if (tile % offset_tiles == 0) rows.remove_offset();
+        }
+      }
+      if constexpr (L::integer_values) rows.remove_offset();
+
+      hand_back(ptx::load_int4(item + offsetof(Item, what)).z - ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16).y);
+      float rounded[2] = {}, others[2] = {};
+      if constexpr (L::rounded_sums) {
+        const float both = rows.rounded + __shfl_xor_sync(~0u, rows.rounded, 2), other = __shfl_xor_sync(~0u, both, 1);
+        rounded[0] = mine(both, other);
+        rounded[1] = mine(other, both);
+      }
+      if constexpr (L::unrounded_sums) {
+        others[0] = quad_sum(rows.unrounded[0]);
+        others[1] = quad_sum(rows.unrounded[1]);
+      }
+      if constexpr (L::splits) {
+        const int piece = ptx::load_int4(item + offsetof(Item, what)).w;
+        if (piece >= 0 && !join<L>(p, piece, rows.o, rows.m, rounded, others)) {  // others are at work on it
+          ptx::barrier_arrive(at.query_empty(items.place()));
+          if constexpr (L::quantises_queries) ptx::named_barrier(1 + warpgroup, 128);
+          continue;
+        }
+      }
+      finish<L>(p, at, items.place(), rows.o, rows.m, L::rounded_output ? rounded : others, L::rounded_lse ? rounded : others,
+                L::integer_values ? integer_unit_back : 1.f);
+    }
+  }
+};
+
+struct Launch {
+  Params params;
+  float zero;  // of weigh() and produce_items()
+};
+
+template <class L>
+__global__ void __launch_bounds__(L::threads, 1) attention_kernel(const __grid_constant__ Launch launch) {
+  extern __shared__ __align__(1024) std::uint8_t shared[];
+  const typename L::At at{ptx::shared_address(shared)};
+  // Through a shuffle, so that it is known to be uniform: descriptors stay in uniform registers.
+  const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < L::query_places; ++i) {
+      ptx::barrier_init(at.described(i), 1);
+      ptx::barrier_init(at.query_full(i), 1);
+      ptx::barrier_init(at.query_empty(i), L::consumers + 2);
+    }
+    for (int i = 0; i < L::key_places; ++i) {
+      ptx::barrier_init(at.full(i), 1);
+      ptx::barrier_init(at.empty(i), L::consumers);
+    }
+    for (int i = 0; L::split && i < L::value_places; ++i) {
+      ptx::barrier_init(at.value_full(i), 1);
+      ptx::barrier_init(at.value_empty(i), L::consumers);
+    }
+    ptx::barrier_init(at.block_read(), L::consumers);
+    ptx::barrier_init_fence();
+  }
+  if constexpr (L::quantises_queries) write_hadamard<L>(at.hadamard(), threadIdx.x, L::threads);
+  __syncthreads();
+  if (warpgroup == L::warpgroups) {
+    ptx::give_registers<L::producer_registers>();
+    if (threadIdx.x == L::consumers) produce_tiles<L>(launch.params, at);
+    if (threadIdx.x == L::consumers + 32) produce_items<L>(launch.params, at, launch.zero);
+    if (threadIdx.x == L::consumers + 64) produce_queries<L>(launch.params, at);
+  } else {
+    ptx::take_registers<L::registers>();
+    Consumer<L>{launch.params, at, warpgroup, launch.zero}.run();
+  }
+}
+
+template <class L>
+void start(const Params& params, int processors, cudaStream_t stream) {
+  const std::int64_t items = params.split.whole + std::int64_t{split_item_count(params)} * params.split.pieces;
+  launch(attention_kernel<L>,
+         {.blocks = static_cast<unsigned>(items < processors ? items : processors),
+          .threads = L::threads,
+          .shared_bytes = sizeof(typename L::Shared),
+          .overlaps = true},
+         stream, Launch{params, 0.f});
+}
+
+}  // namespace chitu::cuda::sm90

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// The attention kernels that are compiled, each in one of the files attention_*.cu.
+#pragma once
+
+#include "chitu/method.h"
+#include "cuda/params.h"
+
+namespace chitu::cuda::sm90 {
+
+// input: the tensors' type, f16 or bf16, where the recipe stores them as they came or queries come so; else f16. dim: 64, 128 or 256.
+// quantises_queries: they come as the caller's tensor has them (Params::own_quantiser).
+template <const Recipe& recipe, DType input, int dim, bool quantises_queries = false>
+struct Loop;
+
+template <class L>
+void start(const Params& params, int processors, cudaStream_t stream);
+
+}  // namespace chitu::cuda::sm90

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// Queries of the chitu recipe: rotation, INT8, the LSE's correction. Not by the quantiser but by the attention kernel's warpgroups, each
+// its own rows when an item begins: a pass of their own would write and read them again.
+#pragma once
+
+#include "cuda/operands/rotation.cuh"
+#include "cuda/ptx/wgmma.h"
+#include "cuda/sm90/config.cuh"
+#include "cuda/weights/softmax.cuh"
+
+namespace chitu::cuda::sm90 {
+
+// The signed 64 x 64 Hadamard matrix as wgmma's B operand. Row n is the channel that leaves a thread's numbers of a row, columns 8 i + 2
+// quad and the next of the accumulator, as channels 16 quad ... + 15. By thread `thread` of `threads`.
+template <class L>
+__device__ __forceinline__ void write_hadamard(std::uint32_t to, int thread, int threads) {
+  using T = typename L::Input;
+  for (int i = thread; i < 64 * 8; i += threads) {
+    const int n = i / 8, chunk = i % 8, channel = (n >> 1 & 3) * 16 + (n >> 3) * 2 + (n & 1);
+    std::uint32_t words[4];
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      const auto number = [&](int k) { return rotation_one<T> | ((__popc(k & channel) & 1) ^ rotation_negates(k)) << 15; };
+      words[w] = number(chunk * 8 + 2 * w) | number(chunk * 8 + 2 * w + 1) << 16;
+    }
+    ptx::store_uint4(to + n * 128 + swizzled<128>(chunk, n) * 16, make_uint4(words[0], words[1], words[2], words[3]));
+  }
+  ptx::written_for_wgmma();
+}
+
+// The corrections q . centre of a warp's rows, exact because the centre is in the type of the queries; mma.m16n8k16 with any order of the
+// channels, so that 16-byte pieces are operands as they stand. Words of a piece are numbers of row g, g + 8, g, g + 8 of the operand: both
+// are the thread's row, and of the product's columns the even ones have the centre for the first, the odd ones for the second.
+template <class L>
+__device__ __forceinline__ void correct_lse(const typename L::At at, std::uint32_t item, int warp, int lane) {
+  using Item = typename L::Item;
+  const int g = lane / 4, quad = lane % 4;
+  float dot[2][4] = {};
+#pragma unroll
+  for (int panel = 0; panel < L::dim / 64; ++panel)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int chunk = quad * 2 + c;
+      const uint4 centre = ptx::load_uint4(item + offsetof(Item, centre) + panel * 128 + chunk * 16);
+      const std::uint32_t b[2] = {g & 1 ? centre.y : centre.x, g & 1 ? centre.w : centre.z};
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int row = warp * 16 + h * 8 + g;
+        mma<typename L::Input>(
+            dot[h], ptx::load_uint4(at.block(0) + (panel * L::form.block_queries + row) * 128 + swizzled<128>(chunk, row) * 16), b, true);
+      }
+    }
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+    if (quad == 0) ptx::store_float(item + offsetof(Item, correction) + (warp * 16 + h * 8 + g) * 4, dot[h][0] + dot[h][3]);
+}
+
+// By all warps of a warpgroup: from the block that was brought to Item's scales and corrections and to L::At::query. A thread has rows
+// lane / 4 and that + 8 of its warp's 16, a quarter of each: with the lanes beside it a whole scale group.
+template <class L>
+__device__ __forceinline__ void quantise_queries(const Params& p, const typename L::At at, std::uint32_t item, int warpgroup) {
+  using Item = typename L::Item;
+  constexpr int dim = L::dim, panels = dim / 64;
+  const int t = ptx::thread_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
+  float x[panels][32];  // of channels 64 panel ..., whose sums are rotated in 64 channels
+  {
+    const auto queries = ptx::Matrix<128>::at(at.block(0) + warpgroup * 64 * 128), hadamard = ptx::Matrix<128>::at(at.hadamard());
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int panel = 0; panel < panels; ++panel)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const auto a = queries.plus(panel * L::form.block_queries * 128 + k * 32).descriptor(), b = hadamard.plus(k * 32).descriptor();
+        k ? ptx::scores<L::input, true>(x[panel], a, b) : ptx::scores<L::input, false>(x[panel], a, b);
+      }
+    ptx::wgmma_commit();
+  }
+  if (p.lse.data) correct_lse<L>(at, item, warp, lane);
+  ptx::wgmma_wait(x);
+  ptx::barrier_arrive(at.block_read());
+
+  // Sums of all of a row's numbers tell if one is not finite. Such a row counts as zeros, as do rows of the sequence behind.
+  const int left = ptx::load_int(item + offsetof(Item, what)) - warp * 16 - lane / 4;
+  bool good[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) good[r] = 8 * r < left && fabsf(x[0][2 * r]) + fabsf(x[panels - 1][2 * r]) < infinity;
+  if (!__all_sync(~0u, good[0] && good[1])) [[unlikely]] {
+    if ((0 < left && !good[0]) || (8 < left && !good[1])) {
+      const int4 queries = ptx::load_int4(item + offsetof(Item, queries));
+      p.spoilt_queries[queries.x + (queries.z + warp * 16) / tile_tokens] = 1;
+      *p.spoilt = 1;
+    }
+#pragma unroll
+    for (auto& panel : x)
+#pragma unroll
+      for (int i = 0; i < 32; ++i)
+        if (!good[i >> 1 & 1]) panel[i] = 0;
+  }
+  // Of two panels the last channel bit is left: u + w and u - w, the larger of whose sizes is |u| + |w|.
+  float tops[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < 32; ++i) tops[i % 4] = fmaxf(tops[i % 4], panels == 2 ? fabsf(x[0][i]) + fabsf(x[panels - 1][i]) : fabsf(x[0][i]));
+  const float top = quad_maximum(fmaxf(fmaxf(tops[0], tops[1]), fmaxf(tops[2], tops[3])));
+  if (quad == 0) ptx::store_float(item + offsetof(Item, query_scale) + (warp * 8 + lane / 4) * 4, scale_of<dim>(top));
+  const float inverse = inverse_of<dim>(top), factor = p.scale < 0 ? -inverse : inverse;
+#pragma unroll
+  for (auto& number : x[0]) number *= factor;
+  ptx::named_barrier(1 + warpgroup, 128);  // all warps have stored the item before, which they staged where the integers go
+#pragma unroll
+  for (int r = 0; r < 2; ++r)
+#pragma unroll
+    for (int panel = 0; panel < panels; ++panel) {
+      const float sign = panel ? -factor : factor;
+      const auto number = [&](int i, int e) {
+        const int n = 4 * i + 2 * r + e;
+        return panels == 2 ? fmaf(x[panels - 1][n], sign, x[0][n]) : x[0][n];
+      };
+      const auto word = [&](int i) { return ptx::pack_i8(number(i, 0), number(i, 1), number(i + 1, 0), number(i + 1, 1)); };
+      const int row = (warp & 3) * 16 + r * 8 + lane / 4;
+      ptx::store_uint4(at.query(0, warpgroup) + row * dim + swizzled<dim>(quad + 4 * panel, row) * 16,
+                       make_uint4(word(0), word(2), word(4), word(6)));
+    }
+  ptx::written_for_wgmma();
+  ptx::named_barrier(1 + warpgroup, 128);
+}
+
+}  // namespace chitu::cuda::sm90

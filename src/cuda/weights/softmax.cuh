@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scores to weights, in registers. In the accumulator of 64 rows and N columns a thread holds, of rows r and r + 8 (r = lane / 4), columns
+// 8 i + 2 (lane % 4) and the next: element 4 i + 2 (row of the two) + (column of the two).
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "chitu/method.h"
+#include "cuda/ptx/ptx.h"
+
+namespace chitu::cuda {
+
+constexpr float log2_e = 1.44269504f, ln_2 = 0.69314718f;
+constexpr float lowest = -1e30f;  // a maximum over no keys
+
+// log2 of a weight's largest stored value, digit by digit.
+constexpr float log2_of(float top) {
+  double x = top, digits = 0;
+  for (; x >= 2; x /= 2) ++digits;
+  for (double digit = 0.5; digit > 1e-9; digit /= 2) {
+    x *= x;
+    if (x >= 2) {
+      x /= 2;
+      digits += digit;
+    }
+  }
+  return static_cast<float>(digits);
+}
+
+// as_float(magic_bits + i) = magic + i for |i| <= 2^22
+constexpr float magic = 12582912;
+constexpr std::uint32_t magic_bits = 0x4b400000;
+// A score that is not seen. Integer: below every other, and -inf as a float once magic_bits is added.
+constexpr std::uint32_t unseen = 0xff800000u - magic_bits;
+template <class Number>
+__device__ __forceinline__ Number unseen_score() {
+  if constexpr (std::is_same_v<Number, float>)
+    return __int_as_float(0xff800000);
+  else
+    return unseen;
+}
+
+__device__ __forceinline__ float quad_maximum(float x) {
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(~0u, x, 1);
+  return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// The largest score of one of the thread's rows. Integers: 3-input maxima in two chains.
+__device__ __forceinline__ int row_maximum(const std::uint32_t (&s)[64], int row) {
+  const auto score = [&](int i) { return static_cast<int>(s[i + 2 * row]); };
+  int a = max(max(score(0), score(1)), score(4)), b = max(max(score(32), score(33)), score(36));
+  a = max(a, max(score(5), score(37)));
+#pragma unroll
+  for (int i = 8; i < 32; i += 4) {
+    a = max(max(a, score(i)), score(i + 1));
+    b = max(max(b, score(i + 32)), score(i + 33));
+  }
+  return max(a, b);
+}
+__device__ __forceinline__ float row_maximum(const float (&s)[64], int row) {
+  float top[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) top[i] = fmaxf(s[16 * i + 2 * row], s[16 * i + 1 + 2 * row]);
+#pragma unroll
+  for (int i = 4; i < 16; i += 4)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) top[j] = fmaxf(fmaxf(top[j], s[16 * j + i + 2 * row]), s[16 * j + i + 1 + 2 * row]);
+  return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
+}
+
+// Only in tiles at the edge of some row's range.
+template <class Item, class Number>
+__device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t item, int tile) {
+  const int t = ptx::thread_again(), row = (t >> 5) * 16 + (t >> 2 & 7), key = tile * tile_tokens + 2 * (t & 3);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int2 range = ptx::load_int2(item + offsetof(Item, range) + (row + 8 * r) * 8);
+    const int begin = range.x - key, end = range.y - key;
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        if (8 * i + e < begin || 8 * i + e >= end) s[4 * i + 2 * r + e] = unseen_score<Number>();
+  }
+}
+
+// The maximum of each of the thread's rows, times c > 0; `lowest` where an integer row sees no key.
+template <bool masked, class Number>
+__device__ __forceinline__ void maxima(const Number (&s)[64], const float (&c)[2], float (&x)[2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    if constexpr (std::is_same_v<Number, float>) {
+      x[r] = row_maximum(s, r) * c[r];
+    } else {
+      const int top = row_maximum(s, r);
+      x[r] = masked && top == static_cast<int>(unseen) ? lowest : __int2float_rn(top) * c[r];
+    }
+  }
+}
+
+// With a scale for each key: the scores as floats, times it. scales: [128] in shared memory.
+__device__ __forceinline__ void scale_keys(const std::uint32_t (&s)[64], std::uint32_t scales, float (&to)[64]) {
+  const std::uint32_t mine = scales + (ptx::thread_again() & 3) * 8;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const float2 scale = ptx::load_float2(mine + i * 32);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      to[4 * i + 2 * r] = __int2float_rn(static_cast<int>(s[4 * i + 2 * r])) * scale.x;
+      to[4 * i + 2 * r + 1] = __int2float_rn(static_cast<int>(s[4 * i + 2 * r + 1])) * scale.y;
+    }
+  }
+}
+
+// P = round(top 2^(s c - maximum)), and its row sums before rounding if they are wanted; offset = log2(top) - maximum. Weights go straight
+// into the layout of a wgmma operand (8-bit values stand in the matching order). An integer becomes a float by an integer addition of the
+// magic constant, whose offset disappears in f: the compiler spreads these additions over two pipes, where I2FP would all go to the one
+// that suffers most beside wgmma. (Of a product with values even that is dear: integer_unit.)
+// A pipeline of pairs of keys, whose order is kept: left to itself the compiler has all FFMA first, then all MUFU, then all conversions,
+// and each in its turn keeps the others waiting. after(block) is called when the weights of 32 keys are there.
+template <class L, class Number, class After>
+__device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2], const float (&offset)[2], float zero,
+                                      std::uint32_t (&p)[L::form.value_bytes * 16], float (&sums)[2], After after) {
+  constexpr bool integers = !std::is_same_v<Number, float>;
+  const float f[2] = {integers ? fmaf(-magic, c[0], offset[0]) : offset[0], integers ? fmaf(-magic, c[1], offset[1]) : offset[1]};
+  // Of a block of 32 keys first the four pairs of row r, then those of row r + 8. Of the bytes of a word the last two come first.
+  constexpr int pairs = 32;
+  const auto block = [](int i) { return i >> 3; };
+  const auto row = [](int i) { return i >> 2 & 1; };
+  const auto pair = [](int i) { return L::sums_in_place ? i & 3 : (i & 3) ^ 1; };
+  float x[pairs][2];
+  const auto convert = [&](int i) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const Number score = s[16 * block(i) + 4 * pair(i) + 2 * row(i) + k];
+      if constexpr (integers)
+        x[i][k] = __uint_as_float(ptx::add_here(score, magic_bits));
+      else
+        x[i][k] = score;
+    }
+  };
+  const auto scale = [&](int i) {
+#pragma unroll
+    for (float& y : x[i]) y = fmaf(y, c[row(i)], f[row(i)]);
+  };
+  const auto exponentiate = [&](int i) {
+#pragma unroll
+    for (float& y : x[i]) y = ptx::exp2_approx(y);
+  };
+  const auto pack = [&](int i) {
+    const float a = x[i][0], b = x[i][1];
+    const int half = pair(i) >> 1, second = pair(i) & 1;
+    if constexpr (L::sums_in_place) {
+      p[8 * block(i) + 4 * half + 2 * second + row(i)] = L::weight_type == DType::f16 ? ptx::pack_f16(a, b) : ptx::pack_bf16(a, b);
+    } else {
+      std::uint32_t& to = p[4 * block(i) + 2 * half + row(i)];
+      to = L::integer_values ? ptx::pack_u8(a, b, second ? 0 : to) : ptx::pack_e4m3(a, b, second ? 0 : to);
+    }
+    if constexpr (L::unrounded_sums) sums[row(i)] += a + b;
+    if (i % 8 == 7) after(block(i));
+  };
+#pragma unroll
+  for (int i = 0; i < L::converts_ahead; ++i) convert(i);
+#pragma unroll
+  for (int i = 0; i < L::scales_ahead; ++i) scale(i);
+#pragma unroll
+  for (int i = 0; i < pairs + L::packs_behind; ++i) {
+    if (i < pairs) exponentiate(i);
+    if (i + L::converts_ahead < pairs) convert(i + L::converts_ahead);
+    if (i + L::scales_ahead < pairs) scale(i + L::scales_ahead);
+    if (i >= L::packs_behind) pack(i - L::packs_behind);
+    if (i < L::ordered_pairs && (i + 1) % L::order_step == 0) ptx::keep_order(zero);
+  }
+}
+
+// The sum of a row's integer weights.
+__device__ __forceinline__ std::uint32_t rounded_sum(const std::uint32_t (&p)[16], int r) {
+  std::uint32_t sum = 0;
+#pragma unroll
+  for (int i = 0; i < 16; i += 2) sum = __dp4a(p[i + r], 0x01010101u, sum);
+  return sum;
+}
+
+}  // namespace chitu::cuda
