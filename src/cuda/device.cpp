@@ -66,6 +66,15 @@ bool on_device(const void* data, int device) {
   return attributes.type == cudaMemoryTypeManaged || (attributes.type == cudaMemoryTypeDevice && attributes.device == device);
 }
 
+bool launches_overlap() {
+  thread_local int asked_of = -1;  // a device, whose answer is kept: this is on the way of every launch
+  thread_local bool answer = false;
+  int device = 0;
+  check(cudaGetDevice(&device));
+  if (device != asked_of) answer = attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9, asked_of = device;
+  return answer;
+}
+
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status{};
   check(cudaStreamIsCapturing(stream, &status));

@@ -21,6 +21,9 @@ bool on_device(const void* data, int device);
 int multiprocessors(int device);
 int cache_bytes(int device);  // L2
 
+// Whether kernels on the current device can start before the one before them has ended (sm_90 and later).
+bool launches_overlap();
+
 bool is_capturing(cudaStream_t stream);
 
 // Makes a device current; the one before is current again afterwards.

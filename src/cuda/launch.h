@@ -7,6 +7,7 @@
 #include <string>
 
 #include "chitu/error.h"
+#include "cuda/device.h"
 
 namespace chitu::cuda {
 
@@ -21,7 +22,7 @@ inline void check(cudaError_t e, const char* file = __builtin_FILE(), int line =
 struct Grid {
   unsigned blocks = 1, threads = 1;
   unsigned shared_bytes = 0;  // dynamic
-  bool overlaps = false;      // may start while the kernel before it runs, for whose results it waits itself (griddepcontrol)
+  bool overlaps = false;      // may start while the kernel before it runs, for whose results it waits itself: ptx::wait_for_previous()
 };
 
 template <class Parameters>
@@ -39,7 +40,7 @@ void launch(void (*kernel)(Parameters), const Grid& grid, cudaStream_t stream, c
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream;
   config.attrs = &overlap;
-  config.numAttrs = grid.overlaps ? 1 : 0;
+  config.numAttrs = grid.overlaps && launches_overlap() ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, parameters), file, line);  // the launch's own error: one that the caller left is not ours
 }
 

@@ -17,7 +17,7 @@
 #include "common/numbers.h"
 #include "cuda/launch.h"
 #include "cuda/operands/sequences.cuh"
-#include "cuda/ptx/ptx.h"
+#include "cuda/ptx/async.h"
 
 namespace chitu::cuda {
 namespace {

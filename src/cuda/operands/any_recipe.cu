@@ -12,7 +12,8 @@
 #include "cuda/launch.h"
 #include "cuda/operands/any_recipe.cuh"
 #include "cuda/operands/sequences.cuh"
-#include "cuda/ptx/ptx.h"
+#include "cuda/ptx/async.h"
+#include "cuda/ptx/convert.h"
 
 namespace chitu::cuda {
 namespace {

@@ -14,6 +14,8 @@
 #include "cuda/launch.h"
 #include "cuda/operands/chitu_keys.cuh"
 #include "cuda/operands/chitu_values.cuh"
+#include "cuda/ptx/async.h"
+#include "cuda/ptx/shared.h"
 
 namespace chitu::cuda {
 namespace {

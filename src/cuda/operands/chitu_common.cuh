@@ -7,7 +7,9 @@
 #include "cuda/operands/rotation.cuh"
 #include "cuda/operands/sequences.cuh"
 #include "cuda/params.h"
-#include "cuda/ptx/ptx.h"
+#include "cuda/ptx/async.h"
+#include "cuda/ptx/convert.h"
+#include "cuda/ptx/shared.h"
 
 namespace chitu::cuda {
 namespace {  // part of quantise.cu
@@ -82,21 +84,13 @@ constexpr int pieces_of_thread = 8;
 using Pieces = uint4[pieces_of_thread][quantise_threads];
 
 __device__ __forceinline__ void fetch(Pieces& pieces, int i, const void* from, bool exists) {
-  asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(ptx::shared_address(&pieces[i][threadIdx.x])), "l"(from),
-               "r"(exists ? 16 : 0));  // else zeros
+  ptx::copy_16(ptx::shared_address(&pieces[i][threadIdx.x]), from, exists);
 }
-__device__ __forceinline__ void wait_for_pieces() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 struct Shared {
   Pieces pieces;
   float numbers[4 * tile_tokens + 8];  // what the warps of a tile tell each other
 };
-
-// Not the compiler's to remember: what depends on it is computed again, and nothing is kept in registers for it until then.
-__device__ __forceinline__ int again(int unit) {
-  asm volatile("" : "+r"(unit));
-  return unit;
-}
 
 }  // namespace
 }  // namespace chitu::cuda

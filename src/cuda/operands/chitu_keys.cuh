@@ -3,6 +3,9 @@
 #pragma once
 
 #include "cuda/operands/chitu_common.cuh"
+#include "cuda/ptx/async.h"
+#include "cuda/ptx/convert.h"
+#include "cuda/ptx/mma.h"
 
 namespace chitu::cuda {
 namespace {  // part of quantise.cu
@@ -44,8 +47,8 @@ struct RotatedRow {
   __device__ __forceinline__ void multiply(int m, const uint4& piece, const uint4& centre, const Matrix& matrix) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      mma<T>(x[m][j], centre, matrix.minus_b[j], false);
-      mma<T>(x[m][j], piece, matrix.b[j], true);
+      ptx::mma<T>(x[m][j], centre, matrix.minus_b[j], false);
+      ptx::mma<T>(x[m][j], piece, matrix.b[j], true);
     }
   }
 
@@ -152,7 +155,7 @@ __device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& 
   const typename Row::Matrix matrix(part.share);
   std::uint8_t* out = p.tiles + part.at.index * 2 * tile_tokens * dim;
   ptx::wait_for_previous();  // for the sample
-  wait_for_pieces();
+  ptx::wait_for_copies();
 
   bool spoilt = false;  // is a key? Of the thread's, then of the tile
 #pragma unroll

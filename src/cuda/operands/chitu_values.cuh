@@ -4,6 +4,10 @@
 #pragma once
 
 #include "cuda/operands/chitu_common.cuh"
+#include "cuda/ptx/async.h"
+#include "cuda/ptx/convert.h"
+#include "cuda/ptx/mma.h"
+#include "cuda/ptx/order.h"
 
 namespace chitu::cuda {
 namespace {  // part of quantise.cu
@@ -56,7 +60,7 @@ template <class T, int dim>
 __device__ __forceinline__ void quantise_residuals(const Job& job, int unit, float scale, float inverse) {
   const QuantiseParams& p = job.params;
   using Part = ValuePart<T, dim>;
-  const Part part(job, again(unit));
+  const Part part(job, ptx::opaque(unit));
   auto* out = reinterpret_cast<std::uint8_t*>(p.residuals) + part.at.index * tile_tokens * dim;
 #pragma unroll 1
   for (int c = 0; c < 8; ++c) {
@@ -118,7 +122,7 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
   float size[4];
   std::uint32_t largest[4];  // |v| of a channel, among the bits as integers, two at a time: its |v / λ| is the largest too
   bool spoilt = false;       // is a number? Of the warp's, then of the tile
-  wait_for_pieces();
+  ptx::wait_for_copies();
   for (;;) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) size[i] = largest[i] = 0;
@@ -133,8 +137,8 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
         largest[w] = __vmaxu2(largest[w], __vmaxu2(a[w], b[w]));
       }
       const bool mine = part.block / 2 == j;
-      mma<T>(size, make_uint4(a[0], b[0], a[1], b[1]), {mine ? weight[0] : 0, mine ? weight[1] : 0}, true);
-      mma<T>(size, make_uint4(a[2], b[2], a[3], b[3]), {mine ? weight[2] : 0, mine ? weight[3] : 0}, true);
+      ptx::mma<T>(size, make_uint4(a[0], b[0], a[1], b[1]), {mine ? weight[0] : 0, mine ? weight[1] : 0}, true);
+      ptx::mma<T>(size, make_uint4(a[2], b[2], a[3], b[3]), {mine ? weight[2] : 0, mine ? weight[3] : 0}, true);
     }
     if (!__any_sync(~0u, has_nonfinite<T>(largest))) break;
     spoilt = true;

@@ -9,25 +9,11 @@
 #include "common/limits.h"
 #include "common/rotation.h"
 #include "cuda/operands/numbers.cuh"
-#include "cuda/ptx/ptx.h"
+#include "cuda/ptx/convert.h"
 
 namespace chitu::cuda {
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
-
-// d = a b (+ d): a [16, 16], b [16, 8], d [16, 8] in fp32.
-template <class T>
-__device__ __forceinline__ void mma(float (&d)[4], const uint4& a, const std::uint32_t (&b)[2], bool add) {
-  const float c[4] = {add ? d[0] : 0, add ? d[1] : 0, add ? d[2] : 0, add ? d[3] : 0};
-  if constexpr (std::is_same_v<T, __half>)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
-  else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
-        : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
-}
 
 // a / b rounded to nearest, for 1e-34 <= b < 2^126: without the branch and the call of `/` for subnormal numbers, which cost registers.
 __device__ __forceinline__ float divide(float a, float b) {

@@ -9,7 +9,7 @@
 #include "cuda/launch.h"
 #include "cuda/operands/any_recipe.cuh"
 #include "cuda/operands/sequences.cuh"
-#include "cuda/ptx/ptx.h"
+#include "cuda/ptx/async.h"
 
 namespace chitu::cuda {
 namespace {

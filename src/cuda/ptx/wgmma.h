@@ -1,12 +1,64 @@
 // SPDX-License-Identifier: Apache-2.0
-// The warpgroup's matrix products. d is fp32 where the factors are floating point (32 or 64 numbers a thread: 64 x 64, 64 x 128), int32
-// where they are integers.
+// Warpgroup matrix products (sm_90a). In products d is fp32 where the factors are floating point (32 or 64 numbers a thread: 64 x 64,
+// 64 x 128), int32 where they are integers.
 #pragma once
 
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
 #include "chitu/tensor.h"
-#include "cuda/ptx/ptx.h"
 
 namespace chitu::cuda::ptx {
+
+// ---- registers of a warpgroup
+template <int count>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
+template <int count>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+}
+
+// ---- warpgroup matrix instructions
+// Before a barrier, after which they read what this thread has written to shared memory.
+__device__ __forceinline__ void written_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits for all products. d: what they write, so that the compiler reads none of it before; arrays of arrays too.
+template <class Number, int count>
+__device__ __forceinline__ void written(Number (&d)[count]) {
+#pragma unroll
+  for (Number& x : d)
+    if constexpr (std::is_array_v<Number>)
+      written(x);
+    else if constexpr (std::is_same_v<Number, float>)
+      asm volatile("" : "+f"(x)::"memory");
+    else
+      asm volatile("" : "+r"(x)::"memory");
+}
+template <class D>
+__device__ __forceinline__ void wgmma_wait(D& d) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  written(d);
+}
+
+// A matrix in shared memory whose rows of `row_bytes` (64 or 128) are swizzled; groups of 8 rows follow each other, and panels of as many
+// columns as a row has, where the instruction spans several, after `panel_bytes`. Only the low word depends on the address, so that a
+// step is one addition there.
+template <int row_bytes, int panel_bytes = 16>
+struct Matrix {
+  static_assert(row_bytes == 64 || row_bytes == 128);
+  static constexpr std::uint32_t high = row_bytes == 128 ? 0x40000040u : 0x80000020u;
+  std::uint32_t low;
+  __device__ static Matrix at(std::uint32_t address) { return {((address & 0x3ffff) >> 4) | (panel_bytes >> 4) << 16}; }
+  __device__ Matrix plus(int bytes) const { return {low + (bytes >> 4)}; }
+  __device__ std::uint64_t descriptor() const { return std::uint64_t{high} << 32 | low; }
+};
+
+// ---- products
 
 // clang-format off
 #define CHITU_NUMBERS_32 \

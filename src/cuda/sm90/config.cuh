@@ -9,7 +9,6 @@
 #include "chitu/method.h"
 #include "cuda/operands/numbers.cuh"
 #include "cuda/params.h"
-#include "cuda/ptx/ptx.h"
 #include "cuda/weights/softmax.cuh"
 
 namespace chitu::cuda::sm90 {

@@ -19,6 +19,9 @@
 #pragma once
 
 #include "cuda/launch.h"
+#include "cuda/ptx/async.h"
+#include "cuda/ptx/convert.h"
+#include "cuda/ptx/shared.h"
 #include "cuda/ptx/wgmma.h"
 #include "cuda/sm90/epilogue.cuh"
 #include "cuda/sm90/kernels.h"
@@ -168,7 +171,7 @@ struct Consumer {
       const auto query_scales = [&](float(&scale)[2]) {
         scale[0] = scale[1] = fabsf(p.scale) * log2_e;
         if constexpr (L::query_scales) {
-          const int t = ptx::thread_again();
+          const int t = ptx::thread_index_again();
           const std::uint32_t from = item + offsetof(Item, query_scale) + (t >> 5) * (64 / form.query_scale_rows) + (t >> 2 & 7) * 4;
           scale[0] *= ptx::load_float(from);
           scale[1] = form.query_scale_rows == 2 ? scale[0] : scale[1] * ptx::load_float(from + 32);

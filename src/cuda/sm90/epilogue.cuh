@@ -2,6 +2,9 @@
 // The end of an item: normalised rows and their log-sum-exp go to memory.
 #pragma once
 
+#include "cuda/ptx/async.h"
+#include "cuda/ptx/convert.h"
+#include "cuda/ptx/shared.h"
 #include "cuda/sm90/config.cuh"
 
 namespace chitu::cuda::sm90 {
@@ -12,7 +15,8 @@ template <class L>
 __device__ __forceinline__ bool join(const Params& p, int piece, float (&o)[L::halves][L::width / 2], float (&m)[2], float (&rounded)[2],
                                      float (&unrounded)[2]) {
   constexpr int vectors = L::form.piece_vectors(), of_o = L::dim / 8;
-  const int t = ptx::thread_again(), lane = t & 31, warp = t >> 5, pieces = p.split.pieces, item = piece / pieces, first = item * pieces;
+  const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5, pieces = p.split.pieces, item = piece / pieces,
+            first = item * pieces;
   const auto place = [&](int of) { return p.pieces + (static_cast<std::int64_t>(of) * L::warps + warp) * (vectors * 32) + lane; };
   float4* const mine = place(piece);
 #pragma unroll
@@ -68,7 +72,7 @@ template <class L>
 __device__ __forceinline__ void finish(const Params& p, const typename L::At at, int buffer, const float (&o)[L::halves][L::width / 2],
                                        const float (&m)[2], const float (&output_sum)[2], const float (&lse_sum)[2], float o_unit) {
   using Item = typename L::Item;
-  const int t = ptx::thread_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
+  const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
   const std::uint32_t item = at.item(buffer), staged = at.out(warp);
   const int rows = ptx::load_int(item + offsetof(Item, what)) - warp * 16;
   auto* const out = static_cast<std::uint16_t*>(p.out.data) + ptx::load_long(item + offsetof(Item, out)) + warp * 16 * p.out.token;

@@ -3,6 +3,8 @@
 #pragma once
 
 #include "cuda/operands/sequences.cuh"
+#include "cuda/ptx/async.h"
+#include "cuda/ptx/shared.h"
 #include "cuda/sm90/config.cuh"
 
 namespace chitu::cuda::sm90 {

@@ -4,6 +4,10 @@
 #pragma once
 
 #include "cuda/operands/rotation.cuh"
+#include "cuda/ptx/async.h"
+#include "cuda/ptx/convert.h"
+#include "cuda/ptx/mma.h"
+#include "cuda/ptx/shared.h"
 #include "cuda/ptx/wgmma.h"
 #include "cuda/sm90/config.cuh"
 #include "cuda/weights/softmax.cuh"
@@ -46,7 +50,7 @@ __device__ __forceinline__ void correct_lse(const typename L::At at, std::uint32
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int row = warp * 16 + h * 8 + g;
-        mma<typename L::Input>(
+        ptx::mma<typename L::Input>(
             dot[h], ptx::load_uint4(at.block(0) + (panel * L::form.block_queries + row) * 128 + swizzled<128>(chunk, row) * 16), b, true);
       }
     }
@@ -61,7 +65,7 @@ template <class L>
 __device__ __forceinline__ void quantise_queries(const Params& p, const typename L::At at, std::uint32_t item, int warpgroup) {
   using Item = typename L::Item;
   constexpr int dim = L::dim, panels = dim / 64;
-  const int t = ptx::thread_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
+  const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
   float x[panels][32];  // of channels 64 panel ..., whose sums are rotated in 64 channels
   {
     const auto queries = ptx::Matrix<128>::at(at.block(0) + warpgroup * 64 * 128), hadamard = ptx::Matrix<128>::at(at.hadamard());

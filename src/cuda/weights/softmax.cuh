@@ -7,7 +7,9 @@
 #include <type_traits>
 
 #include "chitu/method.h"
-#include "cuda/ptx/ptx.h"
+#include "cuda/ptx/convert.h"
+#include "cuda/ptx/order.h"
+#include "cuda/ptx/shared.h"
 
 namespace chitu::cuda {
 
@@ -77,7 +79,7 @@ __device__ __forceinline__ float row_maximum(const float (&s)[64], int row) {
 // Only in tiles at the edge of some row's range.
 template <class Item, class Number>
 __device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t item, int tile) {
-  const int t = ptx::thread_again(), row = (t >> 5) * 16 + (t >> 2 & 7), key = tile * tile_tokens + 2 * (t & 3);
+  const int t = ptx::thread_index_again(), row = (t >> 5) * 16 + (t >> 2 & 7), key = tile * tile_tokens + 2 * (t & 3);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int2 range = ptx::load_int2(item + offsetof(Item, range) + (row + 8 * r) * 8);
@@ -106,7 +108,7 @@ __device__ __forceinline__ void maxima(const Number (&s)[64], const float (&c)[2
 
 // With a scale for each key: the scores as floats, times it. scales: [128] in shared memory.
 __device__ __forceinline__ void scale_keys(const std::uint32_t (&s)[64], std::uint32_t scales, float (&to)[64]) {
-  const std::uint32_t mine = scales + (ptx::thread_again() & 3) * 8;
+  const std::uint32_t mine = scales + (ptx::thread_index_again() & 3) * 8;
 #pragma unroll
   for (int i = 0; i < 16; ++i) {
     const float2 scale = ptx::load_float2(mine + i * 32);

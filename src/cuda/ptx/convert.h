@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arithmetic that C++ has no words for: approximations, rounding that saturates, conversions that pack.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace chitu::cuda::ptx {
+
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// Rounded to even and saturated: a and b as two bytes, then the first two of `next`. One instruction; not with .ftz, which would keep the
+// compiler from fusing conversion and packing.
+__device__ __forceinline__ std::uint32_t pack_u8(float a, float b, std::uint32_t next) {
+  std::uint32_t r;
+  asm("{ .reg .s32 x, y;\n"
+      "cvt.rni.s32.f32 x, %1; cvt.rni.s32.f32 y, %2;\n"
+      "cvt.pack.sat.u8.s32.b32 %0, y, x, %3; }"
+      : "=r"(r)
+      : "f"(a), "f"(b), "r"(next));
+  return r;
+}
+// Four signed bytes, in two instructions.
+__device__ __forceinline__ std::uint32_t pack_i8(float a, float b, float c, float d) {
+  std::uint32_t r;
+  asm("{ .reg .s32 x, y, z, w;\n"
+      "cvt.rni.s32.f32 x, %1; cvt.rni.s32.f32 y, %2; cvt.rni.s32.f32 z, %3; cvt.rni.s32.f32 w, %4;\n"
+      "cvt.pack.sat.s8.s32.b32 z, w, z, 0; cvt.pack.sat.s8.s32.b32 %0, y, x, z; }"
+      : "=r"(r)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return r;
+}
+
+// Of e4m3, the first as of u8.
+__device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, std::uint32_t next) {
+  std::uint32_t r;
+  asm("{ .reg .b16 x, y, z;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 x, %2, %1; mov.b32 {y, z}, %3; mov.b32 %0, {x, y}; }"
+      : "=r"(r)
+      : "f"(a), "f"(b), "r"(next));
+  return r;
+}
+__device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, float d) {
+  std::uint32_t r;
+  asm("{ .reg .b16 x, y;\n"
+      "cvt.rn.satfinite.e4m3x2.f32 x, %2, %1; cvt.rn.satfinite.e4m3x2.f32 y, %4, %3; mov.b32 %0, {x, y}; }"
+      : "=r"(r)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return r;
+}
+__device__ __forceinline__ std::uint32_t pack_f16(float a, float b) {
+  std::uint32_t r;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
+  return r;
+}
+__device__ __forceinline__ std::uint32_t pack_bf16(float a, float b) {
+  std::uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
+  return r;
+}
+
+}  // namespace chitu::cuda::ptx
