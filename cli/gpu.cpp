@@ -10,8 +10,8 @@
 #include <chrono>
 #include <thread>
 
-#include "cuda/launch.h"
 #include "cuda/call.h"
+#include "cuda/launch.h"
 #include "dispatch.h"
 
 namespace chitu::cli::gpu {
@@ -147,9 +147,9 @@ class GpuMeter : public Meter {
       for (double ms = 0; ms + call_ms_ < lead_ms; ms += call_ms_) call();
     const Marks& m = *marks_.emplace_back(std::make_unique<Marks>());
     const cuda::Call steps(problem());
-    result_.attention_quantises_queries = steps.attention_quantises_queries();
+    result_.attention_quantises_queries = steps.attention_quantizes_queries();
     m.start.record();
-    steps.quantise();
+    steps.quantize();
     m.quantised.record();
     steps.attend();
     m.attended.record();

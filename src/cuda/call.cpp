@@ -68,7 +68,7 @@ class Arena {
 };
 
 // The quantiser that is tuned for chitu. Its queries are copied by a tensor map, which strides may be beyond: then pack() does it all.
-bool has_own_quantiser(const Problem& p) {
+bool has_tuned_quantizer(const Problem& p) {
   const Tensor& q = p.query.tensor();
   for (std::size_t i = 0; i < 3; ++i)
     if (q.shape[i] > 1 && (q.stride[i] < q.shape[3] || q.stride[i] >= std::int64_t{1} << 39)) return false;
@@ -98,9 +98,9 @@ CUtensorMap tensor_map(const Tensor& t, const Form& form) {
 int narrow(std::int64_t x) { return static_cast<int>(x); }
 
 // Where each sequence of a packed call lies.
-std::vector<Place> places_of(const Problem& p, const Form& form) {
-  std::vector<Place> all;
-  Place at{};
+std::vector<SequenceLayout> layouts_of(const Problem& p, const Form& form) {
+  std::vector<SequenceLayout> all;
+  SequenceLayout at{};
   for (const Sequence& s : p.sequences) {
     at.query_begin = narrow(s.query_begin);
     at.queries = narrow(s.queries);
@@ -144,7 +144,7 @@ Tiles tiles_of_blocks(const Problem& p, const Form& form) {
 Split split_of(const Problem& p, const Form& form, std::int64_t items) {
   const int processors = multiprocessors(p.query.tensor().device_id);
   // Many sequences are many items, and of several lengths.
-  if (!form.splits || (!p.query_starts.empty() && items >= 2 * processors)) return {narrow(items), 1};
+  if (!form.splittable || (!p.query_starts.empty() && items >= 2 * processors)) return {narrow(items), 1};
   const Tiles tiles = tiles_of_blocks(p, form);
   return split_items(items, tiles.average, tiles.most, processors);
 }
@@ -157,7 +157,7 @@ int heads_at_once(const Params& p, const Form& form, int device) {
 }
 
 // All but the arrays.
-Params params_of(const Problem& p, const Form& form, const std::vector<Place>& places) {
+Params params_of(const Problem& p, const Form& form, const std::vector<SequenceLayout>& layouts) {
   const Tensor &q = p.query.tensor(), &k = p.key.tensor();
   Params r{};
   r.query = view(q);
@@ -169,19 +169,19 @@ Params params_of(const Problem& p, const Form& form, const std::vector<Place>& p
   r.heads = narrow(p.heads());
   r.kv_heads = narrow(p.kv_heads());
   r.sequences = narrow(static_cast<std::int64_t>(p.sequences.size()));
-  r.own_quantiser = has_own_quantiser(p);
+  r.tuned_quantizer = has_tuned_quantizer(p);
   r.out_bf16 = p.output.out.type == DType::bf16;
   r.scale = p.scale;
   r.window = p.window;
-  r.same = places.front();
+  r.same = layouts.front();
   if (p.query_starts.empty()) {
     r.query_tiles = r.sequences * tiles_of(r.same.queries);
     r.key_tiles = r.sequences * tiles_of(r.same.keys);
     r.blocks = r.sequences * ((r.same.queries + form.block_queries - 1) / form.block_queries);
   } else {
-    r.query_tiles = places.back().query_tile;
-    r.key_tiles = places.back().key_tile;
-    r.blocks = places.back().block;
+    r.query_tiles = layouts.back().query_tile;
+    r.key_tiles = layouts.back().key_tile;
+    r.blocks = layouts.back().block;
   }
   r.split = split_of(p, form, std::int64_t{r.blocks} * r.heads);
   r.heads_at_once = heads_at_once(r, form, q.device_id);
@@ -189,9 +189,9 @@ Params params_of(const Problem& p, const Form& form, const std::vector<Place>& p
 }
 
 // Gives the arrays their places; returns the bytes of all.
-std::size_t lay_out(Params& r, const Problem& p, const Form& form, Place*& places, std::byte* memory) {
+std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayout*& layouts, std::byte* memory) {
   const bool packed = !p.query_starts.empty();
-  const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = r.own_quantiser ? 0 : query_tiles * tile_tokens,
+  const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = r.tuned_quantizer ? 0 : query_tiles * tile_tokens,
                      key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads;
   Arena arena(memory);
   std::uint16_t* centre;
@@ -208,14 +208,14 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, Place*& place
   arena.take(r.items_taken, 1);
   arena.take(r.pieces, std::int64_t{split_item_count(r)} * r.split.pieces * (form.block_queries / 16) * form.piece_vectors() * 32);
   arena.take(r.pieces_done, std::int64_t{split_item_count(r)} * most_warps);
-  arena.take(r.spoilt, 1);
-  arena.take(r.spoilt_queries, query_tiles);
-  arena.take(r.spoilt_keys, key_tiles);
-  arena.take(r.spoilt_values, key_tiles);
-  arena.take(r.statistics, r.own_quantiser ? 0 : statistics_count(r));
-  arena.take(places, packed ? r.sequences : 0);
+  arena.take(r.any_nonfinite, 1);
+  arena.take(r.nonfinite_queries, query_tiles);
+  arena.take(r.nonfinite_keys, key_tiles);
+  arena.take(r.nonfinite_values, key_tiles);
+  arena.take(r.statistics, r.tuned_quantizer ? 0 : statistics_count(r));
+  arena.take(layouts, packed ? r.sequences : 0);
   r.centre = centre;
-  r.places = packed ? places : nullptr;
+  r.layouts = packed ? layouts : nullptr;
   return arena.bytes();
 }
 
@@ -244,9 +244,9 @@ std::string refusal(const Problem& p) {
 std::size_t workspace_bytes(const Problem& p) {
   if (no_queries(p)) return 0;
   const Form form = form_of(p.recipe, p.dim());
-  Params r = params_of(p, form, places_of(p, form));
-  Place* places = nullptr;
-  return lay_out(r, p, form, places, nullptr);
+  Params r = params_of(p, form, layouts_of(p, form));
+  SequenceLayout* layouts = nullptr;
+  return lay_out(r, p, form, layouts, nullptr);
 }
 
 Call::Call(const Problem& p)
@@ -256,37 +256,37 @@ Call::Call(const Problem& p)
       stream_(static_cast<cudaStream_t>(p.stream)),
       guard_(device_) {
   const Form form = form_of(recipe_, p.dim());
-  std::vector<Place> places = places_of(p, form);
-  params_ = params_of(p, form, places);
+  std::vector<SequenceLayout> layouts = layouts_of(p, form);
+  params_ = params_of(p, form, layouts);
   std::byte* memory = static_cast<std::byte*>(p.workspace);
   require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
-  if (!memory) memory = memory_.emplace(lay_out(params_, p, form, places_on_gpu_, nullptr), device_, stream_).data();
-  lay_out(params_, p, form, places_on_gpu_, memory);
-  if (params_.own_quantiser) params_.queries_as_given = tensor_map(p.query.tensor(), form);
+  if (!memory) memory = memory_.emplace(lay_out(params_, p, form, layouts_on_gpu_, nullptr), device_, stream_).data();
+  lay_out(params_, p, form, layouts_on_gpu_, memory);
+  if (params_.tuned_quantizer) params_.queries_as_given = tensor_map(p.query.tensor(), form);
   if (!p.query_starts.empty()) {
-    places.pop_back();
-    places_ = std::move(places);
+    layouts.pop_back();
+    layouts_ = std::move(layouts);
   }
 }
 
-void Call::quantise() const {
-  if (!places_.empty()) describe(places_.data(), params_.sequences, places_on_gpu_, stream_);
-  if (params_.own_quantiser)
-    cuda::quantise(params_, bf16_, stream_);
+void Call::quantize() const {
+  if (!layouts_.empty()) write_layouts(layouts_.data(), params_.sequences, layouts_on_gpu_, stream_);
+  if (params_.tuned_quantizer)
+    quantize_chitu(params_, bf16_, stream_);
   else
-    pack(params_, recipe_, bf16_, stream_);
+    quantize_any_recipe(params_, recipe_, bf16_, stream_);
 }
 
 void Call::attend() const {
   const int processors = multiprocessors(device_);
   sm90::attend(params_, recipe_, bf16_, processors, stream_);
-  mend(params_, bf16_, processors, stream_);
+  spoil_nonfinite(params_, bf16_, processors, stream_);
 }
 
 void run(const Problem& p) {
   if (no_queries(p)) return;
   const Call call(p);
-  call.quantise();
+  call.quantize();
   call.attend();
 }
 

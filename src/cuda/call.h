@@ -21,9 +21,9 @@ void run(const Problem& problem);
 class Call {
  public:
   explicit Call(const Problem& problem);
-  void quantise() const;
+  void quantize() const;
   void attend() const;
-  bool attention_quantises_queries() const { return params_.own_quantiser; }  // then quantise() has keys and values only
+  bool attention_quantizes_queries() const { return params_.tuned_quantizer; }  // then quantize() has keys and values only
 
  private:
   Recipe recipe_;
@@ -31,8 +31,8 @@ class Call {
   bool bf16_;
   cudaStream_t stream_;
   DeviceGuard guard_;
-  std::vector<Place> places_;  // of a packed call
-  Place* places_on_gpu_ = nullptr;
+  std::vector<SequenceLayout> layouts_;  // of a packed call
+  SequenceLayout* layouts_on_gpu_ = nullptr;
   std::optional<StreamMemory> memory_;
   Params params_;
 };

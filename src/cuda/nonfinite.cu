@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What was not finite, after the attention kernel.
 //
-// The quantisers left such tokens out: a spoilt query or key stands among the operands as a row of zeros, a spoilt number of a value as a
-// zero. Here the rows that exact attention would spoil are spoilt (docs/numerics.md, "NaN and infinity"), in the manner of
-// cpu/nonfinite.cpp with one difference: the main loop weighs a spoilt key by its score of zeros, so rows in which all such keys should
+// The quantisers left such tokens out: a non-finite query or key stands among the operands as a row of zeros, a non-finite number of a
+// value as a zero. Here the rows that exact attention would spoil are spoilt (docs/numerics.md, "NaN and infinity"), in the manner of
+// cpu/nonfinite.cpp with one difference: the main loop weighs a non-finite key by its score of zeros, so rows in which all such keys should
 // have weighed nothing are computed again, from the caller's tensors in fp32.
 //
-// A CTA takes a tile of queries of a head at a time. It looks through the flags of the head's tiles of keys, finds the spoilt tokens of
+// A CTA takes a tile of queries of a head at a time. It looks through the flags of the head's tiles of keys, finds the non-finite tokens of
 // flagged ones by reading them again, and each of its warps goes over its rows. Costs (tokens found) x (queries that see them), and an
 // attention on CUDA cores for the rows computed again.
 #include <cuda_fp16.h>
@@ -26,17 +26,17 @@ constexpr int threads = 256, warps = threads / 32;
 constexpr int resident = 2;  // CTAs of a multiprocessor
 constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
 
-enum class Row : int {
+enum class RowState : int {
   as_it_is,
-  again,    // sees spoilt keys, which all weigh nothing
-  nothing,  // a spoilt query whose scores are all -inf
-  spoilt,
+  again,    // sees non-finite keys, which all weigh nothing: computed again
+  nothing,  // a non-finite query whose scores are all -inf: 0
+  nan,
 };
 
 struct Shared {
   int begin, end;                          // the keys that any row sees
-  std::uint32_t tokens[tile_tokens / 32];  // a bit for each key of a tile: it is spoilt
-  Row rows[tile_tokens];                   //
+  std::uint32_t tokens[tile_tokens / 32];  // a bit for each key of a tile: it is not finite
+  RowState rows[tile_tokens];              //
   float query[warps][max_dim];             // of the row that a warp computes again
 };
 
@@ -87,27 +87,27 @@ class QueryTile {
         lane_(threadIdx.x % 32),
         warp_(threadIdx.x / 32),
         chunks_(p.dim / 8),
-        tile_(tile_place<true>(p, index)),
-        sequence_(place(p, tile_.sequence)),
+        tile_(locate_tile<true>(p, index)),
+        sequence_(sequence_layout(p, tile_.sequence)),
         first_(tile_.tile * tile_tokens),
         rows_(min(tile_tokens, sequence_.queries - first_)),
         kv_head_(tile_.head / (p.heads / p.kv_heads)),
-        ranges_(p.ranges + first_ + (p.places ? std::int64_t{sequence_.query_tile} * tile_tokens : 0)) {}
+        ranges_(p.ranges + first_ + (p.layouts ? std::int64_t{sequence_.query_tile} * tile_tokens : 0)) {}
 
   __device__ void run() const {
     if (!begin()) return;
-    if (p_.spoilt_queries[tile_.index])
+    if (p_.nonfinite_queries[tile_.index])
       for (int row = warp_; row < rows_; row += warps) query(row);
-    for_spoilt(p_.spoilt_keys, p_.key, [&](int row, int key) {
-      if (state(row) < Row::nothing) set(row, weighs_nothing(row, key) ? Row::again : Row::spoilt);
+    for_nonfinite(p_.nonfinite_keys, p_.key, [&](int row, int key) {
+      if (state(row) < RowState::nothing) set(row, weighs_nothing(row, key) ? RowState::again : RowState::nan);
     });
     for (int row = warp_; row < rows_; row += warps) {
-      const Row what = state(row);
-      if (what == Row::spoilt || (what == Row::again && !attend_again(row))) fill(row, nan, nan);
-      if (what == Row::nothing) fill(row, 0, -infinity);
+      const RowState what = state(row);
+      if (what == RowState::nan || (what == RowState::again && !attend_again(row))) fill(row, nan, nan);
+      if (what == RowState::nothing) fill(row, 0, -infinity);
     }
-    for_spoilt(p_.spoilt_values, p_.value, [&](int row, int key) {
-      if (state(row) < Row::nothing) add_spoilt(row, key);
+    for_nonfinite(p_.nonfinite_values, p_.value, [&](int row, int key) {
+      if (state(row) < RowState::nothing) add_nonfinite(row, key);
     });
   }
 
@@ -116,7 +116,7 @@ class QueryTile {
   __device__ bool begin() const {
     __syncthreads();  // the tile before is done with
     if (threadIdx.x == 0) shared_.begin = std::numeric_limits<int>::max(), shared_.end = 0;
-    if (threadIdx.x < tile_tokens) shared_.rows[threadIdx.x] = Row::as_it_is;
+    if (threadIdx.x < tile_tokens) shared_.rows[threadIdx.x] = RowState::as_it_is;
     __syncthreads();
     if (threadIdx.x < rows_)
       if (const int2 seen = ranges_[threadIdx.x]; seen.x < seen.y) {
@@ -127,8 +127,8 @@ class QueryTile {
     return shared_.begin < shared_.end;
   }
 
-  __device__ Row state(int row) const { return shared_.rows[row]; }
-  __device__ void set(int row, Row what) const {  // of a row of this warp
+  __device__ RowState state(int row) const { return shared_.rows[row]; }
+  __device__ void set(int row, RowState what) const {  // of a row of this warp
     __syncwarp();
     if (lane_ == 0) shared_.rows[row] = what;
     __syncwarp();
@@ -151,7 +151,7 @@ class QueryTile {
 
   // visit(row, key), by the row's warp, for each row and each token of x that it sees and that is not finite. Every row is its warp's own.
   template <class Visit>
-  __device__ void for_spoilt(const std::uint8_t* flags, const View& x, Visit visit) const {
+  __device__ void for_nonfinite(const std::uint8_t* flags, const View& x, Visit visit) const {
     flags += std::int64_t{sequence_.key_tile} * p_.kv_heads + std::int64_t{kv_head_} * tiles_of(sequence_.keys);
     for (int first = shared_.begin / tile_tokens; first * tile_tokens < shared_.end; first += 32) {
       const int mine = first + lane_;
@@ -184,14 +184,14 @@ class QueryTile {
     __syncthreads();
   }
 
-  // Of a tile with spoilt queries.
+  // Of a tile with non-finite queries.
   __device__ void query(int row) const {
     const int2 seen = ranges_[row];
     const bool finite = lane_ >= chunks_ || Chunk<bf16>(query_row(row) + lane_ * 8).finite();
     if (__all_sync(~0u, finite) || seen.x >= seen.y) return;
     int key = seen.x;
     while (key < seen.y && weighs_nothing(row, key)) ++key;
-    set(row, key == seen.y ? Row::nothing : Row::spoilt);
+    set(row, key == seen.y ? RowState::nothing : RowState::nan);
   }
 
   // Is the score -inf?
@@ -258,7 +258,7 @@ class QueryTile {
     return sum;
   }
 
-  __device__ void add_spoilt(int row, int key) const {
+  __device__ void add_nonfinite(int row, int key) const {
     if (lane_ >= chunks_) return;
     const Chunk<bf16> v(key_row(p_.value, key) + lane_ * 8);
     if (v.finite()) return;
@@ -290,26 +290,26 @@ class QueryTile {
   const Params& p_;
   Shared& shared_;
   const int lane_, warp_, chunks_;
-  const TilePlace tile_;
-  const Place sequence_;
+  const TileLocation tile_;
+  const SequenceLayout sequence_;
   const int first_, rows_, kv_head_;  // first query; queries here
   const int2* const ranges_;          // of the tile's rows
 };
 
 template <bool bf16>
-__global__ void __launch_bounds__(threads, resident) mend_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(threads, resident) nonfinite_kernel(const __grid_constant__ Params p) {
   ptx::wait_for_previous();
-  if (*p.spoilt == 0) return;
+  if (*p.any_nonfinite == 0) return;
   __shared__ Shared shared;
   for (int i = blockIdx.x; i < p.query_tiles * p.heads; i += gridDim.x) QueryTile<bf16>(p, i, shared).run();
 }
 
 }  // namespace
 
-void mend(const Params& p, bool bf16, int processors, cudaStream_t stream) {
-  // No more than run at once: a call without spoilt tokens does not pay for more.
+void spoil_nonfinite(const Params& p, bool bf16, int processors, cudaStream_t stream) {
+  // No more than run at once: a call without such tokens does not pay for more.
   const auto blocks = static_cast<unsigned>(std::min(p.query_tiles * p.heads, resident * processors));
-  launch(bf16 ? mend_kernel<true> : mend_kernel<false>, {.blocks = blocks, .threads = threads, .overlaps = true}, stream, p);
+  launch(bf16 ? nonfinite_kernel<true> : nonfinite_kernel<false>, {.blocks = blocks, .threads = threads, .overlaps = true}, stream, p);
 }
 
 }  // namespace chitu::cuda

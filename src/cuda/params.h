@@ -21,7 +21,7 @@ struct View {
 };
 
 // Where a sequence lies: in the tensors, and among the tiles of the operands.
-struct Place {
+struct SequenceLayout {
   int batch;                 // entry of the tensors
   int query_begin, queries;  // its tokens there
   int key_begin, keys;       //
@@ -48,7 +48,7 @@ struct Form {
   int query_scale_rows;  // 2: rows r and r + 8 of 16 share a scale, else 1
   bool scale_each_key;   // a scale for each key of a tile instead of PassScales::key
   bool residuals;        // flagged tiles
-  bool splits;           // items may be split: a weight's precision does not depend on the keys before it
+  bool splittable;       // items may be split: a weight's precision does not depend on the keys before it
   int block_queries;     // of a CTA of the attention kernel: 64 for each of its warpgroups, as many as their registers allow
 
   friend constexpr bool operator==(const Form&, const Form&) = default;
@@ -70,7 +70,7 @@ constexpr Form form_of(const Recipe& r, int dim) {
           .query_scale_rows = query_scale_rows,
           .scale_each_key = r.key.scaling == Scaling::tokens && !(r.key.groups == Groups{128, 4}),
           .residuals = r.value.scaling == Scaling::tile,
-          .splits = r.weights.by_tile || bytes_of(r.value) == 2,
+          .splittable = r.weights.by_tile || bytes_of(r.value) == 2,
           .block_queries = padded == 256                                                     ? 128
                            : padded == 64 && bytes_of(r.value) == 1 && query_scale_rows == 2 ? 256
                                                                                              : 192};
@@ -86,10 +86,10 @@ constexpr std::uint32_t value_offset = 128, value_offsets = 0x80808080u;  // the
 
 // What quantise() needs. Apart from the rest because it is on the way of short calls: a kernel's parameters are part of its launch, and
 // come to a multiprocessor in lines of 64 bytes, none of which it has when the kernel starts.
-struct QuantiseParams {
+struct QuantizeParams {
   View key, value;
-  const Place* places;  // [sequences] of a packed call; null: all sequences are like `same`, one for each batch entry
-  Place same;           // batch 0 of such a call
+  const SequenceLayout* layouts;  // [sequences] of a packed call; null: all sequences are like `same`, one for each batch entry
+  SequenceLayout same;            // batch 0 of such a call
   int kv_heads, heads, sequences;
   int dim;                       // of the tensors, a multiple of 8
   int query_tiles, key_tiles;    // of a head, in all sequences
@@ -98,10 +98,10 @@ struct QuantiseParams {
   std::uint8_t* tiles;           // [key tiles x kv_heads]: Form::tile_bytes: keys [panels][128][panel], then values
   PassScales* passes;            // [key tiles x kv_heads, 2]: the last pass, the residual's
   std::int8_t* residuals;        // [key tiles x kv_heads]: values' second plane, written where flagged
-  std::uint8_t* spoilt_keys;     // [key tiles x kv_heads]: 1 if the tile has something that is not finite, else 0: of queries and keys the
-  std::uint8_t* spoilt_values;   //   token was left out of the operands, of values the number
-  std::uint8_t* spoilt_queries;  // [query tiles x heads]
-  int* spoilt;                   // not 0 if any is
+  std::uint8_t* nonfinite_keys;  // [key tiles x kv_heads]: 1 if the tile has something that is not finite, else 0: of queries and keys the
+  std::uint8_t* nonfinite_values;   //   token was left out of the operands, of values the number
+  std::uint8_t* nonfinite_queries;  // [query tiles x heads]
+  int* any_nonfinite;               // not 0 if any is
 
   // By prepare().
   Window window;
@@ -112,15 +112,15 @@ struct QuantiseParams {
   int* pieces_done;  // [split items][16 rows of a block]; 0 before it starts
 };
 
-struct Params : QuantiseParams {
+struct Params : QuantizeParams {
   View query, out, lse;  // lse.data may be null
   int heads_at_once;     // of all sequences, where their blocks are taken in turn: block_of()
   bool out_bf16;         // else f16
-  bool own_quantiser;    // of chitu: quantise() for keys and values, the attention kernel for queries; else pack() for all
+  bool tuned_quantizer;  // of chitu: quantise() for keys and values, the attention kernel for queries; else pack() for all
   float scale;
   float4* pieces;  // what split items' pieces have come to: join()
 
-  CUtensorMap queries_as_given;  // with own_quantiser: [batch][head][token][channel], in boxes of Form::block_queries x 64
+  CUtensorMap queries_as_given;  // with tuned_quantizer: [batch][head][token][channel], in boxes of Form::block_queries x 64
 
   // With pack() only.
   std::uint8_t* queries;  // [query tiles x heads], a head: [panels][128 tiles][panel]; negated if scale is negative
@@ -131,17 +131,17 @@ struct Params : QuantiseParams {
 };
 
 // Items of the attention kernel that are taken in pieces.
-__host__ __device__ inline int split_item_count(const QuantiseParams& p) { return p.blocks * p.heads - p.split.whole; }
+__host__ __device__ inline int split_item_count(const QuantizeParams& p) { return p.blocks * p.heads - p.split.whole; }
 
-// Of QuantiseParams::ranges.
-__host__ __device__ inline int range_count(const QuantiseParams& p) {
-  return tile_tokens * (p.places ? p.query_tiles : tiles_of(p.same.queries));
+// Of QuantizeParams::ranges.
+__host__ __device__ inline int range_count(const QuantizeParams& p) {
+  return tile_tokens * (p.layouts ? p.query_tiles : tiles_of(p.same.queries));
 }
 
 // Sequence i.
-__host__ __device__ inline Place place(const QuantiseParams& p, int i) {
-  if (p.places) return p.places[i];
-  Place s = p.same;
+__host__ __device__ inline SequenceLayout sequence_layout(const QuantizeParams& p, int i) {
+  if (p.layouts) return p.layouts[i];
+  SequenceLayout s = p.same;
   s.batch = i;
   s.query_tile = i * tiles_of(s.queries);
   s.key_tile = i * tiles_of(s.keys);
@@ -149,13 +149,13 @@ __host__ __device__ inline Place place(const QuantiseParams& p, int i) {
 }
 
 // Launched in this order on one stream. The tensors are bf16, or f16.
-void describe(const Place* places, int count, Place* to, cudaStream_t stream);          // fills Params::places
-void quantise(const QuantiseParams& params, bool bf16, cudaStream_t stream);            // keys and values of chitu, dim 64 or 128
-void pack(const Params& params, const Recipe& recipe, bool bf16, cudaStream_t stream);  // any recipe and dim
-std::int64_t statistics_count(const Params& params);                                    // what pack() needs of Params::statistics
+void write_layouts(const SequenceLayout* layouts, int count, SequenceLayout* to, cudaStream_t stream);  // fills Params::layouts
+void quantize_chitu(const QuantizeParams& params, bool bf16, cudaStream_t stream);  // keys and values of chitu, dim 64 or 128
+void quantize_any_recipe(const Params& params, const Recipe& recipe, bool bf16, cudaStream_t stream);  // any recipe and dim
+std::int64_t statistics_count(const Params& params);  // what pack() needs of Params::statistics
 namespace sm90 {
 void attend(const Params& params, const Recipe& recipe, bool bf16, int processors, cudaStream_t stream);
 }
-void mend(const Params& params, bool bf16, int processors, cudaStream_t stream);  // what was not finite
+void spoil_nonfinite(const Params& params, bool bf16, int processors, cudaStream_t stream);  // what was not finite
 
 }  // namespace chitu::cuda

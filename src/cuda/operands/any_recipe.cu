@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// pack(): the operands of any recipe, at any dim that is a multiple of 8. docs/numerics.md, "Quantising", is the specification, params.h
-// the layout.
+// quantize_any_recipe(): the operands of any recipe, at any dim that is a multiple of 8. docs/numerics.md, "Quantising", is the
+// specification, params.h the layout.
 //
 //   - Each tile is read once, its loads under way before the CTA waits for the statistics, and written once.
 //   - Rows (queries, keys, 16-bit values): a row of Form::dim channels is 8, 16 or 32 lanes, so that what a token needs as a whole takes
@@ -98,13 +98,13 @@ __device__ __forceinline__ void rotate(float (&y)[8], int piece, int block) {
 }
 
 template <class T, bool rotated>
-__device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int unit, RowsShared& shared) {
+__device__ __forceinline__ void quantize_rows(const AnyRecipeCall& call, Role role, int unit, RowsShared& shared) {
   const Params& p = call.params;
   const bool is_query = role == Role::query, is_value = role == Role::value;
   const Quant& quant = quant_of(call.recipe, role);
   const View& in = input_of(p, role);
-  const TilePlace at = is_query ? tile_place<true>(p, unit) : tile_place<false>(p, unit);
-  const Place s = place(p, at.sequence);
+  const TileLocation at = is_query ? locate_tile<true>(p, unit) : locate_tile<false>(p, unit);
+  const SequenceLayout s = sequence_layout(p, at.sequence);
   const int lanes = call.form.dim / 8, lane = threadIdx.x % 32, piece = threadIdx.x % lanes, row0 = threadIdx.x / lanes;
   const bool real = piece * 8 < p.dim;  // else padding
   const int tokens = (is_query ? s.queries : s.keys) - at.tile * tile_tokens;
@@ -123,14 +123,14 @@ __device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int u
   std::uint32_t sizes = 0;
 #pragma unroll
   for (int j = 0; j < rows; ++j) sizes = larger(sizes, largest(x[j]));
-  bool spoilt = nonfinite<T>(sizes);
-  if (__any_sync(~0u, spoilt)) {
+  bool nonfinite = has_nonfinite<T>(sizes);
+  if (__any_sync(~0u, nonfinite)) {
     const std::uint32_t row_lanes = (lanes == 32 ? ~0u : (1u << lanes) - 1) << (lane & -lanes);
 #pragma unroll
     for (int j = 0; j < rows; ++j) {
       if (is_value)
         x[j] = finite_part<T>(x[j]);
-      else if (__ballot_sync(~0u, nonfinite<T>(largest(x[j]))) & row_lanes) {
+      else if (__ballot_sync(~0u, has_nonfinite<T>(largest(x[j]))) & row_lanes) {
         x[j] = make_uint4(0, 0, 0, 0);
         absent |= 1u << j;
       }
@@ -192,7 +192,7 @@ __device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int u
     }
     put(shared.top, over_row(top, lane, lanes, [](float a, float b) { return fmaxf(a, b); }));
   }
-  spoilt = __syncthreads_or(spoilt);
+  nonfinite = __syncthreads_or(nonfinite);
 
   // A thread a row: its scale.
   const int row = threadIdx.x;
@@ -224,7 +224,7 @@ __device__ __forceinline__ void pack_rows(const PackCall& call, Role role, int u
     }
   }
   if (row == 0) {
-    mark(p, is_query ? p.spoilt_queries : is_value ? p.spoilt_values : p.spoilt_keys, at.index, spoilt);
+    mark(p, is_query ? p.nonfinite_queries : is_value ? p.nonfinite_values : p.nonfinite_keys, at.index, nonfinite);
     if (is_value) write_passes(p, at.index, 1, false);
   }
   __syncthreads();
@@ -301,15 +301,15 @@ __device__ __forceinline__ float smallest_key(const float (*sizes)[tile_tokens],
 
 // A warp has 128 keys of 32 channels.
 template <class T>
-__device__ __forceinline__ void pack_columns(const PackCall& call, int unit, ColumnsShared& shared) {
+__device__ __forceinline__ void quantize_columns(const AnyRecipeCall& call, int unit, ColumnsShared& shared) {
   const Params& p = call.params;
   const Quant& quant = call.recipe.value;
   const bool by_tile = quant.scaling == Scaling::tile;
   const int warps = call.form.dim / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, block = lane / 4, column = lane % 4,
             channel0 = warp * 32 + column * 8;
   const bool real = channel0 < p.dim;  // else padding
-  const TilePlace at = tile_place<false>(p, unit);
-  const Place s = place(p, at.sequence);
+  const TileLocation at = locate_tile<false>(p, unit);
+  const SequenceLayout s = sequence_layout(p, at.sequence);
   const int first = at.tile * tile_tokens + block * 16, keys = s.keys - first;  // the thread's keys
   const T* from = static_cast<const T*>(p.value.data) + s.batch * p.value.batch + at.head * p.value.head +
                   (std::int64_t{s.key_begin} + first) * p.value.token + channel0;
@@ -323,8 +323,8 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
   for (int i = 0; i < 16; ++i)
 #pragma unroll
     for (int w = 0; w < 4; ++w) most[w] = larger(most[w], word(x[i], w));
-  bool spoilt = nonfinite<T>(larger(larger(larger(most[0], most[1]), most[2]), most[3]));
-  if (spoilt) {
+  bool nonfinite = has_nonfinite<T>(larger(larger(larger(most[0], most[1]), most[2]), most[3]));
+  if (nonfinite) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) most[w] = 0;
 #pragma unroll
@@ -370,7 +370,7 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
     for (int i = 0; i < 4; ++i)
       shared.size[warp][block * 16 + column * 4 + i] = (odd ? size[i + 4] : size[i]) + __shfl_xor_sync(~0u, odd ? size[i] : size[i + 4], 1);
   }
-  spoilt = __syncthreads_or(spoilt);
+  nonfinite = __syncthreads_or(nonfinite);
 
   float scale = 1, inverse = 1;
   bool flagged = false;
@@ -383,7 +383,7 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
     inverse = 127 / top;
   }
   if (threadIdx.x == 0) {
-    mark(p, p.spoilt_values, at.index, spoilt);
+    mark(p, p.nonfinite_values, at.index, nonfinite);
     write_passes(p, at.index, scale, flagged);
   }
 
@@ -419,28 +419,28 @@ __device__ __forceinline__ void pack_columns(const PackCall& call, int unit, Col
 
 // CTAs of keys, then of queries, then of values that are rows. With 80 registers a multiprocessor has three CTAs of 256 threads.
 template <class T, bool rotated>
-__global__ void __maxnreg__(rotated ? 128 : 80) rows_kernel(const __grid_constant__ PackCall call) {
+__global__ void __maxnreg__(rotated ? 128 : 80) rows_kernel(const __grid_constant__ AnyRecipeCall call) {
   __shared__ RowsShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
   const int unit = static_cast<int>(blockIdx.x), keys = p.key_tiles * p.kv_heads, queries = p.query_tiles * p.heads;
   if (unit < keys)
-    pack_rows<T, rotated>(call, Role::key, unit, shared);
+    quantize_rows<T, rotated>(call, Role::key, unit, shared);
   else if (unit - keys < queries)
-    pack_rows<T, rotated>(call, Role::query, unit - keys, shared);
+    quantize_rows<T, rotated>(call, Role::query, unit - keys, shared);
   else
-    pack_rows<T, false>(call, Role::value, unit - keys - queries, shared);
+    quantize_rows<T, false>(call, Role::value, unit - keys - queries, shared);
 }
 
 template <class T>
-__global__ void __launch_bounds__(most_columns, 2) columns_kernel(const __grid_constant__ PackCall call) {
+__global__ void __launch_bounds__(most_columns, 2) columns_kernel(const __grid_constant__ AnyRecipeCall call) {
   __shared__ ColumnsShared shared;
   ptx::let_next_start();
-  pack_columns<T>(call, static_cast<int>(blockIdx.x), shared);
+  quantize_columns<T>(call, static_cast<int>(blockIdx.x), shared);
 }
 
 template <class T>
-void start(const PackCall& call, cudaStream_t stream) {
+void start(const AnyRecipeCall& call, cudaStream_t stream) {
   const Params& p = call.params;
   const unsigned dim = static_cast<unsigned>(call.form.dim), keys = static_cast<unsigned>(p.key_tiles * p.kv_heads),
                  queries = static_cast<unsigned>(p.query_tiles * p.heads);
@@ -452,8 +452,8 @@ void start(const PackCall& call, cudaStream_t stream) {
 
 }  // namespace
 
-void pack(const Params& params, const Recipe& recipe, bool bf16, cudaStream_t stream) {
-  const PackCall call{params, recipe, form_of(recipe, params.dim)};
+void quantize_any_recipe(const Params& params, const Recipe& recipe, bool bf16, cudaStream_t stream) {
+  const AnyRecipeCall call{params, recipe, form_of(recipe, params.dim)};
   collect(call, bf16, stream);
   bf16 ? start<__nv_bfloat16>(call, stream) : start<__half>(call, stream);
 }

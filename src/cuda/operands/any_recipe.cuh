@@ -13,7 +13,7 @@
 namespace chitu::cuda {
 
 // A call, as its kernels get it.
-struct PackCall {
+struct AnyRecipeCall {
   Params params;
   Recipe recipe;
   Form form;
@@ -26,7 +26,7 @@ __host__ __device__ inline const View& input_of(const Params& p, Role role) {
 constexpr int heads_of(const Params& p, Role role) { return role == Role::query ? p.heads : p.kv_heads; }
 
 // The two kernels that come first: what must be known of whole heads, prepare(), Params::centre and Params::channels.
-void collect(const PackCall& call, bool bf16, cudaStream_t stream);
+void collect(const AnyRecipeCall& call, bool bf16, cudaStream_t stream);
 
 // ---- statistics
 
@@ -46,11 +46,11 @@ struct Chunks {
     tiles = of_sample ? 1 << 30 : std::max({1, ceiling(all * heads_of(p, role), 1024), ceiling(all, 256)});
     count = all / tiles + p.sequences;
   }
-  __device__ int tokens(const Place& s) const { return of_queries ? s.queries : s.keys; }
-  __device__ int in(const Place& s) const { return ceiling(tiles_of(tokens(s)), tiles); }
+  __device__ int tokens(const SequenceLayout& s) const { return of_queries ? s.queries : s.keys; }
+  __device__ int in(const SequenceLayout& s) const { return ceiling(tiles_of(tokens(s)), tiles); }
   // The place of a sequence's first. In a packed call each sequence rounds up once at most, so one place more for each is enough.
-  __device__ int first(const Params& p, const Place& s, int sequence) const {
-    return p.places ? (of_queries ? s.query_tile : s.key_tile) / tiles + sequence : sequence * in(s);
+  __device__ int first(const Params& p, const SequenceLayout& s, int sequence) const {
+    return p.layouts ? (of_queries ? s.query_tile : s.key_tile) / tiles + sequence : sequence * in(s);
   }
 };
 
@@ -93,7 +93,7 @@ __device__ __forceinline__ std::uint32_t largest(const uint4& x) { return larger
 
 // Of two sizes, is one infinite or NaN?
 template <class T>
-__device__ __forceinline__ bool nonfinite(std::uint32_t sizes) {
+__device__ __forceinline__ bool has_nonfinite(std::uint32_t sizes) {
   return (sizes & 0xffff) >= infinity_bits<T> || sizes >> 16 >= infinity_bits<T>;
 }
 

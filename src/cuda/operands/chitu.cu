@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The chitu recipe's quantiser of keys and values on Hopper: they are read once and written once, in the layout that the attention kernel
-// copies. Queries are quantised by that kernel (quantise_queries.cuh).
+// copies. Queries are quantised by that kernel (quantize_queries.cuh).
 // docs/numerics.md, "Quantising", is the specification; docs/kernels/sm90.md has the bound and what was measured.
 //
 //   - A small kernel makes the keys' centre and λ from the sample. The main kernel starts beside it.
@@ -24,17 +24,17 @@ namespace {
 
 constexpr int sample_loads = 8, most_sample_threads = 512;  // loads of a thread: enough for 256 tokens
 
-// Of QuantiseParams, what it needs, and the Sample of a sequence's keys, where all sequences are alike.
+// Of QuantizeParams, what it needs, and the Sample of a sequence's keys, where all sequences are alike.
 struct SampleJob {
   View key, value;
-  const Place* places;
+  const SequenceLayout* layouts;
   int kv_heads, heads;  // in one sequence, in all
   int key_begin;
   std::uint32_t count, stride;
   double one_over_count;
   void* centre;
   float* channels;
-  int* spoilt;
+  int* any_nonfinite;
 };
 
 // Sample::token() in the fewest instructions, of a stride below 2^32.
@@ -71,8 +71,8 @@ __device__ __forceinline__ void sample_head(const SampleJob& p, int row) {
   const int head = row - batch * p.kv_heads;
   std::uint32_t count = p.count, stride = p.stride;
   double one_over_count = p.one_over_count;
-  if (p.places) {
-    const Place& s = p.places[batch];
+  if (p.layouts) {
+    const SequenceLayout& s = p.layouts[batch];
     const Sample sample(s.keys);
     batch = s.batch, begin = s.key_begin;
     count = static_cast<std::uint32_t>(sample.count), stride = static_cast<std::uint32_t>(sample.stride);
@@ -111,10 +111,10 @@ __device__ __forceinline__ void sample_head(const SampleJob& p, int row) {
     for (int i = 0; i < sample_loads; ++i) {  // again, of keys without the row, of values without the number
       const uint4 y = load_row(i);
       const std::uint32_t words[4] = {y.x, y.y, y.z, y.w};
-      const unsigned spoilt = __ballot_sync(~0u, has_nonfinite<T>(words)) >> lane / lanes * lanes & ((1u << lanes) - 1);
+      const unsigned nonfinite = __ballot_sync(~0u, has_nonfinite<T>(words)) >> lane / lanes * lanes & ((1u << lanes) - 1);
       if (is_value)
         add(finite_part<T>(y));
-      else if (!spoilt)
+      else if (!nonfinite)
         add(y);
       else if (chunk == 0)
         ++without;
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __gri
   ptx::wait_for_previous();
   ptx::let_next_start();
   const int row = static_cast<int>(blockIdx.x);
-  if (row == 0 && threadIdx.x == 0) *job.spoilt = 0;
+  if (row == 0 && threadIdx.x == 0) *job.any_nonfinite = 0;
   if (row < job.heads)
     sample_head<T, dim, true>(job, row);
   else
@@ -190,28 +190,28 @@ __global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __gri
 
 // Four CTAs a multiprocessor.
 template <class T, int dim>
-__global__ void __launch_bounds__(quantise_threads, 4) quantise_kernel(const __grid_constant__ Job job) {
+__global__ void __launch_bounds__(quantize_threads, 4) quantize_kernel(const __grid_constant__ Job job) {
   __shared__ __align__(16) Shared shared;
   ptx::let_next_start();
   const int block = static_cast<int>(blockIdx.x), unit = block / 2;
   if (unit < job.units) {
     if (block % 2)
-      quantise_values<T, dim>(job, unit, shared);
+      quantize_values<T, dim>(job, unit, shared);
     else
-      quantise_keys<T, dim>(job, unit, shared);
+      quantize_keys<T, dim>(job, unit, shared);
     return;
   }
-  const QuantiseParams& p = job.params;
-  const int first = 2 * job.units, thread = (block - first) * quantise_threads + static_cast<int>(threadIdx.x),
-            threads = (static_cast<int>(gridDim.x) - first) * quantise_threads;
+  const QuantizeParams& p = job.params;
+  const int first = 2 * job.units, thread = (block - first) * quantize_threads + static_cast<int>(threadIdx.x),
+            threads = (static_cast<int>(gridDim.x) - first) * quantize_threads;
   prepare(p, thread, threads);
-  for (int i = thread; i < p.query_tiles * p.heads; i += threads) p.spoilt_queries[i] = 0;
+  for (int i = thread; i < p.query_tiles * p.heads; i += threads) p.nonfinite_queries[i] = 0;
   ptx::wait_for_previous();  // even if there are no keys: who waits for this kernel waits for both
 }
 
 template <class T, int dim>
-void start(const QuantiseParams& p, cudaStream_t stream) {
-  const Sample same(p.same.keys), largest(p.places ? std::int64_t{tile_tokens} * p.key_tiles : p.same.keys);
+void start(const QuantizeParams& p, cudaStream_t stream) {
+  const Sample same(p.same.keys), largest(p.layouts ? std::int64_t{tile_tokens} * p.key_tiles : p.same.keys);
   const int loads = static_cast<int>(largest.count) * (dim / 8), most = 128 * sample_loads;
   const int threads = std::clamp((loads + most - 1) / most * 128, 128, most_sample_threads), heads = p.sequences * p.kv_heads;
   launch(sample_kernel<T, dim>,
@@ -222,7 +222,7 @@ void start(const QuantiseParams& p, cudaStream_t stream) {
          stream,
          {.key = p.key,
           .value = p.value,
-          .places = p.places,
+          .layouts = p.layouts,
           .kv_heads = p.kv_heads,
           .heads = heads,
           .key_begin = p.same.key_begin,
@@ -231,16 +231,16 @@ void start(const QuantiseParams& p, cudaStream_t stream) {
           .one_over_count = 1 / static_cast<double>(same.count),
           .centre = p.centre,
           .channels = p.channels,
-          .spoilt = p.spoilt});
+          .any_nonfinite = p.any_nonfinite});
   const int tiles_of_unit = 128 / dim, units = (p.key_tiles * p.kv_heads + tiles_of_unit - 1) / tiles_of_unit,
-            preparing = std::clamp(range_count(p) / quantise_threads, 1, 128);
-  launch(quantise_kernel<T, dim>, {.blocks = static_cast<unsigned>(2 * units + preparing), .threads = quantise_threads, .overlaps = true},
+            preparing = std::clamp(range_count(p) / quantize_threads, 1, 128);
+  launch(quantize_kernel<T, dim>, {.blocks = static_cast<unsigned>(2 * units + preparing), .threads = quantize_threads, .overlaps = true},
          stream, {.params = p, .units = units, .tiles = Divisor(std::max(tiles_of(p.same.keys), 1)), .heads = Divisor(p.kv_heads)});
 }
 
 }  // namespace
 
-void quantise(const QuantiseParams& params, bool bf16, cudaStream_t stream) {
+void quantize_chitu(const QuantizeParams& params, bool bf16, cudaStream_t stream) {
   const int dim = params.dim;
   if (bf16)
     dim == 64 ? start<__nv_bfloat16, 64>(params, stream) : start<__nv_bfloat16, 128>(params, stream);

@@ -14,7 +14,7 @@
 namespace chitu::cuda {
 namespace {  // part of quantise.cu
 
-constexpr int quantise_threads = 256;
+constexpr int quantize_threads = 256;
 
 // What the sample kernel, which this one overlaps, has written: not through the read-only path.
 __device__ __forceinline__ uint4 load_sampled(const void* p) {
@@ -67,13 +67,13 @@ struct Divisor {
 
 // The main kernel's parameters. A CTA has a unit of one operand: a tile with dim 128, two with dim 64; those behind all units prepare().
 struct Job {
-  QuantiseParams params;
+  QuantizeParams params;
   int units;
   Divisor tiles, heads;  // of a sequence's keys, where all are alike
 };
 
-__device__ __forceinline__ TilePlace place_of(const Job& job, int index) {
-  if (job.params.places) return tile_place<false>(job.params, index);
+__device__ __forceinline__ TileLocation locate_tile(const Job& job, int index) {
+  if (job.params.layouts) return locate_tile<false>(job.params, index);
   const int row = job.tiles.of(index), sequence = job.heads.of(row);
   return {sequence, row - sequence * static_cast<int>(job.heads.divisor), index - row * static_cast<int>(job.tiles.divisor), index};
 }
@@ -81,7 +81,7 @@ __device__ __forceinline__ TilePlace place_of(const Job& job, int index) {
 // A thread's 16-byte pieces of a tile on their way through shared memory: copies that the compiler cannot put off, unlike loads, which it
 // moves behind the wait for the sample and the work on the pieces before them. Nobody else reads them, so there is no barrier.
 constexpr int pieces_of_thread = 8;
-using Pieces = uint4[pieces_of_thread][quantise_threads];
+using Pieces = uint4[pieces_of_thread][quantize_threads];
 
 __device__ __forceinline__ void fetch(Pieces& pieces, int i, const void* from, bool exists) {
   ptx::copy_16(ptx::shared_address(&pieces[i][threadIdx.x]), from, exists);

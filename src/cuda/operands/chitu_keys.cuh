@@ -104,7 +104,7 @@ struct KeyPart {
   int lane, group, warp;
   RowShare<dim> share;
   bool exists;
-  TilePlace at;
+  TileLocation at;
   int row;            // the thread's first in the tile; the others are 16 c + 4 h behind it
   int left;           // of which so many exist
   std::int64_t step;  // between rows
@@ -113,12 +113,12 @@ struct KeyPart {
 
   __device__ __forceinline__ KeyPart(const Job& job, int unit)
       : lane(threadIdx.x % 32), group(threadIdx.x / 32 / warps), warp(threadIdx.x / 32 % warps), share(lane) {
-    const QuantiseParams& p = job.params;
+    const QuantizeParams& p = job.params;
     const int index = unit * chunks + group;
     exists = chunks == 1 || index < p.key_tiles * p.kv_heads;
     if (!exists) return;
-    at = place_of(job, index);
-    const Place sequence = place(p, at.sequence);
+    at = locate_tile(job, index);
+    const SequenceLayout sequence = sequence_layout(p, at.sequence);
     row = warp * 16 * chunks + share.row;
     left = sequence.keys - at.tile * tile_tokens - row;
     step = p.key.token;
@@ -136,11 +136,11 @@ struct KeyPart {
 };
 
 template <class T, int dim>
-__device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& shared) {
+__device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& shared) {
   using Part = KeyPart<T, dim>;
   using Row = RotatedRow<T, dim>;
   constexpr int pieces = Row::pieces, chunks = Part::chunks, warps = Part::warps;
-  const QuantiseParams& p = job.params;
+  const QuantizeParams& p = job.params;
   const Part part(job, unit);
   if (!part.exists) return;
 #pragma unroll
@@ -157,7 +157,7 @@ __device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& 
   ptx::wait_for_previous();  // for the sample
   ptx::wait_for_copies();
 
-  bool spoilt = false;  // is a key? Of the thread's, then of the tile
+  bool nonfinite = false;  // is a key? Of the thread's, then of the tile
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     Row rows[chunks];
@@ -173,7 +173,7 @@ __device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& 
     for (int c = 0; c < chunks; ++c) {
       rows[c].butterflies();
       const bool exists = part.exists_row(h, c), finite = rows[c].finite();
-      spoilt |= exists && !finite;
+      nonfinite |= exists && !finite;
       good[c] = exists && finite;
       top = fmaxf(top, good[c] ? rows[c].largest() : 0);
     }
@@ -184,7 +184,7 @@ __device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& 
     const bool speaks = (part.lane & 0x17) == 0;
     float* slot = shared.numbers + (part.group * 4 + key_group) * warps;
     if (speaks) slot[part.warp] = top;
-    spoilt = barrier_or(1 + part.group, warps * 32, spoilt);
+    nonfinite = barrier_or(1 + part.group, warps * 32, nonfinite);
 #pragma unroll
     for (int i = 0; i < warps; i += 4) {
       const float4 of = *reinterpret_cast<const float4*>(slot + i);
@@ -192,7 +192,7 @@ __device__ __forceinline__ void quantise_keys(const Job& job, int unit, Shared& 
     }
     PassScales* passes = p.passes + 2 * part.at.index;
     if (speaks && part.warp == 0) passes[0].key[key_group] = passes[1].key[key_group] = scale_of<dim>(top);
-    if (h == 1 && part.warp == 0 && part.lane == 0) mark(p, p.spoilt_keys, part.at.index, spoilt);
+    if (h == 1 && part.warp == 0 && part.lane == 0) mark(p, p.nonfinite_keys, part.at.index, nonfinite);
     const float inverse = inverse_of<dim>(top);
 #pragma unroll
     for (int c = 0; c < chunks; ++c)

@@ -20,13 +20,13 @@ struct ValuePart {
   int lane, block, column, group, warp, channel0;
   int chunk;
   bool exists;
-  TilePlace at;
+  TileLocation at;
   int valid;              // keys behind the thread's first
   const T* from;          // its first key's first channel
   const float* channels;  // λ of its first channel
 
   __device__ __forceinline__ ValuePart(const Job& job, int unit) {
-    const QuantiseParams& p = job.params;
+    const QuantizeParams& p = job.params;
     lane = threadIdx.x % 32;
     block = lane / 4;
     column = lane % 4;
@@ -37,8 +37,8 @@ struct ValuePart {
     const int index = unit * groups + group, first = chunk * 16 + block % 2 * 4;
     exists = index < p.key_tiles * p.kv_heads;
     if (!exists) return;
-    at = place_of(job, index);
-    const Place sequence = place(p, at.sequence);
+    at = locate_tile(job, index);
+    const SequenceLayout sequence = sequence_layout(p, at.sequence);
     valid = sequence.keys - at.tile * tile_tokens - first;
     from = static_cast<const T*>(p.value.data) + sequence.batch * p.value.batch + at.head * p.value.head +
            (sequence.key_begin + at.tile * tile_tokens + first) * p.value.token + channel0;
@@ -57,8 +57,8 @@ struct ValuePart {
 
 // The residual plane of a flagged tile. Rare: the tile is read again, an element at a time.
 template <class T, int dim>
-__device__ __forceinline__ void quantise_residuals(const Job& job, int unit, float scale, float inverse) {
-  const QuantiseParams& p = job.params;
+__device__ __forceinline__ void quantize_residuals(const Job& job, int unit, float scale, float inverse) {
+  const QuantizeParams& p = job.params;
   using Part = ValuePart<T, dim>;
   const Part part(job, ptx::opaque(unit));
   auto* out = reinterpret_cast<std::uint8_t*>(p.residuals) + part.at.index * tile_tokens * dim;
@@ -87,8 +87,8 @@ __device__ __forceinline__ std::uint32_t pack_half(float a, float b) {
 }
 
 template <class T, int dim>
-__device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared& shared) {
-  const QuantiseParams& p = job.params;
+__device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared& shared) {
+  const QuantizeParams& p = job.params;
   using Part = ValuePart<T, dim>;
   constexpr int keys = Part::keys, parts = Part::parts, warps = Part::warps;
   const Part part(job, unit);
@@ -121,7 +121,7 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
   }
   float size[4];
   std::uint32_t largest[4];  // |v| of a channel, among the bits as integers, two at a time: its |v / λ| is the largest too
-  bool spoilt = false;       // is a number? Of the warp's, then of the tile
+  bool nonfinite = false;    // is a number? Of the warp's, then of the tile
   ptx::wait_for_copies();
   for (;;) {
 #pragma unroll
@@ -141,7 +141,7 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
       ptx::mma<T>(size, make_uint4(a[2], b[2], a[3], b[3]), {mine ? weight[2] : 0, mine ? weight[3] : 0}, true);
     }
     if (!__any_sync(~0u, has_nonfinite<T>(largest))) break;
-    spoilt = true;
+    nonfinite = true;
 #pragma unroll
     for (auto& piece : shared.pieces) piece[threadIdx.x] = finite_part<T>(piece[threadIdx.x]);
   }
@@ -154,8 +154,8 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
   *reinterpret_cast<float2*>(sizes + part.warp % parts * tile_tokens + part.warp / parts * 64 + part.lane * 2) =
       make_float2(size[0] + size[1], size[2] + size[3]);
   if (part.lane == 0) tops[part.warp] = top;
-  spoilt = barrier_or(1 + part.group, warps * 32, spoilt);
-  if (part.warp == 0 && part.lane == 0) mark(p, p.spoilt_values, part.at.index, spoilt);
+  nonfinite = barrier_or(1 + part.group, warps * 32, nonfinite);
+  if (part.warp == 0 && part.lane == 0) mark(p, p.nonfinite_values, part.at.index, nonfinite);
 #pragma unroll
   for (int i = 0; i < warps; ++i) top = fmaxf(top, tops[i]);
   const float limit = top * unit_of_sizes * (dim / flag_ratio);
@@ -183,7 +183,7 @@ __device__ __forceinline__ void quantise_values(const Job& job, int unit, Shared
   const bool flagged = barrier_or(1 + part.group, warps * 32, small);
   const float scale = divide(top, 127);
   if (part.warp == 0 && part.lane == 0) write_passes(p, part.at.index, scale, flagged);
-  if (flagged) quantise_residuals<T, dim>(job, unit, scale, inverse);
+  if (flagged) quantize_residuals<T, dim>(job, unit, scale, inverse);
 }
 
 }  // namespace

@@ -14,11 +14,11 @@ namespace chitu::cuda {
 // The sequence to which unit `unit` of a head belongs, in a packed call: the last whose first unit, before(place), is not behind it.
 // Sequences without units are passed over, because the next one begins at the same unit.
 template <class Before>
-__device__ int sequence_of(const QuantiseParams& p, int unit, Before before) {
+__device__ int sequence_of(const QuantizeParams& p, int unit, Before before) {
   int low = 0, high = p.sequences - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (before(p.places[middle]) <= unit)
+    if (before(p.layouts[middle]) <= unit)
       low = middle;
     else
       high = middle - 1;
@@ -27,19 +27,19 @@ __device__ int sequence_of(const QuantiseParams& p, int unit, Before before) {
 }
 
 // A tile of a head of a sequence: queries' (heads: all), or keys' and values' (heads: kv_heads). index: among all tiles of the operand.
-struct TilePlace {
+struct TileLocation {
   int sequence, head, tile;
   std::int64_t index;
 };
 
 template <bool is_query>
-__device__ TilePlace tile_place(const QuantiseParams& p, int index) {
+__device__ TileLocation locate_tile(const QuantizeParams& p, int index) {
   const int heads = is_query ? p.heads : p.kv_heads;
-  const auto first = [](const Place& s) { return is_query ? s.query_tile : s.key_tile; };
+  const auto first = [](const SequenceLayout& s) { return is_query ? s.query_tile : s.key_tile; };
   int sequence, tiles, begin;
-  if (p.places) {
+  if (p.layouts) {
     sequence = sequence_of(p, index / heads, first);
-    const Place& s = p.places[sequence];
+    const SequenceLayout& s = p.layouts[sequence];
     tiles = tiles_of(is_query ? s.queries : s.keys);
     begin = first(s) * heads;
   } else {
@@ -52,26 +52,27 @@ __device__ TilePlace tile_place(const QuantiseParams& p, int index) {
 }
 
 // By thread `thread` of `threads`: what each query sees, and the attention kernel's counters at 0.
-__device__ inline void prepare(const QuantiseParams& p, int thread, int threads) {
+__device__ inline void prepare(const QuantizeParams& p, int thread, int threads) {
   if (thread == 0) *p.items_taken = 0;
   for (int i = thread; i < split_item_count(p) * most_warps; i += threads) p.pieces_done[i] = 0;
   const int count = range_count(p);
   for (int i = thread; i < count; i += threads) {
-    const Place s = p.places ? p.places[sequence_of(p, i / tile_tokens, [](const Place& x) { return x.query_tile; })] : p.same;
-    const int query = i - (p.places ? s.query_tile * tile_tokens : 0);
+    const SequenceLayout s =
+        p.layouts ? p.layouts[sequence_of(p, i / tile_tokens, [](const SequenceLayout& x) { return x.query_tile; })] : p.same;
+    const int query = i - (p.layouts ? s.query_tile * tile_tokens : 0);
     const Range seen = visible(p.window, s.query_positions.first + query * s.query_positions.step, s.key_positions, s.keys);
     p.ranges[i] = query < s.queries ? make_int2(static_cast<int>(seen.begin), static_cast<int>(seen.end)) : make_int2(0, 0);
   }
 }
 
-// Whether a tile has something that is not finite, to its flag, one of QuantiseParams::spoilt_...
-__device__ __forceinline__ void mark(const QuantiseParams& p, std::uint8_t* flags, std::int64_t tile, bool spoilt) {
-  flags[tile] = spoilt;
-  if (spoilt) *p.spoilt = 1;
+// Whether a tile has something that is not finite, to its flag, one of QuantizeParams::nonfinite_...
+__device__ __forceinline__ void mark(const QuantizeParams& p, std::uint8_t* flags, std::int64_t tile, bool nonfinite) {
+  flags[tile] = nonfinite;
+  if (nonfinite) *p.any_nonfinite = 1;
 }
 
 // What an attention kernel needs of a tile's values.
-__device__ __forceinline__ void write_passes(const QuantiseParams& p, std::int64_t tile, float scale, bool flagged) {
+__device__ __forceinline__ void write_passes(const QuantizeParams& p, std::int64_t tile, float scale, bool flagged) {
   static_assert(offsetof(PassScales, value) == 16 && offsetof(PassScales, last) == 20 && offsetof(PassScales, flagged) == 24);
   auto* passes = reinterpret_cast<int4*>(p.passes + 2 * tile);  // of both the second half
   passes[1] = make_int4(__float_as_int(scale), 1, flagged, 0);

@@ -26,11 +26,11 @@ constexpr bool any_collected(const Recipe& r, bool bf16) {
   return collected(r, Role::query, bf16) || collected(r, Role::key, bf16) || collected(r, Role::value, bf16);
 }
 
-__host__ __device__ Chunks chunks_of(const PackCall& call, Role role) {
+__host__ __device__ Chunks chunks_of(const AnyRecipeCall& call, Role role) {
   return Chunks(call.params, role, sampled(quant_of(call.recipe, role)));
 }
 // CTAs of an operand in collect_kernel.
-__host__ __device__ int units_of(const PackCall& call, Role role, bool bf16) {
+__host__ __device__ int units_of(const AnyRecipeCall& call, Role role, bool bf16) {
   return collected(call.recipe, role, bf16) ? chunks_of(call, role).count * heads_of(call.params, role) : 0;
 }
 
@@ -70,7 +70,7 @@ struct Part {
       }
     }
   }
-  __device__ bool spoilt() const { return nonfinite<T>(larger(larger(larger(largest[0], largest[1]), largest[2]), largest[3])); }
+  __device__ bool any_nonfinite() const { return has_nonfinite<T>(larger(larger(larger(largest[0], largest[1]), largest[2]), largest[3])); }
 };
 
 struct CollectShared {
@@ -96,7 +96,7 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
 #pragma unroll
       for (int j = 0; j < batch; ++j) part.add(x[j], signs);
     }
-  if (__syncthreads_or(part.spoilt())) {  // rare: once more, a warp a token
+  if (__syncthreads_or(part.any_nonfinite())) {  // rare: once more, a warp a token
     part = {};
     groups = collect_threads / 32;
     group = warp;
@@ -106,7 +106,7 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
       uint4 x = lane < pieces ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
       if (is_value)
         x = finite_part<T>(x);
-      else if (__any_sync(~0u, nonfinite<T>(largest(x))))
+      else if (__any_sync(~0u, has_nonfinite<T>(largest(x))))
         continue;
       else
         ++taken;
@@ -143,12 +143,12 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
 // By all threads of the call's first kernel.
 __device__ __forceinline__ void begin(const Params& p) {
   const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (thread == 0) *p.spoilt = 0;
+  if (thread == 0) *p.any_nonfinite = 0;
   prepare(p, thread, static_cast<int>(gridDim.x * blockDim.x));
 }
 
 template <class T>
-__global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __grid_constant__ PackCall call) {
+__global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __grid_constant__ AnyRecipeCall call) {
   __shared__ CollectShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
@@ -171,10 +171,11 @@ __global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __gri
   const Quant& quant = quant_of(call.recipe, role);
   const bool is_sample = sampled(quant);
   const int head = unit / chunks.count, at = unit % chunks.count;
-  const int sequence = p.places ? sequence_of(p, at, [&](const Place& s) { return chunks.first(p, s, static_cast<int>(&s - p.places)); })
-                                : at / max(chunks.in(p.same), 1);
+  const int sequence =
+      p.layouts ? sequence_of(p, at, [&](const SequenceLayout& s) { return chunks.first(p, s, static_cast<int>(&s - p.layouts)); })
+                : at / max(chunks.in(p.same), 1);
   if (sequence >= p.sequences) return;
-  const Place s = place(p, sequence);
+  const SequenceLayout s = sequence_layout(p, sequence);
   const int chunk = at - chunks.first(p, s, sequence), all = chunks.tokens(s);
   if (chunk >= chunks.in(s)) return;
   const Sample sample(all);
@@ -260,7 +261,7 @@ __device__ float lambda_of(const Total& total, int dim, ConcludeShared& shared) 
 }
 
 template <class T>
-__global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid_constant__ PackCall call) {
+__global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid_constant__ AnyRecipeCall call) {
   __shared__ ConcludeShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
@@ -274,7 +275,7 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
   const auto total = [&](Role role) {
     const Chunks chunks = chunks_of(call, role);
     const int heads = heads_of(p, role), sequence = unit / heads, head = unit % heads;
-    const Place s = place(p, sequence);
+    const SequenceLayout s = sequence_layout(p, sequence);
     return total_of(
         p.statistics + statistics.records(role) + (std::int64_t{head} * chunks.count + chunks.first(p, s, sequence)) * statistics.record,
         collected(call.recipe, role, is_bf16<T>) ? chunks.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
@@ -314,7 +315,7 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
 }
 
 template <class T>
-void start(const PackCall& call, cudaStream_t stream) {
+void start(const AnyRecipeCall& call, cudaStream_t stream) {
   const Params& p = call.params;
   // Enough CTAs for begin() too, in the kernel that calls it.
   const int enough = std::min(ceiling(range_count(p), 512), 1024);
@@ -334,7 +335,7 @@ void start(const PackCall& call, cudaStream_t stream) {
 
 std::int64_t statistics_count(const Params& params) { return Statistics(params).count; }
 
-void collect(const PackCall& call, bool bf16, cudaStream_t stream) {
+void collect(const AnyRecipeCall& call, bool bf16, cudaStream_t stream) {
   bf16 ? start<__nv_bfloat16>(call, stream) : start<__half>(call, stream);
 }
 

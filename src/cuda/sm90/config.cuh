@@ -16,13 +16,13 @@ namespace chitu::cuda::sm90 {
 constexpr int most_shared_bytes = 232448;  // of a CTA
 constexpr int out_bytes = 16 * 64 * 2;     // 64 channels of a warp's rows, on their way to memory
 
-// input, quantises_queries: as attention.h has them.
-template <const Recipe& recipe, DType input_, int dim_, bool quantises_queries_>
-struct Loop {
+// input, quantizes_queries: as attention.h has them.
+template <const Recipe& recipe, DType input_, int dim_, bool quantizes_queries_>
+struct Config {
   static constexpr DType input = input_;
   using Input = std::conditional_t<input == DType::bf16, __nv_bfloat16, __half>;
   static constexpr int dim = dim_;
-  static constexpr bool quantises_queries = quantises_queries_;
+  static constexpr bool quantizes_queries = quantizes_queries_;
   static constexpr Form form = form_of(recipe, dim);
   static constexpr bool by_tile = recipe.weights.by_tile;
   static constexpr float log2_top = log2_of(recipe.weights.top);
@@ -35,9 +35,9 @@ struct Loop {
   static constexpr bool integer_scores = score_type == DType::i8, integer_values = value_type == DType::u8;
   static constexpr bool sums_in_place = form.value_bytes == 2;      // the tensor cores add to the output; else each tile's product is added
   static constexpr bool folds = !sums_in_place && !integer_values;  // that addition scales the output to a new reference on the way
-  static constexpr bool splits = form.splits;
+  static constexpr bool splittable = form.splittable;
   // The reference may lag this many powers of two behind the maximum, where a weight's precision does not depend on its size.
-  static constexpr float lag = splits ? 8 : 0;
+  static constexpr float lag = splittable ? 8 : 0;
 
   static constexpr bool query_scales = recipe.query.scaling != Scaling::none;
   static constexpr bool key_scales = recipe.key.scaling != Scaling::none && !form.scale_each_key;
@@ -57,7 +57,7 @@ struct Loop {
 
   static constexpr int row_bytes = dim * form.score_bytes, panel = row_bytes < 128 ? row_bytes : 128, panels = row_bytes / panel;
   static constexpr int query_bytes = form.block_queries * row_bytes, key_bytes = form.key_bytes();
-  static constexpr int block_bytes = quantises_queries ? form.block_queries * dim * 2 : query_bytes;  // of queries as they are brought
+  static constexpr int block_bytes = quantizes_queries ? form.block_queries * dim * 2 : query_bytes;  // of queries as they are brought
   static constexpr int value_bytes = form.tile_bytes() - key_bytes;
   static constexpr int halves = dim == 256 ? 2 : 1, width = dim / halves;  // channels of a product with values
   // Products with the values of the first keys start while the weights of the others are computed: where registers allow it, and it pays.
@@ -73,7 +73,7 @@ struct Loop {
     float query_scale[query_scales ? form.block_queries / form.query_scale_rows : 4];
     float channels[channel_scales ? dim : 4];
     float correction[corrections ? form.block_queries : 4];
-    std::uint16_t centre[quantises_queries ? dim : 8];
+    std::uint16_t centre[quantizes_queries ? dim : 8];
     int2 range[form.block_queries];
     int4 share[warpgroups];  // tiles of a warpgroup: first, end, first that every row sees in full, end of these
     int4 what;               // rows (0: no more work), first tile, end; of a piece its number among those of all split items; else -1
@@ -84,31 +84,31 @@ struct Loop {
   };
 
   // Keys and values of a tile come and go together, unless there is room for one of them only.
-  static constexpr int hadamard_bytes = quantises_queries ? 64 * 128 : 128;
+  static constexpr int hadamard_bytes = quantizes_queries ? 64 * 128 : 128;
   static constexpr int fixed_bytes = warps * out_bytes + 2 * sizeof(Item) + hadamard_bytes + 1024;
   static constexpr int stage_bytes = key_bytes + value_bytes + sizeof(PassScales) + (form.scale_each_key ? tile_tokens * 4 : 0);
   static constexpr int room(int blocks) { return (most_shared_bytes - fixed_bytes - blocks * block_bytes) / stage_bytes; }
   // Of a block that the warpgroups quantise first one place is enough: it is free soon after the item has begun.
-  static constexpr int block_places = !quantises_queries && room(2) >= 2 ? 2 : 1, query_places = quantises_queries ? 2 : block_places;
-  static constexpr int key_places = room(block_places) > 6 ? 6 : room(block_places) < 2 ? 1 : room(block_places);
-  static constexpr bool split = key_places == 1;
-  static constexpr int value_places = key_places;
-  static_assert(!quantises_queries || (panels == 1 && 64 * row_bytes <= 4 * out_bytes && form.query_scale_rows == 2 && corrections));
-  static_assert(!split || !passes, "the main loop hands keys back before it reads these");
+  static constexpr int block_slots = !quantizes_queries && room(2) >= 2 ? 2 : 1, item_slots = quantizes_queries ? 2 : block_slots;
+  static constexpr int key_slots = room(block_slots) > 6 ? 6 : room(block_slots) < 2 ? 1 : room(block_slots);
+  static constexpr bool separate_value_barriers = key_slots == 1;  // room for one tile only: its keys are handed back before its values
+  static constexpr int value_slots = key_slots;
+  static_assert(!quantizes_queries || (panels == 1 && 64 * row_bytes <= 4 * out_bytes && form.query_scale_rows == 2 && corrections));
+  static_assert(!separate_value_barriers || !passes, "the main loop hands keys back before it reads these");
   static_assert(!form.residuals || !unrounded_sums, "a residual plane must not count in the sums");
 
   struct Shared {
-    alignas(1024) std::uint8_t block[block_places][block_bytes];
+    alignas(1024) std::uint8_t block[block_slots][block_bytes];
     alignas(1024) std::uint8_t hadamard[hadamard_bytes];  // write_hadamard()
-    alignas(1024) std::uint8_t key[key_places][key_bytes];
-    alignas(1024) std::uint8_t value[value_places][value_bytes];
-    alignas(1024) std::uint8_t out[warps][out_bytes];  // of the epilogue; before, with quantises_queries, INT8 queries
-    float key_scale[form.scale_each_key ? key_places : 1][form.scale_each_key ? tile_tokens : 4];
-    PassScales scales[passes ? key_places : 1];
-    Item item[query_places];
-    std::uint64_t described[query_places], query_full[query_places], query_empty[query_places], full[key_places], empty[key_places];
-    std::uint64_t value_full[value_places], value_empty[value_places];  // only with `split`
-    std::uint64_t block_read;                                           // only with `quantises_queries`
+    alignas(1024) std::uint8_t key[key_slots][key_bytes];
+    alignas(1024) std::uint8_t value[value_slots][value_bytes];
+    alignas(1024) std::uint8_t out[warps][out_bytes];  // of the epilogue; before, with quantizes_queries, INT8 queries
+    float key_scale[form.scale_each_key ? key_slots : 1][form.scale_each_key ? tile_tokens : 4];
+    PassScales scales[passes ? key_slots : 1];
+    Item item[item_slots];
+    std::uint64_t item_written[item_slots], query_full[item_slots], query_empty[item_slots], full[key_slots], empty[key_slots];
+    std::uint64_t value_full[value_slots], value_empty[value_slots];  // only with separate_value_barriers
+    std::uint64_t block_read;                                         // only with `quantizes_queries`
   };
   static_assert(sizeof(Shared) <= most_shared_bytes, "more than a CTA may have");
 
@@ -119,7 +119,7 @@ struct Loop {
     __device__ std::uint32_t hadamard() const { return base + offsetof(Shared, hadamard); }
     // A warpgroup's, as wgmma reads them. Those that it has quantised lie where its warps stage what they store: at that time only.
     __device__ std::uint32_t query(int i, int warpgroup) const {
-      return quantises_queries ? out(4 * warpgroup) : block(i) + warpgroup * 64 * panel;
+      return quantizes_queries ? out(4 * warpgroup) : block(i) + warpgroup * 64 * panel;
     }
     __device__ std::uint32_t key(int i) const { return base + offsetof(Shared, key) + i * key_bytes; }
     __device__ std::uint32_t value(int i) const { return base + offsetof(Shared, value) + i * value_bytes; }
@@ -127,7 +127,7 @@ struct Loop {
     __device__ std::uint32_t scales(int i) const { return base + offsetof(Shared, scales) + i * sizeof(PassScales); }
     __device__ std::uint32_t item(int i) const { return base + offsetof(Shared, item) + i * sizeof(Item); }
     __device__ std::uint32_t out(int warp) const { return base + offsetof(Shared, out) + warp * out_bytes; }
-    __device__ std::uint32_t described(int i) const { return base + offsetof(Shared, described) + i * 8; }
+    __device__ std::uint32_t item_written(int i) const { return base + offsetof(Shared, item_written) + i * 8; }
     __device__ std::uint32_t query_full(int i) const { return base + offsetof(Shared, query_full) + i * 8; }
     __device__ std::uint32_t query_empty(int i) const { return base + offsetof(Shared, query_empty) + i * 8; }
     __device__ std::uint32_t full(int i) const { return base + offsetof(Shared, full) + i * 8; }
@@ -138,15 +138,15 @@ struct Loop {
   };
 };
 
-// Places of a ring, in turn, and the parity their barriers are waited for with. first: the first parity.
-template <int places, std::uint32_t first>
+// Slots of a ring, taken in turn, and the parity to wait for their barriers with. first: the first parity.
+template <int slots, std::uint32_t first>
 struct Ring {
-  static constexpr bool counts = places <= 2;  // one number instead of two, for the registers
+  static constexpr bool counts = slots <= 2;  // one number instead of two, for the registers
   std::uint32_t at = 0, odd = 0;
-  __device__ std::uint32_t place() const { return counts ? at & (places - 1) : at; }
-  __device__ std::uint32_t parity() const { return (counts ? at / places & 1 : odd) ^ first; }
+  __device__ std::uint32_t slot() const { return counts ? at & (slots - 1) : at; }
+  __device__ std::uint32_t parity() const { return (counts ? at / slots & 1 : odd) ^ first; }
   __device__ void advance() {
-    if (counts || ++at == places) {
+    if (counts || ++at == slots) {
       at = counts ? at + 1 : 0;
       odd ^= 1;
     }

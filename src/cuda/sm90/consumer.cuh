@@ -13,9 +13,9 @@
 //   query_empty    every thread of the warpgroups and the two that bring it; the producer waits. An item is done with.
 //   full           the producer's arrival and bytes; the warpgroups wait. A tile is there.
 //   empty          every thread of the warpgroups; the producer waits. (One a warp is no faster, and racecheck does not understand it.)
-//   value_full, value_empty   the same for values where keys have barriers of their own (Loop::split).
+//   value_full, value_empty   the same for values where keys have barriers of their own (Config::split).
 //   block_read     every thread of the warpgroups; the producer waits. Queries that they quantise themselves are read.
-//   named 1 ...    the warps of a warpgroup; with quantises_queries, around the queries that lie where these warps stage what they store.
+//   named 1 ...    the warps of a warpgroup; with quantizes_queries, around the queries that lie where these warps stage what they store.
 #pragma once
 
 #include "cuda/launch.h"
@@ -37,32 +37,32 @@ namespace chitu::cuda::sm90 {
 constexpr float integer_unit = 0x1p85f, integer_unit_back = 0x1p64f;  // 2^-149 integer_unit integer_unit_back = 1
 constexpr int offset_tiles = 32;
 
-template <class L>
+template <class C>
 struct Consumer {
-  using Item = typename L::Item;
-  using Score = std::conditional_t<L::integer_scores, std::uint32_t, float>;
-  using Product = std::conditional_t<L::integer_values, std::uint32_t, float>;
-  static constexpr Form form = L::form;
+  using Item = typename C::Item;
+  using Score = std::conditional_t<C::integer_scores, std::uint32_t, float>;
+  using Product = std::conditional_t<C::integer_values, std::uint32_t, float>;
+  static constexpr Form form = C::form;
   static constexpr int value_panel = tile_tokens * 128;  // bytes of 64 16-bit channels
-  using Queries = ptx::Matrix<L::panel>;
-  using Values = ptx::Matrix<128, (form.value_bytes == 2 && L::width > 64) ? value_panel : 16>;
+  using Queries = ptx::Matrix<C::panel>;
+  using Values = ptx::Matrix<128, (form.value_bytes == 2 && C::width > 64) ? value_panel : 16>;
 
   const Params& p;
-  const typename L::At at;
+  const typename C::At at;
   const int warpgroup;
-  const float zero;  // of weigh()
-  Ring<L::key_places, 0> ring;
-  Ring<L::value_places, 0> values;
+  const float opaque_zero;  // of weigh()
+  Ring<C::key_slots, 0> ring;
+  Ring<C::value_slots, 0> values;
 
   // s = q k^T
   __device__ __forceinline__ void scores(Score (&s)[64], Queries query, Queries key) {
     ptx::wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < L::row_bytes / 32; ++k) {
-      const int panel = k * 32 / L::panel, byte = k * 32 % L::panel;
-      const auto a = query.plus(panel * form.block_queries * L::panel + byte).descriptor();
-      const auto b = key.plus(panel * tile_tokens * L::panel + byte).descriptor();
-      k ? ptx::scores<L::score_type, true>(s, a, b) : ptx::scores<L::score_type, false>(s, a, b);
+    for (int k = 0; k < C::row_bytes / 32; ++k) {
+      const int panel = k * 32 / C::panel, byte = k * 32 % C::panel;
+      const auto a = query.plus(panel * form.block_queries * C::panel + byte).descriptor();
+      const auto b = key.plus(panel * tile_tokens * C::panel + byte).descriptor();
+      k ? ptx::scores<C::score_type, true>(s, a, b) : ptx::scores<C::score_type, false>(s, a, b);
     }
     ptx::wgmma_commit();
   }
@@ -75,20 +75,20 @@ struct Consumer {
 #pragma unroll
     for (int k = first * form.value_bytes; k < (first + blocks) * form.value_bytes; ++k) {
       const auto b = v.plus(k * step).descriptor();
-      add || k ? ptx::weighted<L::value_type, true>(t, w + 4 * k, b) : ptx::weighted<L::value_type, false>(t, w + 4 * k, b);
+      add || k ? ptx::weighted<C::value_type, true>(t, w + 4 * k, b) : ptx::weighted<C::value_type, false>(t, w + 4 * k, b);
     }
   }
 
   __device__ __forceinline__ void hand_back(int tiles) {
 #pragma unroll 1
     while (tiles > 0) {
-      ptx::barrier_wait(at.full(ring.place()), ring.parity());
-      tiles -= form.residuals ? ptx::load_int(at.scales(ring.place()) + offsetof(PassScales, last)) : 1;
-      ptx::barrier_arrive(at.empty(ring.place()));
+      ptx::barrier_wait(at.full(ring.slot()), ring.parity());
+      tiles -= form.residuals ? ptx::load_int(at.scales(ring.slot()) + offsetof(PassScales, last)) : 1;
+      ptx::barrier_arrive(at.empty(ring.slot()));
       ring.advance();
-      if constexpr (L::split) {
-        ptx::barrier_wait(at.value_full(values.place()), values.parity());
-        ptx::barrier_arrive(at.value_empty(values.place()));
+      if constexpr (C::separate_value_barriers) {
+        ptx::barrier_wait(at.value_full(values.slot()), values.parity());
+        ptx::barrier_arrive(at.value_empty(values.slot()));
         values.advance();
       }
     }
@@ -102,7 +102,7 @@ struct Consumer {
 
   // The thread's two rows: output so far, in units of the reference 2^m.
   struct Rows {
-    float o[L::halves][L::width / 2];
+    float o[C::halves][C::width / 2];
     float m[2] = {lowest, lowest}, unrounded[2] = {0, 0};
     // Of only one row, mine(), for the registers: even and odd lanes add up different ones. offset: a share of what value_offset has added
     // to o.
@@ -113,18 +113,18 @@ struct Consumer {
       for (int r = 0; r < 2; ++r) {
         unrounded[r] *= a[r];
       }
-      if constexpr (L::integer_values) {
+      if constexpr (C::integer_values) {
         rounded *= mine(a[0], a[1]);
         offset *= mine(a[0], a[1]);
       }
 #pragma unroll
       for (auto& half : o)
 #pragma unroll
-        for (int i = 0; i < L::width / 2; ++i) half[i] *= a[i >> 1 & 1];
+        for (int i = 0; i < C::width / 2; ++i) half[i] *= a[i >> 1 & 1];
     }
     // A reference for maxima x: the old one, unless it lags too far behind.
     __device__ __forceinline__ void refer(const float (&x)[2]) {
-      if (!__any_sync(~0u, (x[0] > m[0] + L::lag) | (x[1] > m[1] + L::lag))) return;
+      if (!__any_sync(~0u, (x[0] > m[0] + C::lag) | (x[1] > m[1] + C::lag))) return;
       float a[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -140,7 +140,7 @@ struct Consumer {
 #pragma unroll
       for (auto& half : o)
 #pragma unroll
-        for (int i = 0; i < L::width / 2; ++i) half[i] += b[i >> 1 & 1];
+        for (int i = 0; i < C::width / 2; ++i) half[i] += b[i >> 1 & 1];
       offset = 0;
     }
   };
@@ -148,29 +148,29 @@ struct Consumer {
   __device__ void run() {
     const auto keys = Queries::at(at.key(0));
     const auto first_value = Values::at(at.value(0));
-    Ring<L::query_places, 0> items;
+    Ring<C::item_slots, 0> items;
 #pragma unroll 1
     for (;; items.advance()) {
-      ptx::barrier_wait(at.query_full(items.place()), items.parity());
+      ptx::barrier_wait(at.query_full(items.slot()), items.parity());
       items.keep_uniform();
       ring.keep_uniform();
-      const std::uint32_t item = at.item(items.place());
+      const std::uint32_t item = at.item(items.slot());
       const int4 what = ptx::load_int4(item + offsetof(Item, what));
       if (what.x == 0) return;
       if (warpgroup * 64 >= what.x) {  // no rows for this warpgroup
-        if constexpr (L::quantises_queries) ptx::barrier_arrive(at.block_read());
+        if constexpr (C::quantizes_queries) ptx::barrier_arrive(at.block_read());
         hand_back(what.z - what.y);
-        ptx::barrier_arrive(at.query_empty(items.place()));
+        ptx::barrier_arrive(at.query_empty(items.slot()));
         continue;
       }
-      if constexpr (L::quantises_queries) quantise_queries<L>(p, at, item, warpgroup);
+      if constexpr (C::quantizes_queries) quantize_queries<C>(p, at, item, warpgroup);
       const int2 share = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16);
       hand_back(share.x - what.y);
-      const auto query = Queries::at(at.query(items.place(), warpgroup));
+      const auto query = Queries::at(at.query(items.slot(), warpgroup));
       // The softmax is in powers of 2. Read for each tile where there is no register for it.
       const auto query_scales = [&](float(&scale)[2]) {
         scale[0] = scale[1] = fabsf(p.scale) * log2_e;
-        if constexpr (L::query_scales) {
+        if constexpr (C::query_scales) {
           const int t = ptx::thread_index_again();
           const std::uint32_t from = item + offsetof(Item, query_scale) + (t >> 5) * (64 / form.query_scale_rows) + (t >> 2 & 7) * 4;
           scale[0] *= ptx::load_float(from);
@@ -184,18 +184,18 @@ struct Consumer {
       for (auto& half : rows.o)
 #pragma unroll
         for (float& x : half) x = 0;
-      bool ready = share.x < share.y && ptx::barrier_try(at.full(ring.place()), ring.parity());
+      bool ready = share.x < share.y && ptx::barrier_try(at.full(ring.slot()), ring.parity());
 
 #pragma unroll 1
       for (int tile = share.x; tile < share.y;) {
         Score s[64];
-        if (!ready) ptx::barrier_wait(at.full(ring.place()), ring.parity());
-        scores(s, query, keys.plus(ring.place() * L::key_bytes));
-        const int used = ring.place(), used_value = L::split ? values.place() : used;
+        if (!ready) ptx::barrier_wait(at.full(ring.slot()), ring.parity());
+        scores(s, query, keys.plus(ring.slot() * C::key_bytes));
+        const int used = ring.slot(), used_value = C::separate_value_barriers ? values.slot() : used;
         // Not zero, so that c times an unseen score is minus infinity.
         float c[2] = {query_scale[0], query_scale[1]};
-        if constexpr (L::warpgroups == 4) query_scales(c);
-        if constexpr (L::key_scales) {
+        if constexpr (C::warpgroups == 4) query_scales(c);
+        if constexpr (C::key_scales) {
           const float key_scale = ptx::load_float(at.scales(used) + (threadIdx.x & 3) * 4);
           c[0] *= key_scale;
           c[1] *= key_scale;
@@ -208,9 +208,9 @@ struct Consumer {
         std::uint32_t weights[form.value_bytes * 16];
         float unrounded[2] = {0, 0};
         float x[2];               // the maxima, then what the tile's integer product is multiplied by
-        float moved[2];           // what the output so far is multiplied by, with L::folds
-        Product t[L::width / 2];  // of one half of the channels
-        const auto value = first_value.plus(used_value * L::value_bytes);
+        float moved[2];           // what the output so far is multiplied by, with Config::folds
+        Product t[C::width / 2];  // of one half of the channels
+        const auto value = first_value.plus(used_value * C::value_bytes);
         const auto soften = [&](auto& scores) {
           if (masked) [[unlikely]] {
             mask<Item>(scores, item, tile);
@@ -220,8 +220,8 @@ struct Consumer {
           }
           x[0] = quad_maximum(x[0]);
           x[1] = quad_maximum(x[1]);
-          if constexpr (!L::by_tile && !L::folds) rows.refer(x);
-          if constexpr (L::folds) {
+          if constexpr (!C::by_tile && !C::folds) rows.refer(x);
+          if constexpr (C::folds) {
 #pragma unroll
             for (int r = 0; r < 2; ++r) {
               const float n = fmaxf(rows.m[r], x[r]);
@@ -229,11 +229,11 @@ struct Consumer {
               rows.m[r] = n;
             }
           }
-          const float(&reference)[2] = L::by_tile ? x : rows.m;
-          weigh<L>(scores, c, {L::log2_top - reference[0], L::log2_top - reference[1]}, zero, weights, unrounded, [&](int block) {
-            if constexpr (L::early) {
+          const float(&reference)[2] = C::by_tile ? x : rows.m;
+          weigh<C>(scores, c, {C::log2_top - reference[0], C::log2_top - reference[1]}, opaque_zero, weights, unrounded, [&](int block) {
+            if constexpr (C::early) {
               ptx::wgmma_fence();
-              if constexpr (L::sums_in_place)
+              if constexpr (C::sums_in_place)
                 weighted<true>(rows.o[0], weights, value, block, 1);
               else
                 weighted<false>(t, weights, value, block, 1);
@@ -244,25 +244,25 @@ struct Consumer {
         if constexpr (form.scale_each_key) {
           float scaled[64];
           scale_keys(s, at.key_scale(used), scaled);
-          if constexpr (L::split) ptx::barrier_arrive(at.empty(used));
+          if constexpr (C::separate_value_barriers) ptx::barrier_arrive(at.empty(used));
           soften(scaled);
         } else {
-          if constexpr (L::split) ptx::barrier_arrive(at.empty(used));
+          if constexpr (C::separate_value_barriers) ptx::barrier_arrive(at.empty(used));
           soften(s);
         }
-        if constexpr (L::split) ptx::barrier_wait(at.value_full(used_value), values.parity());
+        if constexpr (C::separate_value_barriers) ptx::barrier_wait(at.value_full(used_value), values.parity());
 
         const auto next = [&] {  // behind the product
           ring.advance();
-          if constexpr (L::split) values.advance();
-          ready = ptx::barrier_try(at.full(ring.place()), ring.parity());
+          if constexpr (C::separate_value_barriers) values.advance();
+          ready = ptx::barrier_try(at.full(ring.slot()), ring.parity());
         };
-        if constexpr (L::sums_in_place) {
-          if constexpr (!L::early) {
+        if constexpr (C::sums_in_place) {
+          if constexpr (!C::early) {
             ptx::wgmma_fence();
 #pragma unroll
-            for (int half = 0; half < L::halves; ++half)
-              weighted<true>(rows.o[half], weights, value.plus(half * L::width / 64 * value_panel));
+            for (int half = 0; half < C::halves; ++half)
+              weighted<true>(rows.o[half], weights, value.plus(half * C::width / 64 * value_panel));
             ptx::wgmma_commit();
           }
           next();
@@ -270,13 +270,13 @@ struct Consumer {
           for (int r = 0; r < 2; ++r) rows.unrounded[r] += unrounded[r];
           ++tile;
           ptx::wgmma_wait(rows.o);
-          ptx::barrier_arrive(L::split ? at.value_empty(used_value) : at.empty(used));
+          ptx::barrier_arrive(C::separate_value_barriers ? at.value_empty(used_value) : at.empty(used));
         } else {
 #pragma unroll
-          for (int half = 0; half < L::halves; ++half) {
-            if constexpr (!L::early) {
+          for (int half = 0; half < C::halves; ++half) {
+            if constexpr (!C::early) {
               ptx::wgmma_fence();
-              weighted<false>(t, weights, value.plus(half * L::width * tile_tokens));
+              weighted<false>(t, weights, value.plus(half * C::width * tile_tokens));
               ptx::wgmma_commit();
             }
             if (half == 0) {
@@ -284,15 +284,15 @@ struct Consumer {
               int last = 1;
               if constexpr (form.residuals) last = ptx::load_int(at.scales(used) + offsetof(PassScales, last));
               tile += last;
-              if constexpr (L::by_tile) rows.refer(x);
+              if constexpr (C::by_tile) rows.refer(x);
               std::uint32_t rounded = 0;
-              if constexpr (L::integer_values) {
+              if constexpr (C::integer_values) {
                 const std::uint32_t sums[2] = {rounded_sum(weights, 0), rounded_sum(weights, 1)};
                 rounded = mine(sums[0], sums[1]) + __shfl_xor_sync(~0u, mine(sums[1], sums[0]), 1);
               }
-              if constexpr (L::by_tile) {
+              if constexpr (C::by_tile) {
                 float value_scale = integer_unit;
-                if constexpr (L::value_scales) value_scale *= ptx::load_float(at.scales(used) + offsetof(PassScales, value));
+                if constexpr (C::value_scales) value_scale *= ptx::load_float(at.scales(used) + offsetof(PassScales, value));
 #pragma unroll
                 for (int r = 0; r < 2; ++r) x[r] = ptx::exp2_approx(x[r] - rows.m[r]);
                 rows.rounded = fmaf(__uint2float_rn(rounded * last), mine(x[0], x[1]), rows.rounded);
@@ -301,105 +301,105 @@ struct Consumer {
               } else {
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                  if constexpr (L::unrounded_sums)
-                    rows.unrounded[r] = L::folds ? fmaf(rows.unrounded[r], moved[r], unrounded[r]) : rows.unrounded[r] + unrounded[r];
+                  if constexpr (C::unrounded_sums)
+                    rows.unrounded[r] = C::folds ? fmaf(rows.unrounded[r], moved[r], unrounded[r]) : rows.unrounded[r] + unrounded[r];
                   x[r] = integer_unit;
                 }
-                if constexpr (L::integer_values) rows.rounded += __uint2float_rn(rounded);
+                if constexpr (C::integer_values) rows.rounded += __uint2float_rn(rounded);
               }
-              if constexpr (L::integer_values) rows.offset = fmaf(__uint_as_float(rounded * value_offset), mine(x[0], x[1]), rows.offset);
+              if constexpr (C::integer_values) rows.offset = fmaf(__uint_as_float(rounded * value_offset), mine(x[0], x[1]), rows.offset);
             }
             ptx::wgmma_wait(t);
-            if (half == L::halves - 1) ptx::barrier_arrive(L::split ? at.value_empty(used_value) : at.empty(used));
+            if (half == C::halves - 1) ptx::barrier_arrive(C::separate_value_barriers ? at.value_empty(used_value) : at.empty(used));
 #pragma unroll
-            for (int i = 0; i < L::width / 2; ++i) {
+            for (int i = 0; i < C::width / 2; ++i) {
               const int r = i >> 1 & 1;
               float& o = rows.o[half][i];
-              if constexpr (L::integer_values)
+              if constexpr (C::integer_values)
                 o = fmaf(__uint_as_float(t[i]), x[r], o);
               else
                 o = fmaf(o, moved[r], t[i]);
             }
           }
-          if constexpr (L::integer_values)
+          if constexpr (C::integer_values)
             if (tile % offset_tiles == 0) rows.remove_offset();
         }
       }
-      if constexpr (L::integer_values) rows.remove_offset();
+      if constexpr (C::integer_values) rows.remove_offset();
 
       hand_back(ptx::load_int4(item + offsetof(Item, what)).z - ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16).y);
       float rounded[2] = {}, others[2] = {};
-      if constexpr (L::rounded_sums) {
+      if constexpr (C::rounded_sums) {
         const float both = rows.rounded + __shfl_xor_sync(~0u, rows.rounded, 2), other = __shfl_xor_sync(~0u, both, 1);
         rounded[0] = mine(both, other);
         rounded[1] = mine(other, both);
       }
-      if constexpr (L::unrounded_sums) {
+      if constexpr (C::unrounded_sums) {
         others[0] = quad_sum(rows.unrounded[0]);
         others[1] = quad_sum(rows.unrounded[1]);
       }
-      if constexpr (L::splits) {
+      if constexpr (C::splittable) {
         const int piece = ptx::load_int4(item + offsetof(Item, what)).w;
-        if (piece >= 0 && !join<L>(p, piece, rows.o, rows.m, rounded, others)) {  // others are at work on it
-          ptx::barrier_arrive(at.query_empty(items.place()));
-          if constexpr (L::quantises_queries) ptx::named_barrier(1 + warpgroup, 128);
+        if (piece >= 0 && !join<C>(p, piece, rows.o, rows.m, rounded, others)) {  // others are at work on it
+          ptx::barrier_arrive(at.query_empty(items.slot()));
+          if constexpr (C::quantizes_queries) ptx::named_barrier(1 + warpgroup, 128);
           continue;
         }
       }
-      finish<L>(p, at, items.place(), rows.o, rows.m, L::rounded_output ? rounded : others, L::rounded_lse ? rounded : others,
-                L::integer_values ? integer_unit_back : 1.f);
+      finish<C>(p, at, items.slot(), rows.o, rows.m, C::rounded_output ? rounded : others, C::rounded_lse ? rounded : others,
+                C::integer_values ? integer_unit_back : 1.f);
     }
   }
 };
 
 struct Launch {
   Params params;
-  float zero;  // of weigh() and produce_items()
+  float opaque_zero;  // of weigh() and produce_items()
 };
 
-template <class L>
-__global__ void __launch_bounds__(L::threads, 1) attention_kernel(const __grid_constant__ Launch launch) {
+template <class C>
+__global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_constant__ Launch launch) {
   extern __shared__ __align__(1024) std::uint8_t shared[];
-  const typename L::At at{ptx::shared_address(shared)};
+  const typename C::At at{ptx::shared_address(shared)};
   // Through a shuffle, so that it is known to be uniform: descriptors stay in uniform registers.
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < L::query_places; ++i) {
-      ptx::barrier_init(at.described(i), 1);
+    for (int i = 0; i < C::item_slots; ++i) {
+      ptx::barrier_init(at.item_written(i), 1);
       ptx::barrier_init(at.query_full(i), 1);
-      ptx::barrier_init(at.query_empty(i), L::consumers + 2);
+      ptx::barrier_init(at.query_empty(i), C::consumers + 2);
     }
-    for (int i = 0; i < L::key_places; ++i) {
+    for (int i = 0; i < C::key_slots; ++i) {
       ptx::barrier_init(at.full(i), 1);
-      ptx::barrier_init(at.empty(i), L::consumers);
+      ptx::barrier_init(at.empty(i), C::consumers);
     }
-    for (int i = 0; L::split && i < L::value_places; ++i) {
+    for (int i = 0; C::separate_value_barriers && i < C::value_slots; ++i) {
       ptx::barrier_init(at.value_full(i), 1);
-      ptx::barrier_init(at.value_empty(i), L::consumers);
+      ptx::barrier_init(at.value_empty(i), C::consumers);
     }
-    ptx::barrier_init(at.block_read(), L::consumers);
+    ptx::barrier_init(at.block_read(), C::consumers);
     ptx::barrier_init_fence();
   }
-  if constexpr (L::quantises_queries) write_hadamard<L>(at.hadamard(), threadIdx.x, L::threads);
+  if constexpr (C::quantizes_queries) write_hadamard<C>(at.hadamard(), threadIdx.x, C::threads);
   __syncthreads();
-  if (warpgroup == L::warpgroups) {
-    ptx::give_registers<L::producer_registers>();
-    if (threadIdx.x == L::consumers) produce_tiles<L>(launch.params, at);
-    if (threadIdx.x == L::consumers + 32) produce_items<L>(launch.params, at, launch.zero);
-    if (threadIdx.x == L::consumers + 64) produce_queries<L>(launch.params, at);
+  if (warpgroup == C::warpgroups) {
+    ptx::give_registers<C::producer_registers>();
+    if (threadIdx.x == C::consumers) produce_tiles<C>(launch.params, at);
+    if (threadIdx.x == C::consumers + 32) produce_items<C>(launch.params, at, launch.opaque_zero);
+    if (threadIdx.x == C::consumers + 64) produce_queries<C>(launch.params, at);
   } else {
-    ptx::take_registers<L::registers>();
-    Consumer<L>{launch.params, at, warpgroup, launch.zero}.run();
+    ptx::take_registers<C::registers>();
+    Consumer<C>{launch.params, at, warpgroup, launch.opaque_zero}.run();
   }
 }
 
-template <class L>
+template <class C>
 void start(const Params& params, int processors, cudaStream_t stream) {
   const std::int64_t items = params.split.whole + std::int64_t{split_item_count(params)} * params.split.pieces;
-  launch(attention_kernel<L>,
+  launch(attention_kernel<C>,
          {.blocks = static_cast<unsigned>(items < processors ? items : processors),
-          .threads = L::threads,
-          .shared_bytes = sizeof(typename L::Shared),
+          .threads = C::threads,
+          .shared_bytes = sizeof(typename C::Shared),
           .overlaps = true},
          stream, Launch{params, 0.f});
 }

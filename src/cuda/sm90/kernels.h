@@ -8,11 +8,11 @@
 namespace chitu::cuda::sm90 {
 
 // input: the tensors' type, f16 or bf16, where the recipe stores them as they came or queries come so; else f16. dim: 64, 128 or 256.
-// quantises_queries: they come as the caller's tensor has them (Params::own_quantiser).
-template <const Recipe& recipe, DType input, int dim, bool quantises_queries = false>
-struct Loop;
+// quantizes_queries: they come as the caller's tensor has them (Params::tuned_quantizer).
+template <const Recipe& recipe, DType input, int dim, bool quantizes_queries = false>
+struct Config;
 
-template <class L>
+template <class C>
 void start(const Params& params, int processors, cudaStream_t stream);
 
 }  // namespace chitu::cuda::sm90

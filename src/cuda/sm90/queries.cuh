@@ -16,9 +16,9 @@ namespace chitu::cuda::sm90 {
 
 // The signed 64 x 64 Hadamard matrix as wgmma's B operand. Row n is the channel that leaves a thread's numbers of a row, columns 8 i + 2
 // quad and the next of the accumulator, as channels 16 quad ... + 15. By thread `thread` of `threads`.
-template <class L>
+template <class C>
 __device__ __forceinline__ void write_hadamard(std::uint32_t to, int thread, int threads) {
-  using T = typename L::Input;
+  using T = typename C::Input;
   for (int i = thread; i < 64 * 8; i += threads) {
     const int n = i / 8, chunk = i % 8, channel = (n >> 1 & 3) * 16 + (n >> 3) * 2 + (n & 1);
     std::uint32_t words[4];
@@ -35,13 +35,13 @@ __device__ __forceinline__ void write_hadamard(std::uint32_t to, int thread, int
 // The corrections q . centre of a warp's rows, exact because the centre is in the type of the queries; mma.m16n8k16 with any order of the
 // channels, so that 16-byte pieces are operands as they stand. Words of a piece are numbers of row g, g + 8, g, g + 8 of the operand: both
 // are the thread's row, and of the product's columns the even ones have the centre for the first, the odd ones for the second.
-template <class L>
-__device__ __forceinline__ void correct_lse(const typename L::At at, std::uint32_t item, int warp, int lane) {
-  using Item = typename L::Item;
+template <class C>
+__device__ __forceinline__ void correct_lse(const typename C::At at, std::uint32_t item, int warp, int lane) {
+  using Item = typename C::Item;
   const int g = lane / 4, quad = lane % 4;
   float dot[2][4] = {};
 #pragma unroll
-  for (int panel = 0; panel < L::dim / 64; ++panel)
+  for (int panel = 0; panel < C::dim / 64; ++panel)
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int chunk = quad * 2 + c;
@@ -50,8 +50,8 @@ __device__ __forceinline__ void correct_lse(const typename L::At at, std::uint32
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int row = warp * 16 + h * 8 + g;
-        ptx::mma<typename L::Input>(
-            dot[h], ptx::load_uint4(at.block(0) + (panel * L::form.block_queries + row) * 128 + swizzled<128>(chunk, row) * 16), b, true);
+        ptx::mma<typename C::Input>(
+            dot[h], ptx::load_uint4(at.block(0) + (panel * C::form.block_queries + row) * 128 + swizzled<128>(chunk, row) * 16), b, true);
       }
     }
 #pragma unroll
@@ -59,12 +59,12 @@ __device__ __forceinline__ void correct_lse(const typename L::At at, std::uint32
     if (quad == 0) ptx::store_float(item + offsetof(Item, correction) + (warp * 16 + h * 8 + g) * 4, dot[h][0] + dot[h][3]);
 }
 
-// By all warps of a warpgroup: from the block that was brought to Item's scales and corrections and to L::At::query. A thread has rows
+// By all warps of a warpgroup: from the block that was brought to Item's scales and corrections and to Config::At::query. A thread has rows
 // lane / 4 and that + 8 of its warp's 16, a quarter of each: with the lanes beside it a whole scale group.
-template <class L>
-__device__ __forceinline__ void quantise_queries(const Params& p, const typename L::At at, std::uint32_t item, int warpgroup) {
-  using Item = typename L::Item;
-  constexpr int dim = L::dim, panels = dim / 64;
+template <class C>
+__device__ __forceinline__ void quantize_queries(const Params& p, const typename C::At at, std::uint32_t item, int warpgroup) {
+  using Item = typename C::Item;
+  constexpr int dim = C::dim, panels = dim / 64;
   const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
   float x[panels][32];  // of channels 64 panel ..., whose sums are rotated in 64 channels
   {
@@ -74,12 +74,12 @@ __device__ __forceinline__ void quantise_queries(const Params& p, const typename
     for (int panel = 0; panel < panels; ++panel)
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const auto a = queries.plus(panel * L::form.block_queries * 128 + k * 32).descriptor(), b = hadamard.plus(k * 32).descriptor();
-        k ? ptx::scores<L::input, true>(x[panel], a, b) : ptx::scores<L::input, false>(x[panel], a, b);
+        const auto a = queries.plus(panel * C::form.block_queries * 128 + k * 32).descriptor(), b = hadamard.plus(k * 32).descriptor();
+        k ? ptx::scores<C::input, true>(x[panel], a, b) : ptx::scores<C::input, false>(x[panel], a, b);
       }
     ptx::wgmma_commit();
   }
-  if (p.lse.data) correct_lse<L>(at, item, warp, lane);
+  if (p.lse.data) correct_lse<C>(at, item, warp, lane);
   ptx::wgmma_wait(x);
   ptx::barrier_arrive(at.block_read());
 
@@ -91,8 +91,8 @@ __device__ __forceinline__ void quantise_queries(const Params& p, const typename
   if (!__all_sync(~0u, good[0] && good[1])) [[unlikely]] {
     if ((0 < left && !good[0]) || (8 < left && !good[1])) {
       const int4 queries = ptx::load_int4(item + offsetof(Item, queries));
-      p.spoilt_queries[queries.x + (queries.z + warp * 16) / tile_tokens] = 1;
-      *p.spoilt = 1;
+      p.nonfinite_queries[queries.x + (queries.z + warp * 16) / tile_tokens] = 1;
+      *p.any_nonfinite = 1;
     }
 #pragma unroll
     for (auto& panel : x)

@@ -126,16 +126,16 @@ __device__ __forceinline__ void scale_keys(const std::uint32_t (&s)[64], std::ui
 // that suffers most beside wgmma. (Of a product with values even that is dear: integer_unit.)
 // A pipeline of pairs of keys, whose order is kept: left to itself the compiler has all FFMA first, then all MUFU, then all conversions,
 // and each in its turn keeps the others waiting. after(block) is called when the weights of 32 keys are there.
-template <class L, class Number, class After>
-__device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2], const float (&offset)[2], float zero,
-                                      std::uint32_t (&p)[L::form.value_bytes * 16], float (&sums)[2], After after) {
+template <class C, class Number, class After>
+__device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2], const float (&offset)[2], float opaque_zero,
+                                      std::uint32_t (&p)[C::form.value_bytes * 16], float (&sums)[2], After after) {
   constexpr bool integers = !std::is_same_v<Number, float>;
   const float f[2] = {integers ? fmaf(-magic, c[0], offset[0]) : offset[0], integers ? fmaf(-magic, c[1], offset[1]) : offset[1]};
   // Of a block of 32 keys first the four pairs of row r, then those of row r + 8. Of the bytes of a word the last two come first.
   constexpr int pairs = 32;
   const auto block = [](int i) { return i >> 3; };
   const auto row = [](int i) { return i >> 2 & 1; };
-  const auto pair = [](int i) { return L::sums_in_place ? i & 3 : (i & 3) ^ 1; };
+  const auto pair = [](int i) { return C::sums_in_place ? i & 3 : (i & 3) ^ 1; };
   float x[pairs][2];
   const auto convert = [&](int i) {
 #pragma unroll
@@ -158,26 +158,26 @@ __device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2]
   const auto pack = [&](int i) {
     const float a = x[i][0], b = x[i][1];
     const int half = pair(i) >> 1, second = pair(i) & 1;
-    if constexpr (L::sums_in_place) {
-      p[8 * block(i) + 4 * half + 2 * second + row(i)] = L::weight_type == DType::f16 ? ptx::pack_f16(a, b) : ptx::pack_bf16(a, b);
+    if constexpr (C::sums_in_place) {
+      p[8 * block(i) + 4 * half + 2 * second + row(i)] = C::weight_type == DType::f16 ? ptx::pack_f16(a, b) : ptx::pack_bf16(a, b);
     } else {
       std::uint32_t& to = p[4 * block(i) + 2 * half + row(i)];
-      to = L::integer_values ? ptx::pack_u8(a, b, second ? 0 : to) : ptx::pack_e4m3(a, b, second ? 0 : to);
+      to = C::integer_values ? ptx::pack_u8(a, b, second ? 0 : to) : ptx::pack_e4m3(a, b, second ? 0 : to);
     }
-    if constexpr (L::unrounded_sums) sums[row(i)] += a + b;
+    if constexpr (C::unrounded_sums) sums[row(i)] += a + b;
     if (i % 8 == 7) after(block(i));
   };
 #pragma unroll
-  for (int i = 0; i < L::converts_ahead; ++i) convert(i);
+  for (int i = 0; i < C::converts_ahead; ++i) convert(i);
 #pragma unroll
-  for (int i = 0; i < L::scales_ahead; ++i) scale(i);
+  for (int i = 0; i < C::scales_ahead; ++i) scale(i);
 #pragma unroll
-  for (int i = 0; i < pairs + L::packs_behind; ++i) {
+  for (int i = 0; i < pairs + C::packs_behind; ++i) {
     if (i < pairs) exponentiate(i);
-    if (i + L::converts_ahead < pairs) convert(i + L::converts_ahead);
-    if (i + L::scales_ahead < pairs) scale(i + L::scales_ahead);
-    if (i >= L::packs_behind) pack(i - L::packs_behind);
-    if (i < L::ordered_pairs && (i + 1) % L::order_step == 0) ptx::keep_order(zero);
+    if (i + C::converts_ahead < pairs) convert(i + C::converts_ahead);
+    if (i + C::scales_ahead < pairs) scale(i + C::scales_ahead);
+    if (i >= C::packs_behind) pack(i - C::packs_behind);
+    if (i < C::ordered_pairs && (i + 1) % C::order_step == 0) ptx::keep_order(opaque_zero);
   }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operands that sm90::pack() and sm90::quantise() make, number by number against quantize(). They are read as src/cuda/sm90/params.h
+// The operands that quantize_any_recipe() and quantize_chitu() make, number by number against quantize(). They are read as src/cuda/params.h
 // describes them, by code of this file's own.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
@@ -55,10 +55,10 @@ class OnGpu {
 
 View view(const Tensor& t) { return {t.data, t.stride[0], t.stride[1], t.stride[2]}; }
 
-std::vector<Place> places_of(const Shape& q, const Shape& k, const std::vector<std::int64_t>& query_starts,
-                             const std::vector<std::int64_t>& key_starts) {
-  std::vector<Place> all;
-  Place at{};
+std::vector<SequenceLayout> layouts_of(const Shape& q, const Shape& k, const std::vector<std::int64_t>& query_starts,
+                                       const std::vector<std::int64_t>& key_starts) {
+  std::vector<SequenceLayout> all;
+  SequenceLayout at{};
   const std::size_t count = query_starts.empty() ? static_cast<std::size_t>(q[0]) : query_starts.size() - 1;
   for (std::size_t i = 0; i < count; ++i) {
     const bool packed = !query_starts.empty();
@@ -82,9 +82,9 @@ enum class By { pack, quantise };  // the latter: keys and values, by chitu's ow
 // Three tensors as an attention kernel wants them, here.
 struct Packed {
   Form form;
-  std::vector<Place> places;
+  std::vector<SequenceLayout> layouts;
   Params p{};
-  OnGpu<std::uint8_t> queries{0}, tiles{0}, spoilt_queries{0}, spoilt_keys{0}, spoilt_values{0};
+  OnGpu<std::uint8_t> queries{0}, tiles{0}, nonfinite_queries{0}, nonfinite_keys{0}, nonfinite_values{0};
   OnGpu<float> query_scale{0}, correction{0}, channels{0}, key_scale{0};
   OnGpu<std::uint16_t> centre{0};
   OnGpu<std::int8_t> residuals{0};
@@ -92,31 +92,31 @@ struct Packed {
   OnGpu<int2> ranges{0};
   OnGpu<int> counters{2};
   OnGpu<double> statistics{0};
-  OnGpu<Place> places_on_gpu{0};
+  OnGpu<SequenceLayout> layouts_on_gpu{0};
 
   Packed(By by, const Recipe& recipe, const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<std::int64_t>& query_starts,
          const std::vector<std::int64_t>& key_starts, float scale)
-      : form(form_of(recipe, static_cast<int>(q.shape[3]))), places(places_of(q.shape, k.shape, query_starts, key_starts)) {
+      : form(form_of(recipe, static_cast<int>(q.shape[3]))), layouts(layouts_of(q.shape, k.shape, query_starts, key_starts)) {
     p.query = view(q);
     p.key = view(k);
     p.value = view(v);
     p.dim = static_cast<int>(q.shape[3]);
     p.heads = static_cast<int>(q.shape[1]);
     p.kv_heads = static_cast<int>(k.shape[1]);
-    p.sequences = static_cast<int>(places.size()) - 1;
-    p.query_tiles = places.back().query_tile;
-    p.key_tiles = places.back().key_tile;
-    p.own_quantiser = by == By::quantise;
+    p.sequences = static_cast<int>(layouts.size()) - 1;
+    p.query_tiles = layouts.back().query_tile;
+    p.key_tiles = layouts.back().key_tile;
+    p.tuned_quantizer = by == By::quantise;
     p.scale = scale;
     p.window = causal;
-    p.same = places.front();
-    places.pop_back();
+    p.same = layouts.front();
+    layouts.pop_back();
     const bool packed = !query_starts.empty();
     if (packed) {
-      places_on_gpu = OnGpu<Place>(places);
-      p.places = places_on_gpu.data();
+      layouts_on_gpu = OnGpu<SequenceLayout>(layouts);
+      p.layouts = layouts_on_gpu.data();
     }
-    const std::int64_t query_tiles = std::int64_t{p.query_tiles} * p.heads, query_rows = p.own_quantiser ? 0 : query_tiles * tile_tokens,
+    const std::int64_t query_tiles = std::int64_t{p.query_tiles} * p.heads, query_rows = p.tuned_quantizer ? 0 : query_tiles * tile_tokens,
                        key_tiles = std::int64_t{p.key_tiles} * p.kv_heads, heads = std::int64_t{p.sequences} * p.kv_heads;
     const auto make = [](auto& array, auto& pointer, std::int64_t count) {
       array = std::decay_t<decltype(array)>(count);
@@ -132,19 +132,19 @@ struct Packed {
     make(passes, p.passes, 2 * key_tiles);
     make(key_scale, p.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
     make(ranges, p.ranges, std::int64_t{tile_tokens} * (packed ? p.query_tiles : tiles_of(p.same.queries)));
-    make(spoilt_queries, p.spoilt_queries, query_tiles);
-    make(spoilt_keys, p.spoilt_keys, key_tiles);
-    make(spoilt_values, p.spoilt_values, key_tiles);
-    make(statistics, p.statistics, p.own_quantiser ? 0 : statistics_count(p));
+    make(nonfinite_queries, p.nonfinite_queries, query_tiles);
+    make(nonfinite_keys, p.nonfinite_keys, key_tiles);
+    make(nonfinite_values, p.nonfinite_values, key_tiles);
+    make(statistics, p.statistics, p.tuned_quantizer ? 0 : statistics_count(p));
     p.items_taken = counters.data();
-    p.spoilt = counters.data() + 1;
+    p.any_nonfinite = counters.data() + 1;
     if (by == By::quantise)
-      quantise(p, q.type == DType::bf16, nullptr);
+      quantize_chitu(p, q.type == DType::bf16, nullptr);
     else
-      pack(p, recipe, q.type == DType::bf16, nullptr);
+      quantize_any_recipe(p, recipe, q.type == DType::bf16, nullptr);
     check(cudaDeviceSynchronize());
     queries.fetch(), query_scale.fetch(), correction.fetch(), centre.fetch(), channels.fetch(), tiles.fetch(), residuals.fetch();
-    passes.fetch(), key_scale.fetch(), ranges.fetch(), spoilt_queries.fetch(), spoilt_keys.fetch(), spoilt_values.fetch();
+    passes.fetch(), key_scale.fetch(), ranges.fetch(), nonfinite_queries.fetch(), nonfinite_keys.fetch(), nonfinite_values.fetch();
     counters.fetch();
     if (recipe.value.type != DType::i8) return;
     // As quantize() has them: without the offset.
@@ -216,7 +216,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
   const std::int64_t dim = got.p.dim, padded = got.form.dim;
   const float sign = got.p.scale < 0 ? -1.f : 1.f;
   std::int64_t query_group = 0, key_group = 0;
-  bool any_spoilt = false;
+  bool any_nonfinite = false;
 
   const auto scale_of = [](const Quantized& x, std::int64_t sequence, std::int64_t batch, std::int64_t head, std::int64_t first_group,
                            std::int64_t token) {
@@ -241,17 +241,17 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
   Tally queries, keys, values, residuals;
 
   for (std::int64_t i = 0; i < got.p.sequences; ++i) {
-    const Place& s = got.places[static_cast<std::size_t>(i)];
+    const SequenceLayout& s = got.layouts[static_cast<std::size_t>(i)];
     const std::int64_t query_tiles = (s.queries + 127) / 128, key_tiles = (s.keys + 127) / 128;
     const std::int64_t query_tile0 = std::int64_t{s.query_tile} * got.p.heads, key_tile0 = std::int64_t{s.key_tile} * got.p.kv_heads;
 
     for (std::int64_t t = 0; t < query_tiles * 128; ++t) {  // what each sees
       const Range seen = t < s.queries ? visible(got.p.window, s.query_positions.first + t, s.key_positions, s.keys) : Range{0, 0};
-      const int2& range = got.ranges[(got.p.places ? std::int64_t{s.query_tile} * 128 : 0) + t];
+      const int2& range = got.ranges[(got.p.layouts ? std::int64_t{s.query_tile} * 128 : 0) + t];
       ASSERT_TRUE(range.x == seen.begin && range.y == seen.end) << "range of query " << t << " of sequence " << i;
     }
 
-    for (std::int64_t h = 0; h < got.p.heads && !got.p.own_quantiser; ++h) {
+    for (std::int64_t h = 0; h < got.p.heads && !got.p.tuned_quantizer; ++h) {
       const std::int64_t kv_head = h / (got.p.heads / got.p.kv_heads);
       for (std::int64_t t = 0; t < query_tiles * 128; ++t) {
         const std::int64_t first_tile = query_tile0 + h * query_tiles, token = first_tile * 128 + t;
@@ -274,10 +274,10 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
         ASSERT_LE(std::fabs(got.correction[token] - dot), 1e-5 * size) << "correction of token " << t << " of head " << h;
       }
       for (std::int64_t tile = 0; tile < query_tiles; ++tile) {
-        bool spoilt = false;
-        for (std::int64_t t = tile * 128; t < std::min<std::int64_t>(s.queries, tile * 128 + 128); ++t) spoilt |= spoils(query, i, h, t);
-        ASSERT_EQ(got.spoilt_queries[query_tile0 + h * query_tiles + tile], spoilt) << "query tile " << tile << " of head " << h;
-        any_spoilt |= spoilt;
+        bool nonfinite = false;
+        for (std::int64_t t = tile * 128; t < std::min<std::int64_t>(s.queries, tile * 128 + 128); ++t) nonfinite |= spoils(query, i, h, t);
+        ASSERT_EQ(got.nonfinite_queries[query_tile0 + h * query_tiles + tile], nonfinite) << "query tile " << tile << " of head " << h;
+        any_nonfinite |= nonfinite;
       }
     }
 
@@ -301,7 +301,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
       for (std::int64_t tile = 0; tile < key_tiles; ++tile) {
         const std::int64_t at = key_tile0 + h * key_tiles + tile;
         const PassScales &last = got.passes[2 * at], &residual = got.passes[2 * at + 1];
-        const std::int64_t tiles = value.scales.data ? value.scales.shape[2] : 0, tiles_before = got.p.places ? s.key_tile : 0;
+        const std::int64_t tiles = value.scales.data ? value.scales.shape[2] : 0, tiles_before = got.p.layouts ? s.key_tile : 0;
         const std::int32_t plane =
             got.form.residuals ? value.residual_of[static_cast<std::size_t>((s.batch * got.p.kv_heads + h) * tiles + tiles_before + tile)]
                                : -1;
@@ -310,12 +310,12 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
         ASSERT_TRUE(near(residual.value, value_scale / residual_parts));
         ASSERT_TRUE(last.last == 1 && residual.last == 0);
         ASSERT_TRUE(last.flagged == (plane >= 0) && residual.flagged == last.flagged) << "tile " << tile << " of head " << h;
-        bool spoilt_keys = false, spoilt_values = false;
+        bool nonfinite_keys = false, nonfinite_values = false;
         for (std::int64_t r = 0; r < 128; ++r) {
           const std::int64_t t = tile * 128 + r;
           if (t < s.keys) {
-            spoilt_keys |= spoils(key, i, h, t);
-            spoilt_values |= spoils(value, i, h, t);
+            nonfinite_keys |= spoils(key, i, h, t);
+            nonfinite_values |= spoils(value, i, h, t);
             const float scale = got.form.scale_each_key ? got.key_scale[at * 128 + r] : last.key[r % 8 / 2],
                         want = scale_of(key, i, s.batch, h, key_group, t);
             ASSERT_TRUE(near(scale, want)) << "key scale " << scale << ", not " << want << ", of token " << t << " of head " << h;
@@ -331,21 +331,21 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
             }
           }
         }
-        ASSERT_EQ(got.spoilt_keys[at], spoilt_keys);
-        ASSERT_EQ(got.spoilt_values[at], spoilt_values);
-        any_spoilt |= spoilt_keys || spoilt_values;
+        ASSERT_EQ(got.nonfinite_keys[at], nonfinite_keys);
+        ASSERT_EQ(got.nonfinite_values[at], nonfinite_values);
+        any_nonfinite |= nonfinite_keys || nonfinite_values;
       }
     }
-    if (got.p.places) {
+    if (got.p.layouts) {
       query_group += recipe.query.groups.count(s.queries);
       key_group += recipe.key.groups.count(s.keys);
     }
   }
-  const auto& query_flags = got.spoilt_queries.numbers();
+  const auto& query_flags = got.nonfinite_queries.numbers();
   const bool any_query = std::count(query_flags.begin(), query_flags.end(), 0) < std::ssize(query_flags);
-  EXPECT_FALSE(got.p.own_quantiser && any_query) << "flags of queries are the attention kernel's to set";
+  EXPECT_FALSE(got.p.tuned_quantizer && any_query) << "flags of queries are the attention kernel's to set";
   EXPECT_EQ(got.counters[0], 0);
-  EXPECT_EQ(got.counters[1] != 0, any_spoilt);
+  EXPECT_EQ(got.counters[1] != 0, any_nonfinite);
   // Sums of a rotation may be rounded otherwise, and those of a sample, so that one channel's λ is another number.
   const auto expect_tally = [&](const Tally& t, const char* what, double part) {
     if (t.different == 0) return;
@@ -366,7 +366,7 @@ struct Case {
   std::int64_t batch, heads, kv_heads, queries, keys;
   std::vector<std::int64_t> query_starts, key_starts;
   float scale;
-  bool spoilt;
+  bool nonfinite;
 };
 
 const std::vector<Case>& cases() {
@@ -402,7 +402,7 @@ void run(By by, const Method& method, std::int64_t dim, const Case& c) {
     const float small = 0.12f + 0.02f * static_cast<float>((t / 131 + 3 * h + dim / 8) % 10);
     return random.normal() * (t % 131 == 5 ? small : t == 200 ? 9.f : 1.f);
   });
-  if (c.spoilt) {
+  if (c.nonfinite) {
     constexpr float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
     q.set(0, 0, 17, dim / 2, nan);
     q.set(0, c.heads - 1, c.queries - 1, 0, -infinity);
