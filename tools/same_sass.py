@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares the GPU's machine code of two builds, kernel by kernel, whatever the kernels are called.
 
-  tools/same_sass.py BEFORE AFTER      libraries or object files, build/libchitu.a
+  tools/same_sass.py [--parameters] BEFORE AFTER
+    BEFORE, AFTER   libraries or object files, build/libchitu.a
+    --parameters    where a kernel's parameters lie does not count
 
 Prints the kernels that are in one build only, paired where their sizes are closest, and exits with 1 if there are any. A change that only
 moves or renames leaves none.
@@ -13,9 +15,11 @@ import subprocess
 import sys
 
 
-def kernels(path):
+def kernels(path, any_parameters):
     """Instructions of each kernel, without addresses' encodings: {instructions: [names]}."""
     text = subprocess.run(["cuobjdump", "-sass", path], check=True, capture_output=True, text=True).stdout
+    if any_parameters:
+        text = re.sub(r"c\[0x0\]\[[^\]]*\]", "c[0x0][]", text)
     found = collections.defaultdict(list)
     for part in re.split(r"^\s*Function : ", text, flags=re.M)[1:]:
         name, _, body = part.partition("\n")
@@ -28,9 +32,12 @@ def demangled(name):
 
 
 def main():
-    if len(sys.argv) != 3:
+    arguments = sys.argv[1:]
+    any_parameters = "--parameters" in arguments
+    paths = [a for a in arguments if a != "--parameters"]
+    if len(paths) != 2:
         sys.exit(__doc__.strip())
-    before, after = (kernels(path) for path in sys.argv[1:])
+    before, after = (kernels(path, any_parameters) for path in paths)
     missing, added = [], []
     for body in before.keys() | after.keys():
         old, new = before.get(body, []), after.get(body, [])

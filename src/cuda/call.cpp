@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's row of the kernel table: what it refuses, its workspace, its launches.
+// A call on a GPU, of any architecture: what its rows refuse, its workspace, its launches.
 #include "cuda/call.h"
 
 #include <algorithm>
@@ -28,11 +28,37 @@ std::string misaligned(const Tensor& t, const char* name) {
 
 bool is_half(DType type) { return type == DType::f16 || type == DType::bf16; }
 
+bool has_kernel_of(const Architecture& architecture, const Recipe& recipe) {
+  return std::any_of(architecture.kernels.begin(), architecture.kernels.end(),
+                     [&](const AttentionKernel& k) { return *k.recipe == recipe; });
+}
+
+// A tensor map takes strides that are positive and below 2^40 bytes.
+bool fits_tensor_map(const Tensor& t) {
+  for (std::size_t i = 0; i < 3; ++i)
+    if (t.shape[i] > 1 && (t.stride[i] < t.shape[3] || t.stride[i] >= std::int64_t{1} << 39)) return false;
+  return true;
+}
+
+// The first that takes the call, null if none does.
+const AttentionKernel* find_kernel(const Architecture& architecture, const Problem& p) {
+  const Tensor& q = p.query.tensor();
+  const auto takes = [&](const AttentionKernel& k) {
+    return *k.recipe == p.recipe && k.input == q.type && k.dim == padded_dim(p.dim()) &&
+           (!k.quantizes_queries || (k.dim == p.dim() && fits_tensor_map(q)));
+  };
+  const auto found = std::find_if(architecture.kernels.begin(), architecture.kernels.end(), takes);
+  return found == architecture.kernels.end() ? nullptr : &*found;
+}
+
 // What can be said without a GPU.
-std::string beyond_it(const Problem& p) {
+std::string beyond_it(const Architecture& architecture, const Problem& p) {
   const Tensor &q = p.query.tensor(), &k = p.key.tensor(), &v = p.value.tensor(), &out = p.output.out;
-  if (std::none_of(methods.begin(), methods.end(), [&](const Method& m) { return m.recipe == p.recipe; }))
-    return "does the library's methods only, and this recipe is none of them";
+  if (!has_kernel_of(architecture, p.recipe)) {
+    const auto method = std::find_if(methods.begin(), methods.end(), [&](const Method& m) { return m.recipe == p.recipe; });
+    return method == methods.end() ? "does the library's methods only, and this recipe is none of them"
+                                   : "has no kernel for the method " + std::string(method->name);
+  }
   if (p.query.quantized() || p.key.quantized() || p.value.quantized())
     return "quantises itself, but an operand came quantised: give it as it was";
   if (p.dim() % 8) return "is for dims that are multiples of 8, not " + std::to_string(p.dim()) + ": pad with zeros and give the scale";
@@ -40,6 +66,8 @@ std::string beyond_it(const Problem& p) {
     return std::string("takes query, key and value in one type, f16 or bf16, but they are ") + name(q.type) + ", " + name(k.type) + ", " +
            name(v.type);
   if (!is_half(out.type)) return std::string("writes f16 or bf16, but out is ") + name(out.type);
+  if (!find_kernel(architecture, p))
+    return "has no kernel for this recipe in " + std::string(name(q.type)) + " at dim " + std::to_string(p.dim());
   for (const auto& [t, what] : {std::pair{&q, "query"}, {&k, "key"}, {&v, "value"}, {&out, "out"}})
     if (std::string why = misaligned(*t, what); !why.empty()) return why;
   const std::int64_t tokens = std::max(q.shape[2], k.shape[2]),
@@ -67,97 +95,11 @@ class Arena {
   std::size_t bytes_ = 0;
 };
 
-// The quantiser that is tuned for chitu. Its queries are copied by a tensor map, which strides may be beyond: then pack() does it all.
-bool has_tuned_quantizer(const Problem& p) {
-  const Tensor& q = p.query.tensor();
-  for (std::size_t i = 0; i < 3; ++i)
-    if (q.shape[i] > 1 && (q.stride[i] < q.shape[3] || q.stride[i] >= std::int64_t{1} << 39)) return false;
-  return p.recipe == recipes::chitu && (p.dim() == 64 || p.dim() == 128);
-}
-
-CUtensorMap tensor_map(const Tensor& t, const Form& form) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found));
-    if (!function) throw Error(ErrorCode::internal, "CUDA: the driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  cuuint64_t sizes[4], strides[3];  // innermost first; strides in bytes, of all but the innermost
-  for (std::size_t i = 0; i < 4; ++i) sizes[i] = static_cast<cuuint64_t>(t.shape[3 - i]);
-  for (std::size_t i = 0; i < 3; ++i) strides[i] = static_cast<cuuint64_t>(t.shape[2 - i] > 1 ? t.stride[2 - i] : t.shape[3]) * 2;
-  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(form.block_queries), 1, 1}, steps[4] = {1, 1, 1, 1};
-  CUtensorMap map;
-  const CUresult r = encode(&map, t.type == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, t.data,
-                            sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                            CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (r != CUDA_SUCCESS) throw Error(ErrorCode::internal, "CUDA: cuTensorMapEncodeTiled gives " + std::to_string(r));
-  return map;
-}
-
 int narrow(std::int64_t x) { return static_cast<int>(x); }
 
-// Where each sequence of a packed call lies.
-std::vector<SequenceLayout> layouts_of(const Problem& p, const Form& form) {
-  std::vector<SequenceLayout> all;
-  SequenceLayout at{};
-  for (const Sequence& s : p.sequences) {
-    at.query_begin = narrow(s.query_begin);
-    at.queries = narrow(s.queries);
-    at.key_begin = narrow(s.key_begin);
-    at.keys = narrow(s.keys);
-    at.query_positions = s.query_positions;
-    at.key_positions = s.key_positions;
-    all.push_back(at);
-    at.query_tile += tiles_of(at.queries);
-    at.key_tile += tiles_of(at.keys);
-    at.block += (at.queries + form.block_queries - 1) / form.block_queries;
-  }
-  all.push_back(at);  // the end: its tiles and blocks are those of all
-  return all;
-}
-
-// Tiles of keys that a block of queries sees, on average and at most; of some of the blocks of each sequence.
-struct Tiles {
-  double average = 0, most = 0;
-};
-Tiles tiles_of_blocks(const Problem& p, const Form& form) {
-  constexpr std::int64_t looked_at = 32;
-  Tiles found;
-  double weight = 0;
-  for (const Sequence& s : p.sequences) {
-    const std::int64_t blocks = (s.queries + form.block_queries - 1) / form.block_queries, step = (blocks + looked_at - 1) / looked_at;
-    for (std::int64_t block = blocks - 1; block >= 0; block -= step) {
-      const std::int64_t first = block * form.block_queries, last = std::min(first + form.block_queries, s.queries) - 1;
-      const Range top = s.visible(p.window, first), bottom = s.visible(p.window, last);
-      const auto tiles = static_cast<double>(std::max<std::int64_t>(tiles_of(narrow(bottom.end)) - top.begin / tile_tokens, 0));
-      found.average += tiles * static_cast<double>(step);
-      weight += static_cast<double>(step);
-      found.most = std::max(found.most, tiles);
-    }
-    if (p.query_starts.empty()) break;  // all are alike
-  }
-  if (weight > 0) found.average /= weight;
-  return found;
-}
-
-Split split_of(const Problem& p, const Form& form, std::int64_t items) {
-  const int processors = multiprocessors(p.query.tensor().device_id);
-  // Many sequences are many items, and of several lengths.
-  if (!form.splittable || (!p.query_starts.empty() && items >= 2 * processors)) return {narrow(items), 1};
-  const Tiles tiles = tiles_of_blocks(p, form);
-  return split_items(items, tiles.average, tiles.most, processors);
-}
-
-// All heads in parts of one size, whose keys and values fill half of the L2 cache.
-int heads_at_once(const Params& p, const Form& form, int device) {
-  const std::int64_t heads = std::int64_t{p.sequences} * p.kv_heads, bytes = heads * tiles_of(p.same.keys) * form.tile_bytes();
-  const std::int64_t parts = std::clamp<std::int64_t>(bytes / (cache_bytes(device) / 2), 1, heads);
-  return narrow((heads + parts - 1) / parts) * (p.heads / p.kv_heads);
-}
-
 // All but the arrays.
-Params params_of(const Problem& p, const Form& form, const std::vector<SequenceLayout>& layouts) {
+Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vector<SequenceLayout>& layouts) {
+  const Form& form = kernel.form;
   const Tensor &q = p.query.tensor(), &k = p.key.tensor();
   Params r{};
   r.query = view(q);
@@ -169,7 +111,7 @@ Params params_of(const Problem& p, const Form& form, const std::vector<SequenceL
   r.heads = narrow(p.heads());
   r.kv_heads = narrow(p.kv_heads());
   r.sequences = narrow(static_cast<std::int64_t>(p.sequences.size()));
-  r.tuned_quantizer = has_tuned_quantizer(p);
+  r.tuned_quantizer = kernel.quantizes_queries;
   r.out_bf16 = p.output.out.type == DType::bf16;
   r.scale = p.scale;
   r.window = p.window;
@@ -184,7 +126,8 @@ Params params_of(const Problem& p, const Form& form, const std::vector<SequenceL
     r.blocks = layouts.back().block;
   }
   r.split = split_of(p, form, std::int64_t{r.blocks} * r.heads);
-  r.heads_at_once = heads_at_once(r, form, q.device_id);
+  r.heads_at_once =
+      heads_at_once(r.sequences * r.kv_heads, r.heads / r.kv_heads, std::int64_t{tiles_of(r.same.keys)} * form.tile_bytes(), q.device_id);
   return r;
 }
 
@@ -206,7 +149,7 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   arena.take(r.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
   arena.take(r.ranges, std::int64_t{tile_tokens} * (packed ? r.query_tiles : tiles_of(r.same.queries)));
   arena.take(r.items_taken, 1);
-  arena.take(r.pieces, std::int64_t{split_item_count(r)} * r.split.pieces * (form.block_queries / 16) * form.piece_vectors() * 32);
+  arena.take(r.pieces, std::int64_t{split_item_count(r)} * r.split.pieces * (form.block_queries / 16) * piece_vectors(form.dim) * 32);
   arena.take(r.pieces_done, std::int64_t{split_item_count(r)} * most_warps);
   arena.take(r.any_nonfinite, 1);
   arena.take(r.nonfinite_queries, query_tiles);
@@ -224,12 +167,19 @@ bool no_queries(const Problem& p) {
   return s[0] * s[1] * s[2] == 0;
 }
 
+// The architecture whose row select() takes for a problem.
+const Architecture& architecture_of(const Problem& p) {
+  for (const Architecture* a : architectures())
+    if ((p.kernel.empty() || p.kernel == a->name) && refusal(*a, p).empty()) return *a;
+  throw Error(ErrorCode::internal, "no GPU kernel takes this call");
+}
+
 }  // namespace
 
-std::string refusal(const Problem& p) {
-  if (std::string why = beyond_it(p); !why.empty()) return why;
+std::string refusal(const Architecture& architecture, const Problem& p) {
+  if (std::string why = beyond_it(architecture, p); !why.empty()) return why;
   const int device = p.query.tensor().device_id;
-  if (std::string why = trouble(device, 9, 0); !why.empty()) return why;
+  if (std::string why = trouble(device, architecture.major, architecture.minor); !why.empty()) return why;
   for (const auto& [data, what] : {std::pair{p.query.tensor().data, "query"},
                                    {p.key.tensor().data, "key"},
                                    {p.value.tensor().data, "value"},
@@ -241,28 +191,27 @@ std::string refusal(const Problem& p) {
   return {};
 }
 
-std::size_t workspace_bytes(const Problem& p) {
+std::size_t workspace_bytes(const Architecture& architecture, const Problem& p) {
   if (no_queries(p)) return 0;
-  const Form form = form_of(p.recipe, p.dim());
-  Params r = params_of(p, form, layouts_of(p, form));
+  const AttentionKernel& kernel = *find_kernel(architecture, p);
+  Params r = params_of(p, kernel, layouts_of(p, kernel.form));
   SequenceLayout* layouts = nullptr;
-  return lay_out(r, p, form, layouts, nullptr);
+  return lay_out(r, p, kernel.form, layouts, nullptr);
 }
 
-Call::Call(const Problem& p)
-    : recipe_(p.recipe),
-      device_(p.query.tensor().device_id),
-      bf16_(p.query.tensor().type == DType::bf16),
+Call::Call(const Problem& p) : Call(architecture_of(p), p) {}
+
+Call::Call(const Architecture& architecture, const Problem& p)
+    : kernel_(*find_kernel(architecture, p)),
+      query_(p.query.tensor()),
       stream_(static_cast<cudaStream_t>(p.stream)),
-      guard_(device_) {
-  const Form form = form_of(recipe_, p.dim());
-  std::vector<SequenceLayout> layouts = layouts_of(p, form);
-  params_ = params_of(p, form, layouts);
+      guard_(query_.device_id) {
+  std::vector<SequenceLayout> layouts = layouts_of(p, kernel_.form);
+  params_ = params_of(p, kernel_, layouts);
   std::byte* memory = static_cast<std::byte*>(p.workspace);
   require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
-  if (!memory) memory = memory_.emplace(lay_out(params_, p, form, layouts_on_gpu_, nullptr), device_, stream_).data();
-  lay_out(params_, p, form, layouts_on_gpu_, memory);
-  if (params_.tuned_quantizer) params_.queries_as_given = tensor_map(p.query.tensor(), form);
+  if (!memory) memory = memory_.emplace(lay_out(params_, p, kernel_.form, layouts_on_gpu_, nullptr), query_.device_id, stream_).data();
+  lay_out(params_, p, kernel_.form, layouts_on_gpu_, memory);
   if (!p.query_starts.empty()) {
     layouts.pop_back();
     layouts_ = std::move(layouts);
@@ -272,20 +221,20 @@ Call::Call(const Problem& p)
 void Call::quantize() const {
   if (!layouts_.empty()) write_layouts(layouts_.data(), params_.sequences, layouts_on_gpu_, stream_);
   if (params_.tuned_quantizer)
-    quantize_chitu(params_, bf16_, stream_);
+    quantize_chitu(params_, is_bf16(), stream_);
   else
-    quantize_any_recipe(params_, recipe_, bf16_, stream_);
+    quantize_any_recipe(params_, *kernel_.recipe, kernel_.form, is_bf16(), stream_);
 }
 
 void Call::attend() const {
-  const int processors = multiprocessors(device_);
-  sm90::attend(params_, recipe_, bf16_, processors, stream_);
-  spoil_nonfinite(params_, bf16_, processors, stream_);
+  const int processors = multiprocessors(query_.device_id);
+  kernel_.start(params_, query_, processors, stream_);
+  spoil_nonfinite(params_, is_bf16(), processors, stream_);
 }
 
-void run(const Problem& p) {
+void run(const Architecture& architecture, const Problem& p) {
   if (no_queries(p)) return;
-  const Call call(p);
+  const Call call(architecture, p);
   call.quantize();
   call.attend();
 }

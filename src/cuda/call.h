@@ -1,34 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's rows of the kernel table: one function for all, since what differs between recipes is chosen by form_of().
+// A call on a GPU, the same for all architectures: what differs is the table of attention kernels that an Architecture brings.
 #pragma once
 
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "cuda/architecture.h"
 #include "cuda/device.h"
-#include "cuda/params.h"
 #include "dispatch.h"
 
 namespace chitu::cuda {
 
-std::string refusal(const Problem& problem);
-std::size_t workspace_bytes(const Problem& problem);
-void run(const Problem& problem);
+std::span<const Architecture* const> architectures();  // of this build, the first is tried first
+
+std::string refusal(const Architecture& architecture, const Problem& problem);  // empty: takes it
+std::size_t workspace_bytes(const Architecture& architecture, const Problem& problem);
+void run(const Architecture& architecture, const Problem& problem);
 
 // A call with at least one query, in its two steps: its workspace lives as long as this does. Benchmarks time the steps apart.
 class Call {
  public:
-  explicit Call(const Problem& problem);
+  explicit Call(const Problem& problem);  // on the architecture whose row select() takes
+  Call(const Architecture& architecture, const Problem& problem);
   void quantize() const;
   void attend() const;
   bool attention_quantizes_queries() const { return params_.tuned_quantizer; }  // then quantize() has keys and values only
 
  private:
-  Recipe recipe_;
-  int device_;
-  bool bf16_;
+  bool is_bf16() const { return query_.type == DType::bf16; }
+
+  const AttentionKernel& kernel_;
+  Tensor query_;
   cudaStream_t stream_;
   DeviceGuard guard_;
   std::vector<SequenceLayout> layouts_;  // of a packed call

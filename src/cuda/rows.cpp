@@ -1,21 +1,60 @@
 // SPDX-License-Identifier: Apache-2.0
-// The GPU's rows of the kernel table.
+// The GPU's rows of the kernel table: for each architecture a row for each pair of arithmetics that its attention kernels compute in.
 #include "cuda/rows.h"
 
 #include <array>
+#include <vector>
 
 #include "cuda/call.h"
 #include "cuda/device.h"
 
 namespace chitu {
+namespace {
+
+Arithmetic arithmetic_of(const Quant& quant, DType input) {
+  switch (quant.scaling == Scaling::none ? input : quant.type) {
+    case DType::i8:
+      return Arithmetic::int8;
+    case DType::e4m3:
+      return Arithmetic::fp8;
+    case DType::bf16:
+      return Arithmetic::bf16;
+    default:
+      return Arithmetic::f16;
+  }
+}
+
+// A row's functions know its architecture.
+template <const cuda::Architecture& architecture>
+void append_rows(std::vector<Kernel>& rows) {
+  const auto is_known = [&](Arithmetic scores, Arithmetic weights) {
+    for (const Kernel& row : rows)
+      if (row.name == architecture.name && row.scores == scores && row.weights == weights) return true;
+    return false;
+  };
+  for (const cuda::AttentionKernel& k : architecture.kernels) {
+    const Arithmetic scores = arithmetic_of(k.recipe->key, k.input), weights = arithmetic_of(k.recipe->value, k.input);
+    if (!is_known(scores, weights))
+      rows.push_back({architecture.name, Device::cuda, [] { return cuda::any_device(architecture.major, architecture.minor); }, scores,
+                      weights, [](const Problem& p) { cuda::run(architecture, p); },
+                      [](const Problem& p) { return cuda::refusal(architecture, p); },
+                      [](const Problem& p) { return cuda::workspace_bytes(architecture, p); }});
+  }
+}
+
+}  // namespace
+
+std::span<const cuda::Architecture* const> cuda::architectures() {
+  static constexpr std::array all{&sm90::architecture};
+  return all;
+}
 
 std::span<const Kernel> cuda::kernels() {
-  using enum Arithmetic;
-  // One function; which kernels it starts follows from the recipe.
-  const auto sm90 = [](Arithmetic scores, Arithmetic weights) {
-    return Kernel{"cuda.sm90", Device::cuda, [] { return any_device(9, 0); }, scores, weights, run, cuda::refusal, workspace_bytes};
-  };
-  static const std::array rows{sm90(int8, int8), sm90(int8, f16), sm90(int8, fp8), sm90(fp8, fp8), sm90(f16, f16), sm90(bf16, bf16)};
+  static const std::vector<Kernel> rows = [] {
+    std::vector<Kernel> all;
+    append_rows<sm90::architecture>(all);
+    return all;
+  }();
   return rows;
 }
 

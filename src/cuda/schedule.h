@@ -1,13 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the attention kernel's items are divided along the keys, so that no multiprocessor is idle while others have work: "split-KV",
-// "Flash-Decoding" (Dao et al. 2023).
+// Which work an attention kernel's CTAs take: blocks of queries, in which order, and which of them are divided along the keys so that no
+// multiprocessor is idle while others have work ("split-KV", "Flash-Decoding", Dao et al. 2023).
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <vector>
+
+#include "cuda/operands/layout.h"
+
+namespace chitu {
+struct Problem;
+}
 
 namespace chitu::cuda {
+
+// Where each sequence of a call lies, and behind them the end of the last.
+std::vector<SequenceLayout> layouts_of(const Problem& problem, const Form& form);
+
+// Of all sequences' query heads, how many are taken in turn: all in parts of one size whose keys and values fill half of the L2 cache.
+// group: query heads a kv head.
+int heads_at_once(int kv_heads, int group, std::int64_t bytes_of_kv_head, int device);
 
 // Items before `whole` are taken as they are, each of the others in `pieces`, whose results are joined.
 struct Split {
@@ -15,7 +29,7 @@ struct Split {
   friend constexpr bool operator==(const Split&, const Split&) = default;
 };
 
-// What an item costs beside its tiles, and each of its pieces beside that, in tiles. Measured: docs/kernels/sm90.md, "Split items".
+// What an item costs beside its tiles, and each of its pieces beside that, in tiles. Measured: docs/kernels/sm90-log.md, "Split items".
 constexpr double item_cost = 2, piece_cost = 2, join_cost = 2. / 3;
 constexpr int most_pieces = 32;             // of an item
 constexpr int most_pieces_a_processor = 4;  // they take memory
@@ -45,5 +59,8 @@ inline Split split_items(std::int64_t items, double tiles, double longest, int p
     }
   return best;
 }
+
+// Of a call with `items` items.
+Split split_of(const Problem& problem, const Form& form, std::int64_t items);
 
 }  // namespace chitu::cuda

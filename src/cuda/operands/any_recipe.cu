@@ -452,8 +452,8 @@ void start(const AnyRecipeCall& call, cudaStream_t stream) {
 
 }  // namespace
 
-void quantize_any_recipe(const Params& params, const Recipe& recipe, bool bf16, cudaStream_t stream) {
-  const AnyRecipeCall call{params, recipe, form_of(recipe, params.dim)};
+void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, bool bf16, cudaStream_t stream) {
+  const AnyRecipeCall call{params, recipe, form};
   collect(call, bf16, stream);
   bf16 ? start<__nv_bfloat16>(call, stream) : start<__half>(call, stream);
 }

@@ -8,6 +8,7 @@
 
 #include "common/limits.h"
 #include "common/rotation.h"
+#include "cuda/operands/layout.h"
 #include "cuda/operands/numbers.cuh"
 #include "cuda/ptx/convert.h"
 
@@ -21,12 +22,6 @@ __device__ __forceinline__ float divide(float a, float b) {
   r = fmaf(r, fmaf(-b, r, 1), r);
   const float q = a * r;
   return fmaf(r, fmaf(-b, q, a), q);
-}
-
-// Where the 16-byte chunk of a row stands: rows of 128 bytes trade their chunks by row % 8, rows of 64 bytes by row / 2 % 4.
-template <int row_bytes>
-__device__ __forceinline__ int swizzled(int chunk, int row) {
-  return row_bytes == 128 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3);
 }
 
 // The bits of rotation_headroom, which the matrices have for 1: so even sums of the largest inputs are below 2^126, as divide() wants it.

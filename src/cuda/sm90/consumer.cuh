@@ -27,6 +27,7 @@
 #include "cuda/sm90/kernels.h"
 #include "cuda/sm90/producer.cuh"
 #include "cuda/sm90/queries.cuh"
+#include "cuda/sm90/tensor_map.h"
 #include "cuda/weights/softmax.cuh"
 
 namespace chitu::cuda::sm90 {
@@ -354,7 +355,8 @@ struct Consumer {
 
 struct Launch {
   Params params;
-  float opaque_zero;  // of weigh() and produce_items()
+  CUtensorMap queries_as_given;  // with quantizes_queries: [batch][head][token][channel]
+  float opaque_zero;             // of weigh() and produce_items()
 };
 
 template <class C>
@@ -386,7 +388,7 @@ __global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_c
     ptx::give_registers<C::producer_registers>();
     if (threadIdx.x == C::consumers) produce_tiles<C>(launch.params, at);
     if (threadIdx.x == C::consumers + 32) produce_items<C>(launch.params, at, launch.opaque_zero);
-    if (threadIdx.x == C::consumers + 64) produce_queries<C>(launch.params, at);
+    if (threadIdx.x == C::consumers + 64) produce_queries<C>(launch.params, launch.queries_as_given, at);
   } else {
     ptx::take_registers<C::registers>();
     Consumer<C>{launch.params, at, warpgroup, launch.opaque_zero}.run();
@@ -394,14 +396,14 @@ __global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_c
 }
 
 template <class C>
-void start(const Params& params, int processors, cudaStream_t stream) {
+void start(const Params& params, const Tensor& query, int processors, cudaStream_t stream) {
   const std::int64_t items = params.split.whole + std::int64_t{split_item_count(params)} * params.split.pieces;
   launch(attention_kernel<C>,
          {.blocks = static_cast<unsigned>(items < processors ? items : processors),
           .threads = C::threads,
           .shared_bytes = sizeof(typename C::Shared),
           .overlaps = true},
-         stream, Launch{params, 0.f});
+         stream, Launch{params, C::quantizes_queries ? query_map(query, C::form.block_queries) : CUtensorMap{}, 0.f});
 }
 
 }  // namespace chitu::cuda::sm90

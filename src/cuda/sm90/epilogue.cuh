@@ -14,7 +14,7 @@ namespace chitu::cuda::sm90 {
 template <class C>
 __device__ __forceinline__ bool join(const Params& p, int piece, float (&o)[C::halves][C::width / 2], float (&m)[2], float (&rounded)[2],
                                      float (&unrounded)[2]) {
-  constexpr int vectors = C::form.piece_vectors(), of_o = C::dim / 8;
+  constexpr int vectors = piece_vectors(C::dim), of_o = C::dim / 8;
   const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5, pieces = p.split.pieces, item = piece / pieces,
             first = item * pieces;
   const auto piece_at = [&](int of) { return p.pieces + (static_cast<std::int64_t>(of) * C::warps + warp) * (vectors * 32) + lane; };

@@ -1,39 +1,51 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which kernel a recipe's attention is; they are compiled in attention_*.cu.
+// Hopper's table of attention kernels.
 #include "cuda/sm90/kernels.h"
+
+#include <array>
+
+#include "cuda/architecture.h"
 
 namespace chitu::cuda::sm90 {
 namespace {
 
-template <const Recipe& recipe, DType input = DType::f16>
-void start(const Params& params, int processors, cudaStream_t stream) {
-  const auto start = params.dim <= 64    ? sm90::start<Config<recipe, input, 64>>
-                     : params.dim <= 128 ? sm90::start<Config<recipe, input, 128>>
-                                         : sm90::start<Config<recipe, input, 256>>;
-  start(params, processors, stream);
+// The kernel of `recipe`; `as`: the recipe that it is compiled for, where two differ in what the quantiser does only.
+template <const Recipe& recipe, DType input, int dim, bool quantizes_queries = false, const Recipe& as = recipe>
+constexpr AttentionKernel kernel() {
+  static_assert(form_of(recipe, dim) == form_of(as, dim) && recipe.weights == as.weights);
+  constexpr DType compiled = recipe.key.scaling == Scaling::none || quantizes_queries ? input : DType::f16;
+  return {&recipe, input, dim, quantizes_queries, form_of(recipe, dim), start<Config<as, compiled, dim, quantizes_queries>>};
 }
 
-template <DType input>
-void start_tuned(const Params& params, int processors, cudaStream_t stream) {
-  const auto start =
-      params.dim == 64 ? sm90::start<Config<recipes::chitu, input, 64, true>> : sm90::start<Config<recipes::chitu, input, 128, true>>;
-  start(params, processors, stream);
+// Every padded dim and type of the tensors.
+template <const Recipe& recipe, const Recipe& as = recipe>
+constexpr std::array<AttentionKernel, 6> kernels_of() {
+  using enum DType;
+  return {kernel<recipe, f16, 64, false, as>(),   kernel<recipe, bf16, 64, false, as>(), kernel<recipe, f16, 128, false, as>(),
+          kernel<recipe, bf16, 128, false, as>(), kernel<recipe, f16, 256, false, as>(), kernel<recipe, bf16, 256, false, as>()};
 }
 
-// These differ in what the quantiser does only.
-static_assert(form_of(recipes::sage, 128) == form_of(recipes::int8_half, 128) && recipes::sage.weights == recipes::int8_half.weights);
+template <class... Arrays>
+constexpr auto joined(const Arrays&... arrays) {
+  std::array<AttentionKernel, (std::tuple_size_v<Arrays> + ...)> all{};
+  std::size_t count = 0;
+  const auto append = [&](const auto& array) {
+    for (const AttentionKernel& k : array) all[count++] = k;
+  };
+  (append(arrays), ...);
+  return all;
+}
+
+using namespace recipes;
+
+// chitu's tuned quantiser leaves the queries to the attention kernel.
+constexpr std::array tuned{kernel<chitu, DType::f16, 64, true>(), kernel<chitu, DType::bf16, 64, true>(),
+                           kernel<chitu, DType::f16, 128, true>(), kernel<chitu, DType::bf16, 128, true>()};
+constexpr auto table = joined(tuned, kernels_of<recipes::chitu>(), kernels_of<int8>(), kernels_of<sage>(), kernels_of<int8_half, sage>(),
+                              kernels_of<sage2>(), kernels_of<fp8>(), kernels_of<exact>());
 
 }  // namespace
 
-void attend(const Params& params, const Recipe& recipe, bool bf16, int processors, cudaStream_t stream) {
-  if (params.tuned_quantizer)
-    return bf16 ? start_tuned<DType::bf16>(params, processors, stream) : start_tuned<DType::f16>(params, processors, stream);
-  if (recipe == recipes::chitu) return start<recipes::chitu>(params, processors, stream);
-  if (recipe == recipes::sage2) return start<recipes::sage2>(params, processors, stream);
-  if (recipe == recipes::fp8) return start<recipes::fp8>(params, processors, stream);
-  if (recipe == recipes::int8) return start<recipes::int8>(params, processors, stream);
-  if (recipe == recipes::sage || recipe == recipes::int8_half) return start<recipes::sage>(params, processors, stream);
-  bf16 ? start<recipes::exact, DType::bf16>(params, processors, stream) : start<recipes::exact, DType::f16>(params, processors, stream);
-}
+const Architecture architecture{.name = "cuda.sm90", .major = 9, .minor = 0, .kernels = table};
 
 }  // namespace chitu::cuda::sm90

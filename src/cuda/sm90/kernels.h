@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The attention kernels that are compiled, each in one of the files attention_*.cu.
+// Hopper's attention kernels, each compiled in a file of instances/.
 #pragma once
 
 #include "chitu/method.h"
@@ -7,12 +7,20 @@
 
 namespace chitu::cuda::sm90 {
 
+// A CTA has 64 queries for each of its warpgroups, as many as their registers allow.
+constexpr Form form_of(const Recipe& recipe, int dim) {
+  Form form = cuda::form_of(recipe, dim);
+  const bool most = form.dim == 64 && form.value_bytes == 1 && form.query_scale_rows == 2;
+  form.block_queries = form.dim == 256 ? 128 : most ? 256 : 192;
+  return form;
+}
+
 // input: the tensors' type, f16 or bf16, where the recipe stores them as they came or queries come so; else f16. dim: 64, 128 or 256.
 // quantizes_queries: they come as the caller's tensor has them (Params::tuned_quantizer).
 template <const Recipe& recipe, DType input, int dim, bool quantizes_queries = false>
 struct Config;
 
 template <class C>
-void start(const Params& params, int processors, cudaStream_t stream);
+void start(const Params& params, const Tensor& query, int processors, cudaStream_t stream);
 
 }  // namespace chitu::cuda::sm90

@@ -5,41 +5,10 @@
 #include "cuda/operands/sequences.cuh"
 #include "cuda/ptx/async.h"
 #include "cuda/ptx/shared.h"
+#include "cuda/schedule.cuh"
 #include "cuda/sm90/config.cuh"
 
 namespace chitu::cuda::sm90 {
-
-// Queries `row` ... of a head of a sequence.
-struct Block {
-  int sequence, head, row;
-};
-
-// In an order that is good for the end, where items are short then, and for the L2 cache. Where all sequences are alike and the last rows
-// see most keys, these come first, of all heads whose keys and values the cache holds at once; else heads come one after another, and what
-// leaves warpgroups idle, the heads' partial last blocks, at the end. Packed sequences and their heads come one after another.
-template <int block_queries>
-__device__ Block block_of(const Params& p, int item, int opaque) {
-  const int all_heads = p.heads + opaque;
-  if (p.layouts) {
-    const int sequence = sequence_of(p, item / all_heads, [](const SequenceLayout& s) { return s.block; });
-    const SequenceLayout& s = p.layouts[sequence];
-    const int blocks = (s.queries + block_queries - 1) / block_queries, i = item - s.block * all_heads, head = i / blocks;
-    return {sequence, head, (blocks - 1 - (i - head * blocks)) * block_queries};
-  }
-  const int heads = p.sequences * all_heads, queries = p.same.queries + opaque, full_blocks = queries / block_queries,
-            full_items = full_blocks * heads;
-  int head = item - full_items, row = full_blocks * block_queries;
-  if (p.window.right < p.same.keys) {
-    const int blocks = (queries + block_queries - 1) / block_queries, first = item / (blocks * p.heads_at_once) * p.heads_at_once,
-              count = min(p.heads_at_once, heads - first), i = item - blocks * first;
-    head = first + i % count;
-    row = (blocks - 1 - i / count) * block_queries;
-  } else if (item < full_items) {
-    head = item / full_blocks;
-    row = (full_blocks - 1 - (item - head * full_blocks)) * block_queries;
-  }
-  return {head / all_heads, head % all_heads, row};
-}
 
 // Writes Item::share and Item::what. ranges: of the sequence's queries. piece: among those of all split items, `pieces` each; else
 // negative.
@@ -111,7 +80,7 @@ __device__ void produce_items(const Params& p, const typename C::At shared, floa
 
 // ... one brings their queries ...
 template <class C>
-__device__ void produce_queries(const Params& p, const typename C::At at) {
+__device__ void produce_queries(const Params& p, const CUtensorMap& queries_as_given, const typename C::At at) {
   using Item = typename C::Item;
   constexpr Form form = C::form;
   Ring<C::item_slots, 0> ring;
@@ -137,8 +106,7 @@ __device__ void produce_queries(const Params& p, const typename C::At at) {
       ptx::barrier_expect(barrier, C::block_bytes + rows * 8 + head_bytes + C::dim * 2);
 #pragma unroll
       for (int panel = 0; panel < C::dim / 64; ++panel)  // rows behind the tensor's last are zeros
-        ptx::tensor_copy(at.block(0) + panel * form.block_queries * 128, &p.queries_as_given, panel * 64, first.z, first.y, first.x,
-                         barrier);
+        ptx::tensor_copy(at.block(0) + panel * form.block_queries * 128, &queries_as_given, panel * 64, first.z, first.y, first.x, barrier);
       ptx::bulk_copy(
           to + offsetof(Item, centre),
           static_cast<const std::uint16_t*>(p.centre) + static_cast<std::int64_t>(ptx::load_int(to + offsetof(Item, keys))) * C::dim,

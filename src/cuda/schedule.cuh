@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// The order in which attention kernels take blocks of queries.
+#pragma once
+
+#include "cuda/operands/sequences.cuh"
+
+namespace chitu::cuda {
+
+// Queries `row` ... of a head of a sequence.
+struct Block {
+  int sequence, head, row;
+};
+
+// The block that is item `item`, before items are split. opaque: 0, but the compiler must not know it (ptx/order.h): else it would compute
+// much ahead of the loop over items, and run out of registers.
+//
+// In an order that is good for the end, where items are short then, and for the L2 cache. Where all sequences are alike and the last rows
+// see most keys, these come first, of all heads whose keys and values the cache holds at once; else heads come one after another, and what
+// leaves warpgroups idle, the heads' partial last blocks, at the end. Packed sequences and their heads come one after another.
+template <int block_queries>
+__device__ Block block_of(const Params& p, int item, int opaque) {
+  const int all_heads = p.heads + opaque;
+  if (p.layouts) {
+    const int sequence = sequence_of(p, item / all_heads, [](const SequenceLayout& s) { return s.block; });
+    const SequenceLayout& s = p.layouts[sequence];
+    const int blocks = (s.queries + block_queries - 1) / block_queries, i = item - s.block * all_heads, head = i / blocks;
+    return {sequence, head, (blocks - 1 - (i - head * blocks)) * block_queries};
+  }
+  const int heads = p.sequences * all_heads, queries = p.same.queries + opaque, full_blocks = queries / block_queries,
+            full_items = full_blocks * heads;
+  int head = item - full_items, row = full_blocks * block_queries;
+  if (p.window.right < p.same.keys) {
+    const int blocks = (queries + block_queries - 1) / block_queries, first = item / (blocks * p.heads_at_once) * p.heads_at_once,
+              count = min(p.heads_at_once, heads - first), i = item - blocks * first;
+    head = first + i % count;
+    row = (blocks - 1 - i / count) * block_queries;
+  } else if (item < full_items) {
+    head = item / full_blocks;
+    row = (full_blocks - 1 - (item - head * full_blocks)) * block_queries;
+  }
+  return {head / all_heads, head % all_heads, row};
+}
+
+}  // namespace chitu::cuda
