@@ -135,16 +135,13 @@ class QueryTile {
   }
 
   __device__ const std::uint16_t* query_row(int row) const {
-    return static_cast<const std::uint16_t*>(p_.query.data) + sequence_.batch * p_.query.batch + tile_.head * p_.query.head +
-           (sequence_.query_begin + first_ + row) * p_.query.token;
+    return static_cast<const std::uint16_t*>(p_.query.data) + query_offset(p_.query, sequence_, tile_.head, first_ + row);
   }
   __device__ const std::uint16_t* key_row(const View& x, int key) const {  // or a value's
-    return static_cast<const std::uint16_t*>(x.data) + sequence_.batch * x.batch + kv_head_ * x.head +
-           (sequence_.key_begin + std::int64_t{key}) * x.token;
+    return static_cast<const std::uint16_t*>(x.data) + key_offset(x, sequence_, kv_head_, key);
   }
   __device__ std::uint16_t* out_row(int row) const {
-    return static_cast<std::uint16_t*>(p_.out.data) + sequence_.batch * p_.out.batch + tile_.head * p_.out.head +
-           (sequence_.query_begin + first_ + row) * p_.out.token;
+    return static_cast<std::uint16_t*>(p_.out.data) + query_offset(p_.out, sequence_, tile_.head, first_ + row);
   }
   __device__ std::uint16_t out_bits(float x) const { return p_.out_bf16 ? f32_to_bf16(x) : f32_to_f16(x); }
   __device__ float out_number(std::uint16_t bits) const { return p_.out_bf16 ? bf16_to_f32(bits) : f16_to_f32(bits); }
@@ -281,10 +278,7 @@ class QueryTile {
       for (int w = 0; w < 4; ++w) words[w] = out_bits(x[2 * w]) | std::uint32_t{out_bits(x[2 * w + 1])} << 16;
       *reinterpret_cast<uint4*>(out_row(row) + lane_ * 8) = make_uint4(words[0], words[1], words[2], words[3]);
     }
-    if (lane_ == 0 && p_.lse.data)
-      static_cast<float*>(
-          p_.lse.data)[sequence_.batch * p_.lse.batch + tile_.head * p_.lse.head + (sequence_.query_begin + first_ + row) * p_.lse.token] =
-          lse;
+    if (lane_ == 0 && p_.lse.data) static_cast<float*>(p_.lse.data)[query_offset(p_.lse, sequence_, tile_.head, first_ + row)] = lse;
   }
 
   const Params& p_;

@@ -108,8 +108,9 @@ __device__ __forceinline__ void quantize_rows(const AnyRecipeCall& call, Role ro
   const int lanes = call.form.dim / 8, lane = threadIdx.x % 32, piece = threadIdx.x % lanes, row0 = threadIdx.x / lanes;
   const bool real = piece * 8 < p.dim;  // else padding
   const int tokens = (is_query ? s.queries : s.keys) - at.tile * tile_tokens;
-  const T* from = static_cast<const T*>(in.data) + s.batch * in.batch + at.head * in.head +
-                  (std::int64_t{is_query ? s.query_begin : s.key_begin} + at.tile * tile_tokens + row0) * in.token + piece * 8;
+  const int first = at.tile * tile_tokens + row0;
+  const T* from =
+      static_cast<const T*>(in.data) + (is_query ? query_offset(in, s, at.head, first) : key_offset(in, s, at.head, first)) + piece * 8;
   uint4 x[rows];
   std::uint32_t absent = 0;  // bit j: the thread's row j is no token, or none that counts
 #pragma unroll
@@ -220,7 +221,7 @@ __device__ __forceinline__ void quantize_rows(const AnyRecipeCall& call, Role ro
       if (call.form.scale_each_key)
         p.key_scale[token] = scaling.x;
       else if (row % 2 == 0 && row < 8)
-        p.passes[2 * at.index].key[row / 2] = p.passes[2 * at.index + 1].key[row / 2] = scaling.x;
+        p.passes[pass_index(at.index, 0)].key[row / 2] = p.passes[pass_index(at.index, 1)].key[row / 2] = scaling.x;
     }
   }
   if (row == 0) {
@@ -235,15 +236,15 @@ __device__ __forceinline__ void quantize_rows(const AnyRecipeCall& call, Role ro
     for (uint4& piece : x) asm volatile("" : "+r"(piece.x), "+r"(piece.y), "+r"(piece.z), "+r"(piece.w));
   const Number number = number_of<T>(quant);
   const int bytes = number == Number::same || number == Number::f16 ? 2 : 1, row_bytes = call.form.dim * bytes,
-            panel_bytes = min(row_bytes, 128), panel_rows = is_query ? tiles_of(s.queries) * tile_tokens : tile_tokens;
-  const int in_row = piece * 8 * bytes, chunk = in_row % panel_bytes / 16, turn = panel_bytes == 128 ? row0 % 8 : row0 / 2 % 4;
-  std::uint8_t* out = is_query
-                          ? p.queries + (at.index - at.tile) * tile_tokens * row_bytes + std::int64_t{at.tile} * tile_tokens * panel_bytes
-                          : p.tiles + at.index * call.form.tile_bytes() + (is_value ? call.form.key_bytes() : 0);
-  out += std::int64_t{in_row / panel_bytes} * panel_rows * panel_bytes + row0 * panel_bytes + (chunk ^ turn) * 16 + in_row % 16;
+            panel = panel_bytes(row_bytes), panel_rows = is_query ? tiles_of(s.queries) * tile_tokens : tile_tokens;
+  const int in_row = piece * 8 * bytes, chunk = in_row % panel / 16,
+            place = panel == 128 ? swizzled<128>(chunk, row0) : swizzled<64>(chunk, row0);
+  std::uint8_t* out = is_query ? p.queries + (at.index - at.tile) * tile_tokens * row_bytes + std::int64_t{at.tile} * tile_tokens * panel
+                               : p.tiles + (is_value ? value_tile_offset(call.form, at.index) : key_tile_offset(call.form, at.index));
+  out += panel_offset(row_bytes, in_row / panel, panel_rows) + row0 * panel + place * 16 + in_row % 16;
   const auto write = [&](auto store) {
 #pragma unroll
-    for (int j = 0; j < rows; ++j) store(j, out + j * row_step * panel_bytes);
+    for (int j = 0; j < rows; ++j) store(j, out + j * row_step * panel);
   };
   const auto stored = [&](int j, float(&y)[8]) {
     const float factor = shared.factor[row0 + j * row_step];
@@ -311,8 +312,7 @@ __device__ __forceinline__ void quantize_columns(const AnyRecipeCall& call, int 
   const TileLocation at = locate_tile<false>(p, unit);
   const SequenceLayout s = sequence_layout(p, at.sequence);
   const int first = at.tile * tile_tokens + block * 16, keys = s.keys - first;  // the thread's keys
-  const T* from = static_cast<const T*>(p.value.data) + s.batch * p.value.batch + at.head * p.value.head +
-                  (std::int64_t{s.key_begin} + first) * p.value.token + channel0;
+  const T* from = static_cast<const T*>(p.value.data) + key_offset(p.value, s, at.head, first) + channel0;
   uint4 x[16];
 #pragma unroll
   for (int i = 0; i < 16; ++i) x[i] = real && i < keys ? load_input(from + i * p.value.token) : make_uint4(0, 0, 0, 0);
@@ -387,7 +387,7 @@ __device__ __forceinline__ void quantize_columns(const AnyRecipeCall& call, int 
     write_passes(p, at.index, scale, flagged);
   }
 
-  // Keys stand in the order in which the attention kernel's registers hold its weights: of 16, word i has 2 i, 2 i + 1, 2 i + 8, 2 i + 9.
+  // Keys in the order of stored_key().
   const auto write = [&]<Number number>(void* tile, const auto& stored) {
   // Nor here: there are more numbers than registers.
 #pragma unroll
@@ -397,19 +397,20 @@ __device__ __forceinline__ void quantize_columns(const AnyRecipeCall& call, int 
       std::uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        words[i] = pack_8bit<number>(stored(2 * i, c), stored(2 * i + 1, c), stored(2 * i + 8, c), stored(2 * i + 9, c)) ^
+        words[i] = pack_8bit<number>(stored(stored_key(4 * i), c), stored(stored_key(4 * i + 1), c), stored(stored_key(4 * i + 2), c),
+                                     stored(stored_key(4 * i + 3), c)) ^
                    (number == Number::i8 ? value_offsets : 0);
-      static_cast<uint4*>(tile)[(channel0 + c) * 8 + (block ^ c)] = make_uint4(words[0], words[1], words[2], words[3]);
+      static_cast<uint4*>(tile)[(channel0 + c) * 8 + swizzled<128>(block, c)] = make_uint4(words[0], words[1], words[2], words[3]);
     }
   };
   const auto scaled = [&](int i, int c) { return low<T>(word(x[i], c / 2) >> c % 2 * 16 & 0xffff) * factor[c]; };
-  void* tile = p.tiles + at.index * call.form.tile_bytes() + call.form.key_bytes();
+  void* tile = p.tiles + value_tile_offset(call.form, at.index);
   if (quant.type == DType::e4m3)
     write.template operator()<Number::e4m3>(tile, scaled);
   else
     write.template operator()<Number::i8>(tile, [&](int i, int c) { return scaled(i, c) * inverse; });
   if (flagged)
-    write.template operator()<Number::i8>(p.residuals + at.index * tile_tokens * call.form.dim, [&](int i, int c) {
+    write.template operator()<Number::i8>(p.residuals + residual_offset(call.form, at.index), [&](int i, int c) {
       const float y = scaled(i, c);
       return __fsub_rn(y, __fmul_rn(rintf(y * inverse), scale)) * (residual_parts * inverse);
     });

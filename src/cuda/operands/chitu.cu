@@ -78,7 +78,7 @@ __device__ __forceinline__ void sample_head(const SampleJob& p, int row) {
     count = static_cast<std::uint32_t>(sample.count), stride = static_cast<std::uint32_t>(sample.stride);
     one_over_count = 1 / static_cast<double>(count);
   }
-  const T* base = static_cast<const T*>(in.data) + batch * in.batch + head * in.head + begin * in.token + chunk * 8;
+  const T* base = static_cast<const T*>(in.data) + key_offset(in, {.batch = batch, .key_begin = begin}, head, 0) + chunk * 8;
   const auto load_row = [&](int i) {
     const unsigned number = thread / lanes + i * tokens;
     return number < count ? load_input(base + sampled_token(number, stride) * in.token) : make_uint4(0, 0, 0, 0);

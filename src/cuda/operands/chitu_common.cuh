@@ -14,6 +14,9 @@
 namespace chitu::cuda {
 namespace {  // part of quantise.cu
 
+template <int dim>
+constexpr Form chitu_form = form_of(recipes::chitu, dim);
+
 constexpr int quantize_threads = 256;
 
 // What the sample kernel, which this one overlaps, has written: not through the read-only path.

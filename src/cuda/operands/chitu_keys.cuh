@@ -122,8 +122,7 @@ struct KeyPart {
     row = warp * 16 * chunks + share.row;
     left = sequence.keys - at.tile * tile_tokens - row;
     step = p.key.token;
-    from = static_cast<const T*>(p.key.data) + sequence.batch * p.key.batch + at.head * p.key.head +
-           (sequence.key_begin + at.tile * tile_tokens + row) * step;
+    from = static_cast<const T*>(p.key.data) + key_offset(p.key, sequence, at.head, at.tile * tile_tokens + row);
     centre = static_cast<const T*>(p.centre) + (static_cast<std::int64_t>(at.sequence) * p.kv_heads + at.head) * dim;
   }
   static constexpr __device__ int piece(int h, int c, int m) { return (h * chunks + c) * (dim / 32) + m; }
@@ -153,7 +152,7 @@ __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& 
       for (int m = 0; m < pieces; ++m) fetch(shared.pieces, Part::piece(h, c, m), from + part.share.channel(m), exists);
     }
   const typename Row::Matrix matrix(part.share);
-  std::uint8_t* out = p.tiles + part.at.index * 2 * tile_tokens * dim;
+  std::uint8_t* out = p.tiles + key_tile_offset(chitu_form<dim>, part.at.index);
   ptx::wait_for_previous();  // for the sample
   ptx::wait_for_copies();
 

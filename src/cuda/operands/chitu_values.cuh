@@ -40,13 +40,13 @@ struct ValuePart {
     at = locate_tile(job, index);
     const SequenceLayout sequence = sequence_layout(p, at.sequence);
     valid = sequence.keys - at.tile * tile_tokens - first;
-    from = static_cast<const T*>(p.value.data) + sequence.batch * p.value.batch + at.head * p.value.head +
-           (sequence.key_begin + at.tile * tile_tokens + first) * p.value.token + channel0;
+    from = static_cast<const T*>(p.value.data) + key_offset(p.value, sequence, at.head, at.tile * tile_tokens + first) + channel0;
     channels = p.channels + (static_cast<std::int64_t>(at.sequence) * p.kv_heads + at.head) * dim + channel0;
   }
   static constexpr __device__ int key(int i) { return i % 4 + i / 4 * 8; }  // behind the first
-  // Its integers of a channel to a tile. Keys stand in the order 0 1 8 9 2 3 10 11 4 5 12 13 6 7 14 15, in which the attention kernel's
-  // registers hold its weights.
+  static_assert(key(0) == stored_key(0) && key(1) == stored_key(1) && key(4) == stored_key(2) && key(5) == stored_key(3) &&
+                key(2) == stored_key(4) && key(3) == stored_key(5) && key(6) == stored_key(6) && key(7) == stored_key(7));
+  // Its integers of a channel to a tile, in the order of stored_key().
   template <class Number>
   __device__ __forceinline__ void store(std::uint8_t* tile, int c, const Number& number) const {
     std::uint8_t* to = tile + (channel0 + c) * tile_tokens + swizzled<128>(chunk, c) * 16 + block % 2 * 8;
@@ -61,7 +61,7 @@ __device__ __forceinline__ void quantize_residuals(const Job& job, int unit, flo
   const QuantizeParams& p = job.params;
   using Part = ValuePart<T, dim>;
   const Part part(job, ptx::opaque(unit));
-  auto* out = reinterpret_cast<std::uint8_t*>(p.residuals) + part.at.index * tile_tokens * dim;
+  auto* out = reinterpret_cast<std::uint8_t*>(p.residuals) + residual_offset(chitu_form<dim>, part.at.index);
 #pragma unroll 1
   for (int c = 0; c < 8; ++c) {
     const float f = invert(__ldcg(part.channels + c));
@@ -174,7 +174,7 @@ __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared
   uint4 x[keys];
 #pragma unroll
   for (int i = 0; i < keys; ++i) x[i] = shared.pieces[i][threadIdx.x];
-  std::uint8_t* out = p.tiles + (part.at.index * 2 + 1) * tile_tokens * dim;
+  std::uint8_t* out = p.tiles + value_tile_offset(chitu_form<dim>, part.at.index);
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     part.store(out, 2 * w, [&](int i) { return low<T>(word(x[i], w)) * factor[2 * w]; });

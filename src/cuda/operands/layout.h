@@ -93,14 +93,14 @@ struct alignas(32) PassScales {
   int flagged;   // the tile
   int unused;
 };
-// Among all: of tile `tile`, its last pass or the residual's.
-constexpr std::int64_t pass_index(std::int64_t tile, bool residual) { return 2 * tile + residual; }
+// Among all: tile `tile`'s last pass (residual 0) or that of its residual plane (1).
+constexpr std::int64_t pass_index(std::int64_t tile, int residual) { return 2 * tile + residual; }
 
 // Bytes from the start of the tiles to a tile's keys and to its values; from the start of the residuals to a tile's. Tiles of a head follow
 // each other, then the heads of a sequence, then the sequences.
-constexpr std::int64_t key_tile_offset(const Form& form, std::int64_t tile) { return tile * form.tile_bytes(); }
-constexpr std::int64_t value_tile_offset(const Form& form, std::int64_t tile) { return tile * form.tile_bytes() + form.key_bytes(); }
-constexpr std::int64_t residual_offset(const Form& form, std::int64_t tile) { return tile * (std::int64_t{tile_tokens} * form.dim); }
+constexpr std::int64_t key_tile_offset(Form form, std::int64_t tile) { return tile * form.tile_bytes(); }
+constexpr std::int64_t value_tile_offset(Form form, std::int64_t tile) { return tile * form.tile_bytes() + form.key_bytes(); }
+constexpr std::int64_t residual_offset(Form form, std::int64_t tile) { return tile * (std::int64_t{tile_tokens} * form.dim); }
 
 // ---- numbers within a tile: as wgmma and ldmatrix look for them in shared memory, so that plain copies of bytes do
 //

@@ -74,7 +74,7 @@ __device__ __forceinline__ void mark(const QuantizeParams& p, std::uint8_t* flag
 // What an attention kernel needs of a tile's values.
 __device__ __forceinline__ void write_passes(const QuantizeParams& p, std::int64_t tile, float scale, bool flagged) {
   static_assert(offsetof(PassScales, value) == 16 && offsetof(PassScales, last) == 20 && offsetof(PassScales, flagged) == 24);
-  auto* passes = reinterpret_cast<int4*>(p.passes + 2 * tile);  // of both the second half
+  auto* passes = reinterpret_cast<int4*>(p.passes + pass_index(tile, 0));  // of both the second half
   passes[1] = make_int4(__float_as_int(scale), 1, flagged, 0);
   passes[3] = make_int4(__float_as_int(scale * (1 / residual_parts)), 0, flagged, 0);
 }

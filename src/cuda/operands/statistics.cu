@@ -180,10 +180,9 @@ __global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __gri
   if (chunk >= chunks.in(s)) return;
   const Sample sample(all);
   const int first = is_sample ? 0 : chunk * chunks.tiles * tile_tokens;
-  const Tokens<T> tokens{static_cast<const T*>(in.data) + s.batch * in.batch + head * in.head +
-                             (std::int64_t{role == Role::query ? s.query_begin : s.key_begin} + first) * in.token,
-                         in.token, is_sample ? static_cast<int>(sample.count) : min(all - first, chunks.tiles * tile_tokens), is_sample,
-                         sample};
+  const Tokens<T> tokens{
+      static_cast<const T*>(in.data) + (role == Role::query ? query_offset(in, s, head, first) : key_offset(in, s, head, first)), in.token,
+      is_sample ? static_cast<int>(sample.count) : min(all - first, chunks.tiles * tile_tokens), is_sample, sample};
   const Statistics statistics(p);
   double* record = p.statistics + statistics.records(role) + (std::int64_t{head} * chunks.count + at) * statistics.record;
   if (sums_of(role, quant))

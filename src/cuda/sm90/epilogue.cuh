@@ -109,13 +109,13 @@ __device__ __forceinline__ void finish(const Params& p, const typename C::At at,
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
       const std::uint32_t* x = packed + part * 16 + 2 * i;
-      ptx::store_matrix(staged + (lane & 15) * 128 + ((i + (lane >> 4)) ^ (lane & 7)) * 16, x[0], x[1], x[2], x[3]);
+      ptx::store_matrix(staged + (lane & 15) * 128 + swizzled<128>(i + (lane >> 4), lane) * 16, x[0], x[1], x[2], x[3]);
     }
     __syncwarp();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int r = i * 4 + (lane >> 3), chunk = lane & 7, channel = part * 64 + chunk * 8;
-      const int4 x = ptx::load_int4(staged + r * 128 + (chunk ^ (r & 7)) * 16);
+      const int4 x = ptx::load_int4(staged + r * 128 + swizzled<128>(chunk, r) * 16);
       if (r < rows && channel < p.dim) *reinterpret_cast<int4*>(out + r * p.out.token + channel) = x;
     }
   }

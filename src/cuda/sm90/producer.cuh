@@ -97,8 +97,8 @@ __device__ void produce_queries(const Params& p, const CUtensorMap& queries_as_g
     const int padded = from.y * tile_tokens, rows = min(form.block_queries, padded - from.z);
     const std::int64_t head_row = static_cast<std::int64_t>(from.x) * tile_tokens;
     const int4 first = ptx::load_int4(to + offsetof(Item, rows));  // batch entry, head, row
-    ptx::store_long(to + offsetof(Item, out), first.x * p.out.batch + first.y * p.out.head + first.z * p.out.token);
-    ptx::store_long(to + offsetof(Item, lse), first.x * p.lse.batch + first.y * p.lse.head + first.z * p.lse.token);
+    ptx::store_long(to + offsetof(Item, out), token_offset(p.out, first.x, first.y, first.z));
+    ptx::store_long(to + offsetof(Item, lse), token_offset(p.lse, first.x, first.y, first.z));
     constexpr int head_bytes = C::channel_scales ? C::dim * 4 : 0;
     if constexpr (C::quantizes_queries) {
       ptx::barrier_wait(at.block_read(), blocks.parity());
@@ -149,25 +149,25 @@ __device__ void produce_tiles(const Params& p, const typename C::At at) {
     if (what.x == 0) return;
     for (const std::int64_t last = tile + what.z - what.y; tile < last; ++tile) {
       int residual = 0;
-      if constexpr (form.residuals) residual = p.passes[2 * tile].flagged;  // on its way while the place is waited for
+      if constexpr (form.residuals) residual = p.passes[pass_index(tile, 0)].flagged;  // on its way while the place is waited for
 #pragma unroll 1
       do {
         const std::uint32_t full = at.full(ring.slot()), value_full = C::separate_value_barriers ? at.value_full(values.slot()) : full;
-        const std::uint8_t* const keys = p.tiles + tile * (C::key_bytes + C::value_bytes);
+        const std::uint8_t* const keys = p.tiles + key_tile_offset(form, tile);
         ptx::barrier_wait(at.empty(ring.slot()), ring.parity());
         ptx::barrier_expect(full, C::key_bytes + (C::separate_value_barriers ? 0 : C::value_bytes) + (C::passes ? sizeof(PassScales) : 0) +
                                       (form.scale_each_key ? tile_tokens * 4 : 0));
         ptx::bulk_copy(at.key(ring.slot()), keys, C::key_bytes, full);
-        if constexpr (C::passes) ptx::bulk_copy(at.scales(ring.slot()), p.passes + 2 * tile + residual, sizeof(PassScales), full);
+        if constexpr (C::passes) ptx::bulk_copy(at.scales(ring.slot()), p.passes + pass_index(tile, residual), sizeof(PassScales), full);
         if constexpr (form.scale_each_key)
           ptx::bulk_copy(at.key_scale(ring.slot()), p.key_scale + tile * tile_tokens, tile_tokens * 4, full);
         if constexpr (C::separate_value_barriers) {
           ptx::barrier_wait(at.value_empty(values.slot()), values.parity());
           ptx::barrier_expect(value_full, C::value_bytes);
         }
-        const void* from = keys + C::key_bytes;
+        const void* from = p.tiles + value_tile_offset(form, tile);
         if constexpr (form.residuals)
-          if (residual) from = p.residuals + tile * C::value_bytes;
+          if (residual) from = p.residuals + residual_offset(form, tile);
         ptx::bulk_copy(at.value(C::separate_value_barriers ? values.slot() : ring.slot()), from, C::value_bytes, value_full);
         ring.advance();
         if constexpr (C::separate_value_barriers) values.advance();
