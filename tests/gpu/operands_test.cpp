@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The operands that quantize_any_recipe() and quantize_chitu() make, number by number against quantize(). They are read as src/cuda/params.h
-// describes them, by code of this file's own.
+// The operands that quantize_any_recipe() and quantize_chitu() make, number by number against quantize(). They are read as
+// src/cuda/params.h describes them, by code of this file's own.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -141,7 +141,7 @@ struct Packed {
     if (by == By::quantise)
       quantize_chitu(p, q.type == DType::bf16, nullptr);
     else
-      quantize_any_recipe(p, recipe, q.type == DType::bf16, nullptr);
+      quantize_any_recipe(p, recipe, form, q.type == DType::bf16, nullptr);
     check(cudaDeviceSynchronize());
     queries.fetch(), query_scale.fetch(), correction.fetch(), centre.fetch(), channels.fetch(), tiles.fetch(), residuals.fetch();
     passes.fetch(), key_scale.fetch(), ranges.fetch(), nonfinite_queries.fetch(), nonfinite_keys.fetch(), nonfinite_values.fetch();

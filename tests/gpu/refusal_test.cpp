@@ -4,6 +4,7 @@
 #include <functional>
 #include <string>
 
+#include "cuda/call.h"
 #include "support.h"
 
 namespace chitu::test {
@@ -47,6 +48,40 @@ TEST(GpuRefusals, AreByName) {
     change(c);
     EXPECT_NE(why(c).find(text), std::string::npos) << text << "\n" << why(c);
     EXPECT_THROW(attention(c.query, c.key, c.value, {c.out, c.lse}, c.options), Error) << text;
+  }
+}
+
+// The table of each architecture has every method at every padded dim in both types, and what it lacks is refused by name.
+TEST(GpuTable, HasEveryMethod) {
+  for (const cuda::Architecture* architecture : cuda::architectures())
+    for (const Method& method : methods)
+      for (const int dim : {64, 128, 256})
+        for (const DType type : {DType::f16, DType::bf16}) {
+          int found = 0;
+          for (const cuda::AttentionKernel& k : architecture->kernels)
+            found += *k.recipe == method.recipe && k.dim == dim && k.input == type && k.form.dim == dim && !k.quantizes_queries;
+          EXPECT_EQ(found, 1) << architecture->name << " " << method.name << " " << dim << " " << name(type);
+        }
+}
+
+TEST(GpuTable, WhatItLacksIsRefusedByName) {
+  const Call c = call();
+  for (const Method& method : methods) {
+    Options options = c.options;
+    options.recipe = method.recipe;
+    const Problem problem = describe(c.query, c.key, c.value, {c.out, c.lse}, options, Data::unread);
+    for (const cuda::Architecture* whole : cuda::architectures()) {
+      std::vector<cuda::AttentionKernel> others, other_dims;
+      for (const cuda::AttentionKernel& k : whole->kernels) {
+        if (*k.recipe != method.recipe) others.push_back(k);
+        if (*k.recipe != method.recipe || k.dim != 128) other_dims.push_back(k);
+      }
+      cuda::Architecture part = *whole;
+      part.kernels = others;
+      EXPECT_EQ(refusal(part, problem), "has no kernel for the method " + std::string(method.name));
+      part.kernels = other_dims;
+      EXPECT_EQ(refusal(part, problem), "has no kernel for this recipe in bf16 at dim 128");
+    }
   }
 }
 

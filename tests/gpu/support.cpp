@@ -34,10 +34,13 @@ void for_rows(const Shape& s, Row row) {
 
 }  // namespace
 
-bool has_gpu() {
+std::string_view gpu_kernel() {
   const auto all = kernels();
-  return std::any_of(all.begin(), all.end(), [](const KernelInfo& k) { return k.device == Device::cuda && k.available; });
+  const auto found = std::find_if(all.begin(), all.end(), [](const KernelInfo& k) { return k.device == Device::cuda && k.available; });
+  return found == all.end() ? std::string_view{} : found->name;
 }
+
+bool has_gpu() { return !gpu_kernel().empty(); }
 
 GpuArray::GpuArray(DType type, const Shape& shape, GpuLayout layout)
     : tensor_{nullptr, type, Device::cuda, 0, shape, strides_of(shape, layout)} {
@@ -86,7 +89,7 @@ std::vector<float> GpuArray::numbers() const {
 GpuResult attend_on_gpu(const Tensor& query, const Tensor& key, const Tensor& value, Options options, DType type, GpuLayout layout) {
   const Shape& s = query.shape;
   const GpuArray out(type, s, layout), lse(DType::f32, {s[0], s[1], s[2], 1}, layout);
-  options.kernel = "cuda.sm90";
+  options.kernel = gpu_kernel();
   attention(query, key, value, {out, lse}, options);
   return {out.numbers(), lse.numbers()};
 }

@@ -11,7 +11,8 @@
 
 namespace chitu::test {
 
-// Whether there is a GPU that the rows of this build can use.
+// The first row of the kernel table that runs on this machine's GPU; empty if none does.
+std::string_view gpu_kernel();
 bool has_gpu();
 
 // Base of tests that need it: skipped, and counted so, where there is none.
@@ -46,7 +47,7 @@ class GpuArray {
 struct GpuResult {
   std::vector<float> out, lse;
 };
-// attention() by cuda.sm90 into poisoned memory.
+// attention() by gpu_kernel() into poisoned memory.
 GpuResult attend_on_gpu(const Tensor& query, const Tensor& key, const Tensor& value, Options options, DType type,
                         GpuLayout layout = GpuLayout::bhsd);
 // The same of copies on the GPU, in the layout `in`.
