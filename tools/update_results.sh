@@ -122,8 +122,8 @@ gains() {
     $column["contender"] != "chitu chitu" || $column["dtype"] != "bf16" || $column["dim"] != 128 { next }
     { gain[$column["length"], $column["causal"]] = sprintf("%.2fx", $column["speedup"]) }
     END {
-      printf "| one H200, dim 128: 16K tokens; 4K tokens | **%s; %s** | [peers](%s) |\n", gain[16384, 0], gain[4096, 0], file
-      printf "| the same: 1K tokens; 1K tokens with a causal mask | %s; %s | [peers](%s) |\n", gain[1024, 0], gain[1024, 1], file
+      printf "| one H200, dim 128, 16K and 4K tokens | **%s** and **%s** | [peers](%s) |\n", gain[16384, 0], gain[4096, 0], file
+      printf "| the same, 1K tokens, and 1K with a causal mask | %s and %s: slower | [peers](%s) |\n", gain[1024, 0], gain[1024, 1], file
     }'
   tail -n +2 "$models" | awk -F, -v file="$models" "$awk_tables"'
     NR == 1 { read_header(); next }
@@ -135,7 +135,7 @@ gains() {
       if (!count++ || gain > best) best = gain
     }
     END {
-      printf "| one H200: %d calls that models make, geometric mean (worst, best); decoding a token | %.2fx (%.2fx, %.2fx); %.2fx | [models](%s) |\n",
+      printf "| one H200, %d calls that models make | geometric mean %.2fx, from %.2fx to %.2fx; decoding %.2fx | [models](%s) |\n",
         count, exp(logs / count), worst, best, decode, file
     }'
   # Runs of one contender stand together; sorted by their time the middle one is the median.
@@ -148,7 +148,7 @@ gains() {
     }
     END {
       torch = median("PyTorch", "bf16") < median("PyTorch", "f32") ? median("PyTorch", "bf16") : median("PyTorch", "f32")
-      printf "| %d CPU cores with AVX-512, %d tokens, against PyTorch | **%.2fx** | [torch](%s) |\n", threads, tokens, torch / median("chitu", "bf16"), file
+      printf "| %d CPU cores with AVX-512, %d tokens, PyTorch | **%.2fx** | [torch](%s) |\n", threads, tokens, torch / median("chitu", "bf16"), file
     }'
 }
 
