@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The tables of run.sh and of README.md, as Markdown: every method on captured heads and on normal tensors, at 1K, 4K and 10K tokens.
+# The tables of run.sh and of docs/results.md, as Markdown: every method on captured heads and on normal tensors, at 1K, 4K and 10K tokens.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
