@@ -5,10 +5,10 @@
 #include <limits>
 #include <utility>
 
+#include "checks.h"
 #include "chitu/attention.h"
 #include "common/numbers.h"
 #include "common/parallel.h"
-#include "dispatch.h"
 
 namespace chitu {
 

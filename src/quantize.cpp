@@ -86,69 +86,6 @@ void channel_vector(const Statistics& s, float* lambda) {
   for (std::size_t c = 0; c < dim; ++c) lambda[c] = mean > smallest_maximum ? std::max(lambda[c], mean * channel_floor) : 1;
 }
 
-// The shape of an operand's scales; all zeros if it has none.
-Shape scales_shape(const Quant& quant, const Shape& x, std::span<const std::int64_t> starts) {
-  const auto [batch, heads, tokens, dim] = x;
-  const std::int64_t sequences = starts.empty() ? batch : static_cast<std::int64_t>(starts.size()) - 1;
-  if (quant.scaling == Scaling::none) return {};
-  if (quant.scaling == Scaling::head) return {sequences, heads, 1, 1};
-  if (quant.scaling == Scaling::channel) return {sequences, heads, 1, dim};
-  const auto scales = [&](std::int64_t count) { return quant.scaling == Scaling::tile ? tiles_of(count) : quant.groups.count(count); };
-  if (starts.empty()) return {batch, heads, scales(tokens), 1};
-  std::int64_t all = 0;
-  for (std::size_t i = 0; i + 1 < starts.size(); ++i) all += scales(starts[i + 1] - starts[i]);
-  return {batch, heads, all, 1};
-}
-
-bool shared_by(std::int64_t heads, std::int64_t kv_heads) { return kv_heads > 0 ? heads % kv_heads == 0 : heads == 0; }
-
-// Dense: as a whole. Heads: the numbers of each head lie together.
-enum class Together : std::uint8_t { dense, heads };
-
-// t: what a call or a Quantized brings beside its operand's numbers. wanted: all zeros if it must bring none.
-void check_part(const Tensor& t, const std::string& name, DType type, const Shape& wanted, Together together) {
-  if (wanted == Shape{}) return require(!given(t), name, ": given, but nothing of this quantisation and role has any");
-  require(given(t), name, ": missing; wanted ", chitu::name(type), " ", AsText(wanted));
-  require(t.type == type && t.shape == wanted, name, ": wanted ", chitu::name(type), " ", AsText(wanted), ", not ", chitu::name(t.type),
-          " ", AsText(t.shape));
-  require(t.data || empty(t), name, ": no data, but shape ", AsText(wanted));
-  require(t.device == Device::cpu, name, ": not in CPU memory; nothing else is read");
-  check_strides(t, name);
-  const Shape dense = contiguous_strides(wanted);
-  for (std::size_t i = together == Together::dense ? 0 : 2; i < 4; ++i)
-    require(wanted[i] <= 1 || t.stride[i] == dense[i], name, ": strides ", AsText(t.stride), "; wanted ",
-            together == Together::dense ? "" : "a head's numbers together, as in ", AsText(dense));
-}
-
-void check_residuals(const Quantized& q, const std::string& name) {
-  const bool tile = q.quant.scaling == Scaling::tile;
-  const std::int64_t tiles = tile ? q.scales.shape[0] * q.scales.shape[1] * q.scales.shape[2] : 0, planes = q.residuals.shape[1];
-  require(static_cast<std::int64_t>(q.residual_of.size()) == tiles, name, "'s residual_of has ", q.residual_of.size(), " entries, not ",
-          tiles, ", one for each tile");
-  const bool some = tile && given(q.residuals);
-  check_part(q.residuals, name + "'s residuals", DType::i8, some ? Shape{1, planes, tile_tokens, q.values.shape[3]} : Shape{},
-             Together::dense);
-  for (std::size_t i = 0; i < q.residual_of.size(); ++i)
-    require(q.residual_of[i] >= -1 && q.residual_of[i] < (some ? planes : 0), name, "'s residual_of[", i, "] is ", q.residual_of[i],
-            "; there are ", some ? planes : 0, " residuals, and -1 is for none");
-}
-
-void check_nonfinite(const Quantized& q, const std::string& name) {
-  const auto place = [](const NonFinite& n) { return std::tie(n.sequence, n.head, n.token); };
-  for (std::size_t i = 0; i < q.nonfinite.size(); ++i) {
-    const NonFinite& n = q.nonfinite[i];
-    const auto inside = [](std::int64_t x, std::int64_t count) { return x >= 0 && x < count; };
-    const auto sequence = static_cast<std::size_t>(n.sequence);
-    require(inside(n.sequence, q.sequences()) && inside(n.head, q.values.shape[1]) &&
-                inside(n.token, q.starts.empty() ? q.values.shape[2] : q.starts[sequence + 1] - q.starts[sequence]),
-            name, "'s nonfinite[", i, "] is sequence ", n.sequence, ", head ", n.head, ", token ", n.token, ", which there is not");
-    require(static_cast<std::int64_t>(n.values.size()) == q.values.shape[3], name, "'s nonfinite[", i, "] has ", n.values.size(),
-            " values, not ", q.values.shape[3], ", the dim");
-    require(i == 0 || place(q.nonfinite[i - 1]) < place(n), name, "'s nonfinite[", i,
-            "] is not behind the one before it; the order is sequence, head, token");
-  }
-}
-
 class Job {
  public:
   Job(const Backend& backend, const Tensor& x, Role role, const Quant& quant, const QuantizeOptions& options)
@@ -349,30 +286,6 @@ class Job {
 };
 
 }  // namespace
-
-void check_quantized(const Quantized& q, const std::string& name, Data data) {
-  check_tensor(q.values, name, true, data);
-  check_starts(q.starts, q.values, name);
-  check_quant(q.quant, q.role);
-  const auto [batch, heads, tokens, dim] = q.values.shape;
-  const bool as_it_came = q.quant.scaling == Scaling::none, correction = q.role == Role::query && given(q.correction);
-  require(as_it_came ? is_float(q.values.type) : q.values.type == q.quant.type, name, "'s values are ", chitu::name(q.values.type),
-          ", but its quantisation stores ", as_it_came ? "f32, f16 or bf16" : chitu::name(q.quant.type));
-  const Shape vector{q.sequences(), heads, 1, dim};
-  check_part(q.scales, name + "'s scales", DType::f32, scales_shape(q.quant, q.values.shape, q.starts), Together::heads);
-  check_part(q.channels, name + "'s channels", DType::f32, q.quant.scaling == Scaling::tile ? vector : Shape{}, Together::heads);
-  check_part(q.correction, name + "'s correction", DType::f32, correction ? Shape{batch, heads, tokens, 1} : Shape{}, Together::heads);
-  // The centre that a correction was made with has the keys' heads.
-  const std::int64_t kv_heads = q.centre.shape[1];
-  require(!correction || shared_by(heads, kv_heads), name, "'s centre has ", kv_heads, " heads, which do not divide its own ", heads);
-  check_part(q.centre, name + "'s centre", DType::f32,
-             correction                       ? Shape{q.sequences(), kv_heads, 1, dim}
-             : q.quant.centre != Centre::none ? vector
-                                              : Shape{},
-             Together::dense);
-  check_residuals(q, name);
-  check_nonfinite(q, name);
-}
 
 Quantized cpu::quantize_with(const Backend& backend, const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options) {
   const char* const name = chitu::name(role);

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <span>
 
-#include "dispatch.h"
+#include "problem.h"
 
 namespace chitu::cpu {
 

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Problem is a checked call, with nothing left to default.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "checks.h"
+#include "chitu/attention.h"
+#include "common/tiles.h"
+#include "common/visible.h"
+
+namespace chitu {
+
+// One sequence of a batch: a batch entry, or a part of a packed one.
+struct Sequence {
+  std::int64_t batch = 0;
+  std::int64_t query_begin = 0, queries = 0;
+  std::int64_t key_begin = 0, keys = 0;
+  Positions query_positions{}, key_positions{};
+
+  Range visible(const Window& window, std::int64_t query) const {
+    return chitu::visible(window, query_positions.first + query * query_positions.step, key_positions, keys);
+  }
+};
+
+struct Problem {
+  Operand query, key, value;
+  Output output;
+  Recipe recipe;
+  Window window;
+  float scale = 0;
+  std::vector<Sequence> sequences;
+  std::vector<std::int64_t> query_starts, key_starts;  // as given, for quantize()
+  int threads = 1;
+  void* stream = nullptr;
+  void* workspace = nullptr;
+  std::size_t workspace_bytes = 0;
+  std::string_view kernel;
+
+  Device device() const { return query.tensor().device; }
+  std::int64_t heads() const { return query.tensor().shape[1]; }
+  std::int64_t kv_heads() const { return key.tensor().shape[1]; }
+  std::int64_t group() const { return heads() / kv_heads(); }  // query heads that share a kv head
+  int dim() const { return static_cast<int>(query.tensor().shape[3]); }
+};
+
+// Checks every argument of a call, once.
+Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options,
+                 Data data = Data::needed);
+
+}  // namespace chitu
