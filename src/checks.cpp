@@ -106,7 +106,7 @@ void check_threads(int threads) {
 
 Shape scales_shape(const Quant& quant, const Shape& x, std::span<const std::int64_t> starts) {
   const auto [batch, heads, tokens, dim] = x;
-  const std::int64_t sequences = starts.empty() ? batch : static_cast<std::int64_t>(starts.size()) - 1;
+  const std::int64_t sequences = sequence_count(x, starts);
   if (quant.scaling == Scaling::none) return {};
   if (quant.scaling == Scaling::head) return {sequences, heads, 1, 1};
   if (quant.scaling == Scaling::channel) return {sequences, heads, 1, dim};

@@ -43,6 +43,11 @@ constexpr bool given(const Tensor& t) { return t.data || t.shape != Shape{}; }
 constexpr bool empty(const Tensor& t) { return t.shape[0] == 0 || t.shape[1] == 0 || t.shape[2] == 0; }
 constexpr bool shared_by(std::int64_t heads, std::int64_t kv_heads) { return kv_heads > 0 ? heads % kv_heads == 0 : heads == 0; }
 
+// Batch entries, or the parts of a packed one.
+inline std::int64_t sequence_count(const Shape& x, std::span<const std::int64_t> starts) {
+  return starts.empty() ? x[0] : static_cast<std::int64_t>(starts.size()) - 1;
+}
+
 // A shape for a message, "[1, 2, 3, 4]": made into text only where there is a message.
 struct AsText {
   explicit AsText(const Shape& s) : shape(s) {}

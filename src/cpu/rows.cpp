@@ -96,7 +96,7 @@ namespace {
 Quantized operand(const Problem& p, const Operand& o, Role role, const Quantized* keys) {
   if (o.quantized()) return *o.quantized();
   const auto& starts = role == Role::query ? p.query_starts : p.key_starts;
-  return quantize(o.tensor(), role, p.recipe, {.starts = starts, .keys = keys, .threads = p.threads});
+  return quantize_with(best_backend(), o.tensor(), role, p.recipe, {.starts = starts, .keys = keys, .threads = p.threads});
 }
 
 }  // namespace
