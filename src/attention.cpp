@@ -12,9 +12,10 @@ namespace {
 std::size_t workspace_of(const Kernel& kernel, const Problem& problem) { return kernel.workspace ? kernel.workspace(problem) : 0; }
 
 void check_workspace(const Kernel& kernel, const Problem& p) {
-  if (!p.workspace) return;
+  if (!p.options.workspace) return;
   const std::size_t needed = workspace_of(kernel, p);
-  require(p.workspace_bytes >= needed, "workspace has ", p.workspace_bytes, " bytes; this call needs ", needed, " (workspace_size())");
+  require(p.options.workspace_bytes >= needed, "workspace has ", p.options.workspace_bytes, " bytes; this call needs ", needed,
+          " (workspace_size())");
 }
 
 }  // namespace

@@ -35,8 +35,8 @@ bool fits(Arithmetic arithmetic, const Quant& quant, Operands operands) {
   }
   return false;
 }
-bool scores_fit(const Kernel& k, const Problem& p) { return fits(k.scores, p.recipe.key, {&p.query, &p.key}); }
-bool weights_fit(const Kernel& k, const Problem& p) { return fits(k.weights, p.recipe.value, {&p.value}); }
+bool scores_fit(const Kernel& k, const Problem& p) { return fits(k.scores, p.options.recipe.key, {&p.query, &p.key}); }
+bool weights_fit(const Kernel& k, const Problem& p) { return fits(k.weights, p.options.recipe.value, {&p.value}); }
 
 std::string misfit(Arithmetic arithmetic, const char* product) {
   const bool by_operands = arithmetic == Arithmetic::f16 || arithmetic == Arithmetic::bf16;
@@ -50,11 +50,11 @@ std::string misfit(Arithmetic arithmetic, const char* product) {
 void check_kernel(const Problem& p) {
   std::string names, last;
   for (const Kernel& k : kernel_table()) {
-    if (p.kernel.empty() || p.kernel == k.name) return;
+    if (p.options.kernel.empty() || p.options.kernel == k.name) return;
     if (last != k.name) names += (names.empty() ? "" : ", ") + std::string(k.name);
     last = k.name;
   }
-  throw Error(ErrorCode::bad_argument, "kernel is '" + std::string(p.kernel) + "'; the kernels are " + names);
+  throw Error(ErrorCode::bad_argument, "kernel is '" + std::string(p.options.kernel) + "'; the kernels are " + names);
 }
 
 }  // namespace
@@ -69,7 +69,7 @@ std::span<const Kernel> kernel_table() {
 }
 
 std::string refusal(const Kernel& k, const Problem& p) {
-  if (!p.kernel.empty() && p.kernel != k.name) return "options ask for " + std::string(p.kernel);
+  if (!p.options.kernel.empty() && p.options.kernel != k.name) return "options ask for " + std::string(p.options.kernel);
   if (k.device != p.device()) return k.device == Device::cpu ? "is for tensors in CPU memory" : "is for tensors on a GPU";
   if (k.refuses)
     if (std::string why = k.refuses(p); !why.empty()) return why;

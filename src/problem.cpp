@@ -119,21 +119,11 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
   require(reinterpret_cast<std::uintptr_t>(o.workspace) % 256 == 0, "workspace starts at no multiple of 256 bytes");
   check_correction(query, key, o.recipe, lse);
 
-  return {.query = query,
-          .key = key,
-          .value = value,
-          .output = output,
-          .recipe = o.recipe,
-          .window = window,
-          .scale = scale,
-          .sequences = sequences_of(q, k, o),
-          .query_starts = {o.query_starts.begin(), o.query_starts.end()},
-          .key_starts = {o.key_starts.begin(), o.key_starts.end()},
-          .threads = thread_count(o.threads),
-          .stream = o.stream,
-          .workspace = o.workspace,
-          .workspace_bytes = o.workspace_bytes,
-          .kernel = o.kernel};
+  Options full = o;
+  full.window = window;
+  full.scale = scale;
+  full.threads = thread_count(o.threads);
+  return {.query = query, .key = key, .value = value, .output = output, .options = full, .sequences = sequences_of(q, k, o)};
 }
 
 }  // namespace chitu

@@ -24,20 +24,15 @@ struct Sequence {
   }
 };
 
+// It views what the call views: operands, starts and the kernel's name stay the caller's, and must outlive it.
 struct Problem {
   Operand query, key, value;
   Output output;
-  Recipe recipe;
-  Window window;
-  float scale = 0;
+  Options options;  // as given, but with the scale and the number of threads there, and a window no wider than `unbounded`
   std::vector<Sequence> sequences;
-  std::vector<std::int64_t> query_starts, key_starts;  // as given, for quantize()
-  int threads = 1;
-  void* stream = nullptr;
-  void* workspace = nullptr;
-  std::size_t workspace_bytes = 0;
-  std::string_view kernel;
 
+  float scale() const { return *options.scale; }
+  bool packed() const { return !options.query_starts.empty(); }
   Device device() const { return query.tensor().device; }
   std::int64_t heads() const { return query.tensor().shape[1]; }
   std::int64_t kv_heads() const { return key.tensor().shape[1]; }

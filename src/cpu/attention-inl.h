@@ -76,7 +76,7 @@ class Attention {
       for (std::int64_t h = 0; h < p.kv_heads(); ++h) units_.push_back({s, h, bad(operands_.key, s, h)});
     std::int64_t tasks = 0;
     for (const Unit& u : units_) tasks += tasks_of(u);
-    threads_ = static_cast<int>(std::clamp<std::int64_t>(tasks, 1, p.threads));
+    threads_ = static_cast<int>(std::clamp<std::int64_t>(tasks, 1, p.options.threads));
     scratch_.resize(static_cast<std::size_t>(threads_));
     for (Scratch& s : scratch_) {
       s.query.resize(std::int64_t{L::block} * layout_.template lanes<Score>() * 4);
@@ -134,7 +134,7 @@ class Attention {
       for (std::size_t u = first; u < last; ++u)
         if (r < rows_of(units_[u])) tasks.emplace_back(u, r);
 
-    parallel_for(static_cast<std::int64_t>(tiles.size()), p_.threads, [&](std::int64_t i, int) {
+    parallel_for(static_cast<std::int64_t>(tiles.size()), p_.options.threads, [&](std::int64_t i, int) {
       const auto [u, tile] = tiles[static_cast<std::size_t>(i)];
       pack(units_[u], tile, panels_[u - first]);
     });
@@ -279,11 +279,11 @@ class Attention {
         const Locator where(q, unit_.sequence, head(r));
         read(q, head(r), sequence_.query_begin + query(r), numbers);
         negate(numbers);
-        x_.row_scale[i] = std::fabs(p_.scale) * std::numbers::log2e_v<float>;
+        x_.row_scale[i] = std::fabs(p_.scale()) * std::numbers::log2e_v<float>;
         if (q.quant.scaling == Scaling::tokens) x_.row_scale[i] *= where.scales[q.quant.groups.of(query(r))];
         if (q.quant.scaling == Scaling::head)
           x_.row_scale[i] *= where.scales[0] * Locator(a_.operands_.key, unit_.sequence, unit_.head).scales[0];
-        x_.seen[i] = sequence_.visible(p_.window, query(r));
+        x_.seen[i] = sequence_.visible(p_.options.window, query(r));
       }
       std::byte* to = x_.query.data() + (r / R * R * lanes + r % R) * 4;
       for (int lane = 0; lane < lanes; ++lane) {
@@ -298,7 +298,7 @@ class Attention {
     // For a negative scale, so that larger scores are larger weights.
     template <class T>
     void negate(T* numbers) const {
-      if (p_.scale >= 0) return;
+      if (p_.scale() >= 0) return;
       for (int c = 0; c < l_.dim; ++c) {
         if constexpr (std::is_same_v<T, std::uint16_t>)
           numbers[c] ^= 0x8000;  // bf16
@@ -417,7 +417,7 @@ class Attention {
 
     // With the maxima of all rows: what the step's weights, sums and products are multiplied by.
     void update_maxima(const Step& s) {
-      const bool by_tile = p_.recipe.weights.by_tile;
+      const bool by_tile = p_.options.recipe.weights.by_tile;
       const float unit = a_.sum_unit_ * (value_.scales && a_.operands_.value.quant.scaling == Scaling::tile ? value_.scales[s.tile] : 1);
       const int rows = round_up(s.rows, R), padded = round_up(rows, W);
       std::fill(x_.tile_maximum + rows, x_.tile_maximum + padded, -infinity);
@@ -476,7 +476,7 @@ class Attention {
     }
 
     void weigh(const Step& s) {
-      const Weights& w = p_.recipe.weights;
+      const Weights& w = p_.options.recipe.weights;
       for (int r = 0; r < round_up(s.rows, R); ++r)
         if (x_.tile_maximum[r] == -infinity)
           std::memset(now_->weights + r * tile_tokens * weight_bytes, 0, tile_tokens * weight_bytes);
@@ -533,8 +533,8 @@ class Attention {
       const auto add = [&](float* sum, Sum kind) {
         S::store(sum, S::fma(S::load(sum), keep, S::mul(weight, kind == Sum::rounded ? rounded : unrounded)));
       };
-      add(x_.output_sum[r0 + r], p_.recipe.weights.output);
-      if (p_.recipe.weights.lse != p_.recipe.weights.output) add(x_.lse_sum[r0 + r], p_.recipe.weights.lse);
+      add(x_.output_sum[r0 + r], p_.options.recipe.weights.output);
+      if (p_.options.recipe.weights.lse != p_.options.recipe.weights.output) add(x_.lse_sum[r0 + r], p_.options.recipe.weights.lse);
     }
 
     template <class Aside>
@@ -590,11 +590,11 @@ class Attention {
       if (!output.lse.data) return;
       float lse = -infinity;
       if (factor != 0) {
-        const bool same = p_.recipe.weights.lse == p_.recipe.weights.output;
+        const bool same = p_.options.recipe.weights.lse == p_.options.recipe.weights.output;
         const float total = same ? sum : S::reduce_add(S::load(x_.lse_sum[i]));
-        lse = (x_.maximum[i] + std::log2(total / (p_.recipe.weights.top * a_.sum_unit_))) * std::numbers::ln2_v<float>;
+        lse = (x_.maximum[i] + std::log2(total / (p_.options.recipe.weights.top * a_.sum_unit_))) * std::numbers::ln2_v<float>;
         if (const Tensor& correction = a_.operands_.query.correction; correction.data)
-          lse += p_.scale * *reinterpret_cast<const float*>(row(correction, sequence_.batch, head(r), token));
+          lse += p_.scale() * *reinterpret_cast<const float*>(row(correction, sequence_.batch, head(r), token));
       }
       *reinterpret_cast<float*>(row(output.lse, sequence_.batch, head(r), token)) = lse;
     }
@@ -622,13 +622,13 @@ class Attention {
   const Problem& p_;
   const Operands operands_;
   const L layout_;
-  const float log2_top_ = std::log2(p_.recipe.weights.top) - (int8_weights ? exp2_u8_shift<S> : 0);
+  const float log2_top_ = std::log2(p_.options.recipe.weights.top) - (int8_weights ? exp2_u8_shift<S> : 0);
   // Where running maxima lag, sums are this much smaller: a large scale times 2^lag would overflow, and spoil rows that do not see why.
-  const bool lags_ = p_.recipe.weights.by_tile && int8_weights;
+  const bool lags_ = p_.options.recipe.weights.by_tile && int8_weights;
   const float sum_unit_ = lags_ ? std::exp2(-lag) : 1;
-  const bool sums_unrounded_ = p_.recipe.weights.output == Sum::unrounded || p_.recipe.weights.lse == Sum::unrounded;
+  const bool sums_unrounded_ = p_.options.recipe.weights.output == Sum::unrounded || p_.options.recipe.weights.lse == Sum::unrounded;
   // Groups of a whole tile repeat every 8 keys: one vector holds the scales of all, and they wait for the exponential.
-  const bool keys_share_scales_ = int8_scores && p_.recipe.key.groups.block == tile_tokens && W % 8 == 0;
+  const bool keys_share_scales_ = int8_scores && p_.options.recipe.key.groups.block == tile_tokens && W % 8 == 0;
   std::vector<Unit> units_;
   const std::int64_t tile_key_bytes_ = int8_scores ? layout_.template tile_key_bytes<Int8>() : 0;  // of panels
   const std::int64_t tile_value_bytes_ = int8_weights ? layout_.template tile_value_bytes<Int8>() : 0;

@@ -95,8 +95,8 @@ namespace {
 
 Quantized operand(const Problem& p, const Operand& o, Role role, const Quantized* keys) {
   if (o.quantized()) return *o.quantized();
-  const auto& starts = role == Role::query ? p.query_starts : p.key_starts;
-  return quantize_with(best_backend(), o.tensor(), role, p.recipe, {.starts = starts, .keys = keys, .threads = p.threads});
+  const auto starts = role == Role::query ? p.options.query_starts : p.options.key_starts;
+  return quantize_with(best_backend(), o.tensor(), role, p.options.recipe, {.starts = starts, .keys = keys, .threads = p.options.threads});
 }
 
 }  // namespace

@@ -31,7 +31,7 @@ bool is_half(DType type) { return type == DType::f16 || type == DType::bf16; }
 // What can be said without a GPU.
 std::string beyond_it(const Problem& p) {
   const Tensor &q = p.query.tensor(), &k = p.key.tensor(), &v = p.value.tensor(), &out = p.output.out;
-  if (std::none_of(methods.begin(), methods.end(), [&](const Method& m) { return m.recipe == p.recipe; }))
+  if (std::none_of(methods.begin(), methods.end(), [&](const Method& m) { return m.recipe == p.options.recipe; }))
     return "does the library's methods only, and this recipe is none of them";
   if (p.query.quantized() || p.key.quantized() || p.value.quantized())
     return "quantises itself, but an operand came quantised: give it as it was";
@@ -72,7 +72,7 @@ bool has_own_quantiser(const Problem& p) {
   const Tensor& q = p.query.tensor();
   for (std::size_t i = 0; i < 3; ++i)
     if (q.shape[i] > 1 && (q.stride[i] < q.shape[3] || q.stride[i] >= std::int64_t{1} << 39)) return false;
-  return p.recipe == recipes::chitu && (p.dim() == 64 || p.dim() == 128);
+  return p.options.recipe == recipes::chitu && (p.dim() == 64 || p.dim() == 128);
 }
 
 CUtensorMap tensor_map(const Tensor& t, const Form& form) {
@@ -129,13 +129,13 @@ Tiles tiles_of_blocks(const Problem& p, const Form& form) {
     const std::int64_t blocks = (s.queries + form.block_queries - 1) / form.block_queries, step = (blocks + looked_at - 1) / looked_at;
     for (std::int64_t block = blocks - 1; block >= 0; block -= step) {
       const std::int64_t first = block * form.block_queries, last = std::min(first + form.block_queries, s.queries) - 1;
-      const Range top = s.visible(p.window, first), bottom = s.visible(p.window, last);
+      const Range top = s.visible(p.options.window, first), bottom = s.visible(p.options.window, last);
       const auto tiles = static_cast<double>(std::max<std::int64_t>(tiles_of(narrow(bottom.end)) - top.begin / tile_tokens, 0));
       found.average += tiles * static_cast<double>(step);
       weight += static_cast<double>(step);
       found.most = std::max(found.most, tiles);
     }
-    if (p.query_starts.empty()) break;  // all are alike
+    if (!p.packed()) break;  // all are alike
   }
   if (weight > 0) found.average /= weight;
   return found;
@@ -144,7 +144,7 @@ Tiles tiles_of_blocks(const Problem& p, const Form& form) {
 Split split_of(const Problem& p, const Form& form, std::int64_t items) {
   const int processors = multiprocessors(p.query.tensor().device_id);
   // Many sequences are many items, and of several lengths.
-  if (!form.splits || (!p.query_starts.empty() && items >= 2 * processors)) return {narrow(items), 1};
+  if (!form.splits || (p.packed() && items >= 2 * processors)) return {narrow(items), 1};
   const Tiles tiles = tiles_of_blocks(p, form);
   return split_items(items, tiles.average, tiles.most, processors);
 }
@@ -171,10 +171,10 @@ Params params_of(const Problem& p, const Form& form, const std::vector<Place>& p
   r.sequences = narrow(static_cast<std::int64_t>(p.sequences.size()));
   r.own_quantiser = has_own_quantiser(p);
   r.out_bf16 = p.output.out.type == DType::bf16;
-  r.scale = p.scale;
-  r.window = p.window;
+  r.scale = p.scale();
+  r.window = p.options.window;
   r.same = places.front();
-  if (p.query_starts.empty()) {
+  if (!p.packed()) {
     r.query_tiles = r.sequences * tiles_of(r.same.queries);
     r.key_tiles = r.sequences * tiles_of(r.same.keys);
     r.blocks = r.sequences * ((r.same.queries + form.block_queries - 1) / form.block_queries);
@@ -190,7 +190,7 @@ Params params_of(const Problem& p, const Form& form, const std::vector<Place>& p
 
 // Gives the arrays their places; returns the bytes of all.
 std::size_t lay_out(Params& r, const Problem& p, const Form& form, Place*& places, std::byte* memory) {
-  const bool packed = !p.query_starts.empty();
+  const bool packed = p.packed();
   const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = r.own_quantiser ? 0 : query_tiles * tile_tokens,
                      key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads;
   Arena arena(memory);
@@ -235,7 +235,7 @@ std::string refusal(const Problem& p) {
                                    {p.value.tensor().data, "value"},
                                    {p.output.out.data, "out"},
                                    {p.output.lse.data, "lse"},
-                                   {p.workspace, "workspace"}})
+                                   {p.options.workspace, "workspace"}})
     if (data && !on_device(data, device))
       return std::string(what) + "'s memory is not on GPU " + std::to_string(device) + ", as its tensor says";
   return {};
@@ -243,27 +243,27 @@ std::string refusal(const Problem& p) {
 
 std::size_t workspace_bytes(const Problem& p) {
   if (no_queries(p)) return 0;
-  const Form form = form_of(p.recipe, p.dim());
+  const Form form = form_of(p.options.recipe, p.dim());
   Params r = params_of(p, form, places_of(p, form));
   Place* places = nullptr;
   return lay_out(r, p, form, places, nullptr);
 }
 
 Call::Call(const Problem& p)
-    : recipe_(p.recipe),
+    : recipe_(p.options.recipe),
       device_(p.query.tensor().device_id),
       bf16_(p.query.tensor().type == DType::bf16),
-      stream_(static_cast<cudaStream_t>(p.stream)),
+      stream_(static_cast<cudaStream_t>(p.options.stream)),
       guard_(device_) {
   const Form form = form_of(recipe_, p.dim());
   std::vector<Place> places = places_of(p, form);
   params_ = params_of(p, form, places);
-  std::byte* memory = static_cast<std::byte*>(p.workspace);
+  std::byte* memory = static_cast<std::byte*>(p.options.workspace);
   require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
   if (!memory) memory = memory_.emplace(lay_out(params_, p, form, places_on_gpu_, nullptr), device_, stream_).data();
   lay_out(params_, p, form, places_on_gpu_, memory);
   if (params_.own_quantiser) params_.queries_as_given = tensor_map(p.query.tensor(), form);
-  if (!p.query_starts.empty()) {
+  if (p.packed()) {
     places.pop_back();
     places_ = std::move(places);
   }
