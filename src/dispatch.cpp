@@ -46,6 +46,16 @@ std::string misfit(Arithmetic arithmetic, const char* product) {
                                           : "the recipe does not");
 }
 
+// Empty: the row takes all that the call asks for.
+std::string beyond(const Kernel& k, const Problem& p) {
+  const Needs missing = p.needs.without(k.takes);
+  if (missing.empty()) return {};
+  std::string names;
+  for (int i = 0; i < need_count; ++i)
+    if (const Need need{static_cast<std::uint8_t>(i)}; missing.has(need)) names += (names.empty() ? "" : ", ") + std::string(name(need));
+  return "does not take " + names;
+}
+
 // Throws unless Options::kernel, if given, is a row's name.
 void check_kernel(const Problem& p) {
   std::string names, last;
@@ -71,6 +81,7 @@ std::span<const Kernel> kernel_table() {
 std::string refusal(const Kernel& k, const Problem& p) {
   if (!p.options.kernel.empty() && p.options.kernel != k.name) return "options ask for " + std::string(p.options.kernel);
   if (k.device != p.device()) return k.device == Device::cpu ? "is for tensors in CPU memory" : "is for tensors on a GPU";
+  if (std::string why = beyond(k, p); !why.empty()) return why;
   if (k.refuses)
     if (std::string why = k.refuses(p); !why.empty()) return why;
   if (!k.available()) return "this machine lacks its instructions";
@@ -89,19 +100,20 @@ const Kernel& select(const Problem& p) {
   throw Error(ErrorCode::unsupported, "no kernel takes this call:" + reasons);
 }
 
+std::string explain(const Problem& p) {
+  check_kernel(p);
+  std::string text;
+  for (const Kernel& k : kernel_table()) {
+    const std::string why = refusal(k, p);
+    text += std::string(k.name) + " (scores in " + name(k.scores) + ", weights in " + name(k.weights) +
+            "): " + (why.empty() ? "takes it" : why) + "\n";
+    if (why.empty()) break;
+  }
+  return text;
+}
+
 std::string explain(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
-  return with_own_errors([&] {
-    const Problem p = describe(query, key, value, output, options, Data::unread);
-    check_kernel(p);
-    std::string text;
-    for (const Kernel& k : kernel_table()) {
-      const std::string why = refusal(k, p);
-      text += std::string(k.name) + " (scores in " + name(k.scores) + ", weights in " + name(k.weights) +
-              "): " + (why.empty() ? "takes it" : why) + "\n";
-      if (why.empty()) break;
-    }
-    return text;
-  });
+  return with_own_errors([&] { return explain(describe(query, key, value, output, options, Data::unread)); });
 }
 
 std::vector<KernelInfo> kernels() {

@@ -22,6 +22,9 @@ struct Kernel {
   bool (*available)();  // does this machine have the instructions?
   Arithmetic scores;    // query . key
   Arithmetic weights;   // weights . values
+  // What a call may ask for beyond the default. A row that has heard of something, but cannot do it, may list it here and refuse it
+  // below, in better words.
+  Needs takes;
   void (*run)(const Problem&);
   std::string (*refuses)(const Problem&) = nullptr;    // what else it does not take, and why; empty: takes it
   std::size_t (*workspace)(const Problem&) = nullptr;  // bytes; null: none
@@ -29,6 +32,7 @@ struct Kernel {
 
 std::string refusal(const Kernel& kernel, const Problem& problem);  // empty: takes it
 const Kernel& select(const Problem& problem);
+std::string explain(const Problem& problem);
 std::span<const Kernel> kernel_table();  // the GPU's rows, then the CPU's; of each best first
 
 }  // namespace chitu

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
+#include <utility>
 
 #include "checks.h"
 #include "common/numbers.h"
@@ -78,6 +80,41 @@ std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Optio
   return all;
 }
 
+// Of tensors that come as they are; an operand that came quantised asks for more than its type.
+bool several_types(std::initializer_list<const Operand*> operands, DType out) {
+  return std::any_of(operands.begin(), operands.end(), [&](const Operand* o) { return !o->quantized() && o->tensor().type != out; });
+}
+
+// Everything in a call that is not the default. The options are taken apart, so that a new one does not compile until it has a name
+// here; then it gets a Need, which every row of the kernel table refuses until the row lists it. Two options are select()'s own:
+// `recipe`, for rows say what they compute in, and `kernel`.
+Needs needs_of(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
+  const auto& [recipe, window, scale, query_positions, key_positions, query_starts, key_starts, threads, stream, workspace, workspace_bytes,
+               kernel] = options;
+  const auto& [out, lse] = output;
+  const std::pair<Need, bool> asked[] = {
+      {Need::window, window.left < unbounded || window.right < unbounded},
+      {Need::scale, scale.has_value()},
+      {Need::negative_scale, scale && *scale < 0},
+      {Need::query_positions, query_positions.has_value()},
+      {Need::key_positions, key_positions.has_value()},
+      {Need::packed_sequences, !query_starts.empty() || !key_starts.empty()},
+      {Need::threads, threads != 0},
+      {Need::stream, stream},
+      {Need::workspace, workspace || workspace_bytes},
+      {Need::lse, given(lse)},
+      {Need::grouped_heads, query.tensor().shape[1] != key.tensor().shape[1]},
+      {Need::mixed_types, several_types({&query, &key, &value}, out.type)},
+      {Need::quantized_query, query.quantized()},
+      {Need::quantized_key, key.quantized()},
+      {Need::quantized_value, value.quantized()},
+  };
+  Needs needs;
+  for (const auto& [need, is_asked] : asked)
+    if (is_asked) needs.add(need);
+  return needs;
+}
+
 }  // namespace
 
 Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& o, Data data) {
@@ -123,7 +160,13 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
   full.window = window;
   full.scale = scale;
   full.threads = thread_count(o.threads);
-  return {.query = query, .key = key, .value = value, .output = output, .options = full, .sequences = sequences_of(q, k, o)};
+  return {.query = query,
+          .key = key,
+          .value = value,
+          .output = output,
+          .options = full,
+          .needs = needs_of(query, key, value, output, o),
+          .sequences = sequences_of(q, k, o)};
 }
 
 }  // namespace chitu

@@ -9,6 +9,7 @@
 #include "chitu/attention.h"
 #include "common/tiles.h"
 #include "common/visible.h"
+#include "needs.h"
 
 namespace chitu {
 
@@ -29,6 +30,7 @@ struct Problem {
   Operand query, key, value;
   Output output;
   Options options;  // as given, but with the scale and the number of threads there, and a window no wider than `unbounded`
+  Needs needs;      // what the call asks for beyond the default
   std::vector<Sequence> sequences;
 
   float scale() const { return *options.scale; }
