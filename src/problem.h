@@ -20,8 +20,10 @@ struct Sequence {
   std::int64_t key_begin = 0, keys = 0;
   Positions query_positions{}, key_positions{};
 
+  std::int64_t query_position(std::int64_t query) const { return query_positions.first + query * query_positions.step; }
+  std::int64_t key_position(std::int64_t key) const { return key_positions.first + key * key_positions.step; }
   Range visible(const Window& window, std::int64_t query) const {
-    return chitu::visible(window, query_positions.first + query * query_positions.step, key_positions, keys);
+    return chitu::visible(window, query_position(query), key_positions, keys);
   }
 };
 

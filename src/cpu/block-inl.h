@@ -17,6 +17,7 @@
 
 #include "common/limits.h"
 #include "common/numbers.h"
+#include "common/score.h"
 #include "cpu/exp2-inl.h"
 #include "cpu/products-inl.h"
 #include "cpu/shared-inl.h"
@@ -191,6 +192,14 @@ class Block {
     using P = Products<S, Score>;
     const int lanes = l_.template lanes<Score>();
     const std::byte* keys = int8_scores ? panels_.keys + s.tile * shared_.tile_key_bytes : x_.keys.data();
+    // Where a vector of scores goes to tells whose they are: a functor made anew for each product would cost the loop 0.7 %.
+    const auto change = [&](const float* to, F score) {
+      const std::int64_t at = to - x_.scores, key = s.tile * tile_tokens + at % tile_tokens;
+      const int row = s.row + static_cast<int>(at / tile_tokens);
+      const F unit = S::mul(S::set(x_.row_scale[static_cast<std::size_t>(row)] * std::numbers::ln2_v<float>), key_scale_);
+      return changed_score<F>(score, unit,
+                              {head(row), sequence_.query_position(query(row)), sequence_.key_position(key), sequence_.key_positions.step});
+    };
     const int first = static_cast<int>(s.part.begin) / L::panel;
     for (int panel = first; panel * L::panel < s.part.end; ++panel) {
       const std::byte* k = keys + panel * L::panel * lanes * 4;
@@ -200,8 +209,8 @@ class Block {
       for (int r = 0; r < s.rows; r += R) {
         const std::byte* q = x_.query.data() + (s.row + r) * lanes * 4;
         float* to = x_.scores + r * tile_tokens + panel * L::panel;
-        s.rows - r == 1 ? P::template scores<1>(q, k, start, scale, lanes, to, x_.top + r, panel == first)
-                        : P::template scores<R>(q, k, start, scale, lanes, to, x_.top + r, panel == first);
+        s.rows - r == 1 ? P::template scores<1>(q, k, start, scale, lanes, to, x_.top + r, panel == first, change)
+                        : P::template scores<R>(q, k, start, scale, lanes, to, x_.top + r, panel == first, change);
         if (int8_scores) prefetch(k + shared_.tile_key_bytes, L::panel * lanes * 4, s.row + r);
         if ((panel + 1) * L::panel >= s.part.end)  // here, where the next product hides most of it
           for (int i = r; i < r + R; ++i) find_maximum(s, i);

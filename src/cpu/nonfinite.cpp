@@ -6,6 +6,7 @@
 
 #include "common/numbers.h"
 #include "common/parallel.h"
+#include "common/score.h"
 #include "cpu/backend.h"
 
 namespace chitu::cpu {
@@ -61,7 +62,8 @@ class HeadSpoiler {
     float dot = 0;
     for (int c = 0; c < p_.dim(); ++c)
       dot += load(row(q, s_.batch, head_, s_.query_begin + i), q.type, c) * load(row(k, s_.batch, kv_head_, s_.key_begin + j), k.type, c);
-    return p_.scale() * dot == -infinity;
+    const ScorePlace place{head_, s_.query_position(i), s_.key_position(j), s_.key_positions.step};
+    return changed_score(p_.scale() * dot, 1.f, place) == -infinity;
   }
 
   bool weighs_no_key(std::int64_t i, const Range& seen) const {

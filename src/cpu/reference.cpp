@@ -9,6 +9,7 @@
 #include "common/limits.h"
 #include "common/numbers.h"
 #include "common/parallel.h"
+#include "common/score.h"
 #include "cpu/backend.h"
 #include "cpu/rows.h"
 
@@ -106,7 +107,8 @@ void attend(const Problem& p, const Operands& o, std::int64_t sequence, std::int
         if (masked[static_cast<std::size_t>(j)]) continue;
         double dot = 0;
         for (std::size_t c = 0; c < dim; ++c) dot += q[static_cast<std::size_t>(i) * dim + c] * k[static_cast<std::size_t>(j) * dim + c];
-        scores[static_cast<std::size_t>(j - tile)] = dot * p.scale() * std::numbers::log2e;
+        const ScorePlace place{head, s.query_position(i), s.key_position(j), s.key_positions.step};
+        scores[static_cast<std::size_t>(j - tile)] = changed_score(dot * p.scale(), 1., place) * std::numbers::log2e;
       }
       fold(r, p.options.recipe.weights, scores, v.data() + static_cast<std::size_t>(tile) * dim);
     }
