@@ -35,8 +35,8 @@ bool fits(Arithmetic arithmetic, const Quant& quant, Operands operands) {
   }
   return false;
 }
-bool scores_fit(const Kernel& k, const Problem& p) { return fits(k.scores, p.recipe.key, {&p.query, &p.key}); }
-bool weights_fit(const Kernel& k, const Problem& p) { return fits(k.weights, p.recipe.value, {&p.value}); }
+bool scores_fit(const Kernel& k, const Problem& p) { return fits(k.scores, p.options.recipe.key, {&p.query, &p.key}); }
+bool weights_fit(const Kernel& k, const Problem& p) { return fits(k.weights, p.options.recipe.value, {&p.value}); }
 
 std::string misfit(Arithmetic arithmetic, const char* product) {
   const bool by_operands = arithmetic == Arithmetic::f16 || arithmetic == Arithmetic::bf16;
@@ -46,15 +46,25 @@ std::string misfit(Arithmetic arithmetic, const char* product) {
                                           : "the recipe does not");
 }
 
+// Empty: the row takes all that the call asks for.
+std::string beyond(const Kernel& k, const Problem& p) {
+  const Needs missing = p.needs.without(k.takes);
+  if (missing.empty()) return {};
+  std::string names;
+  for (int i = 0; i < need_count; ++i)
+    if (const Need need{static_cast<std::uint8_t>(i)}; missing.has(need)) names += (names.empty() ? "" : ", ") + std::string(name(need));
+  return "does not take " + names;
+}
+
 // Throws unless Options::kernel, if given, is a row's name.
 void check_kernel(const Problem& p) {
   std::string names, last;
   for (const Kernel& k : kernel_table()) {
-    if (p.kernel.empty() || p.kernel == k.name) return;
+    if (p.options.kernel.empty() || p.options.kernel == k.name) return;
     if (last != k.name) names += (names.empty() ? "" : ", ") + std::string(k.name);
     last = k.name;
   }
-  throw Error(ErrorCode::bad_argument, "kernel is '" + std::string(p.kernel) + "'; the kernels are " + names);
+  throw Error(ErrorCode::bad_argument, "kernel is '" + std::string(p.options.kernel) + "'; the kernels are " + names);
 }
 
 }  // namespace
@@ -69,8 +79,9 @@ std::span<const Kernel> kernel_table() {
 }
 
 std::string refusal(const Kernel& k, const Problem& p) {
-  if (!p.kernel.empty() && p.kernel != k.name) return "options ask for " + std::string(p.kernel);
+  if (!p.options.kernel.empty() && p.options.kernel != k.name) return "options ask for " + std::string(p.options.kernel);
   if (k.device != p.device()) return k.device == Device::cpu ? "is for tensors in CPU memory" : "is for tensors on a GPU";
+  if (std::string why = beyond(k, p); !why.empty()) return why;
   if (k.refuses)
     if (std::string why = k.refuses(p); !why.empty()) return why;
   if (!k.available()) return "this machine lacks its instructions";
@@ -89,19 +100,20 @@ const Kernel& select(const Problem& p) {
   throw Error(ErrorCode::unsupported, "no kernel takes this call:" + reasons);
 }
 
+std::string explain(const Problem& p) {
+  check_kernel(p);
+  std::string text;
+  for (const Kernel& k : kernel_table()) {
+    const std::string why = refusal(k, p);
+    text += std::string(k.name) + " (scores in " + name(k.scores) + ", weights in " + name(k.weights) +
+            "): " + (why.empty() ? "takes it" : why) + "\n";
+    if (why.empty()) break;
+  }
+  return text;
+}
+
 std::string explain(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
-  return with_own_errors([&] {
-    const Problem p = describe(query, key, value, output, options, Data::unread);
-    check_kernel(p);
-    std::string text;
-    for (const Kernel& k : kernel_table()) {
-      const std::string why = refusal(k, p);
-      text += std::string(k.name) + " (scores in " + name(k.scores) + ", weights in " + name(k.weights) +
-              "): " + (why.empty() ? "takes it" : why) + "\n";
-      if (why.empty()) break;
-    }
-    return text;
-  });
+  return with_own_errors([&] { return explain(describe(query, key, value, output, options, Data::unread)); });
 }
 
 std::vector<KernelInfo> kernels() {

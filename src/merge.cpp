@@ -1,17 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// merge(): joins attention over two disjoint sets of keys. Weights are exp(lse - larger lse), so -inf needs no special case but one:
-// where both are -inf there is nothing to weigh.
-#include <cmath>
-#include <limits>
+// merge(): checks its arguments and chooses the device's function.
 #include <utility>
 
+#include "checks.h"
 #include "chitu/attention.h"
-#include "common/numbers.h"
-#include "common/parallel.h"
-#include "dispatch.h"
+#include "cpu/backend.h"
 
 namespace chitu {
-
 namespace {
 
 void check_part(const Output& part, const std::string& name, const Shape& shape) {
@@ -28,29 +23,12 @@ void check_part(const Output& part, const std::string& name, const Shape& shape)
 }  // namespace
 
 void merge(const Output& a, const Output& b, const Output& result) {
-  const Shape& shape = a.out.shape;
   with_own_errors([&] {
+    const Shape& shape = a.out.shape;
     for (const auto& [part, name] : {std::pair{&a, "a"}, {&b, "b"}, {&result, "result"}}) check_part(*part, name, shape);
     check_written(result.out, "merge: out of result");
     check_written(result.lse, "merge: lse of result");
-  });
-  const std::int64_t heads = shape[1], tokens = shape[2], dim = shape[3];
-  parallel_for(shape[0] * heads, thread_count(0), [&](std::int64_t i) {
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      const auto lse = [&](const Output& o) { return reinterpret_cast<float*>(row(o.lse, i / heads, i % heads, t)); };
-      const auto out = [&](const Output& o) { return row(o.out, i / heads, i % heads, t); };
-      const float la = *lse(a), lb = *lse(b), top = std::fmax(la, lb);
-      const bool spoilt = std::isnan(la) || std::isnan(lb);  // fmax() drops a NaN
-      const bool none = !spoilt && top == -std::numeric_limits<float>::infinity();
-      const double wa = none ? 0 : std::exp(static_cast<double>(la) - top), wb = none ? 0 : std::exp(static_cast<double>(lb) - top);
-      const double sum = wa + wb;
-      for (std::int64_t c = 0; c < dim; ++c) {
-        // A part that counts nothing is not looked at: 0 * NaN would be NaN.
-        const double xa = wa != 0 ? wa * load(out(a), a.out.type, c) : 0, xb = wb != 0 ? wb * load(out(b), b.out.type, c) : 0;
-        store(out(result), result.out.type, c, none ? 0.f : static_cast<float>((xa + xb) / sum));
-      }
-      *lse(result) = none ? top : spoilt ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(top + std::log(sum));
-    }
+    cpu::merge(a, b, result);
   });
 }
 

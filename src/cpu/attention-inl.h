@@ -3,26 +3,17 @@
 // docs/architecture.md, "The CPU backend", tells the loop order and why.
 //
 //   for each wave of heads:                     pack INT8 keys and values into panels (once a head)
-//     for each block of query rows, in parallel:
-//       for each tile of 128 keys:              (floating operands are unpacked to panels here, once a block and tile)
-//         for each step of rows:                scores -> softmax -> weights . values, all in L1
-//
-// A row is a query of one of the heads that share a kv head, so that grouped heads share panels too.
+//     for each block of query rows, in parallel: block-inl.h
 #pragma once
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <cstring>
-#include <limits>
-#include <numbers>
 #include <utility>
+#include <vector>
 
-#include "common/limits.h"
 #include "common/numbers.h"
 #include "common/parallel.h"
-#include "cpu/exp2-inl.h"
-#include "cpu/products-inl.h"
+#include "cpu/block-inl.h"
 
 namespace chitu::cpu {
 
@@ -33,70 +24,34 @@ class Attention {
   static void run(const Problem& p) { Attention(p).run_all(); }
 
  private:
-  using F = typename S::F;
-  using I = typename S::I;
+  using Common = Shared<S, Score, Weight>;
+  using Unit = typename Common::Unit;
   using L = Layout<S>;
-  static constexpr int W = S::width, R = L::R, vectors = tile_tokens / W;
-  static constexpr bool int8_scores = std::is_same_v<Score, Int8>, int8_weights = std::is_same_v<Weight, Int8>;
-  static constexpr float infinity = std::numeric_limits<float>::infinity();
-  static constexpr int weight_bytes = 4 / Weight::group;
-  static constexpr float lag = 16;  // how far a running maximum may, where it does
-  // The next step's weights are made in the shade of a step's product with the values.
-  static constexpr bool overlapped = int8_weights && S::overlaps;
+  static constexpr bool int8_scores = Common::int8_scores, int8_weights = Common::int8_weights;
 
-  // What a thread works in; sizes in rows are of a block, or of a step.
-  struct Scratch {
-    Buffer<std::byte> query;  // [block of R rows][lane][R]
-    Buffer<float> out;        // [row][width]
-    std::array<float, L::block + W> row_scale{}, maximum{};
-    std::array<Range, L::block> seen;
-    alignas(64) float output_sum[L::block][W], lse_sum[L::block][W];
-    // Of a step: scores, lane by lane the largest, and the largest; what scores are multiplied by and what is added then.
-    alignas(64) float scores[L::step * tile_tokens], top[L::step][W], tile_maximum[L::padded_step];
-    alignas(64) float factor[L::step][W], offset[L::padded_step];
-    // Of a step, and of the one before it.
-    struct Weighed {
-      alignas(64) std::byte weights[L::step * tile_tokens * weight_bytes];
-      // What a row's output so far, this tile's product, its residual's and its sum of weights are multiplied by.
-      alignas(64) float keep[L::padded_step], weight[L::padded_step], residual_weight[L::padded_step], sum_weight[L::padded_step];
-      alignas(64) float unrounded[L::step][W];  // sums of INT8 weights before rounding, where the recipe wants them
-      bool kept;                                // keep is all 1
-    } weighed[2];
-    Buffer<std::byte> keys, values;       // an unpacked tile
-    alignas(64) float bias[tile_tokens];  // 0, or -inf for a key that must weigh nothing
-  };
-
-  struct Unit {  // a kv head of a sequence
-    std::int64_t sequence, head;
-    std::vector<std::int64_t> bad_keys;  // tokens with a NaN or an infinity: they weigh nothing
-  };
-
-  explicit Attention(const Problem& p) : p_(p), operands_(p), layout_(p.dim()) {
+  explicit Attention(const Problem& p) : shared_(p) {
     for (std::int64_t s = 0; s < static_cast<std::int64_t>(p.sequences.size()); ++s)
-      for (std::int64_t h = 0; h < p.kv_heads(); ++h) units_.push_back({s, h, bad(operands_.key, s, h)});
+      for (std::int64_t h = 0; h < p.kv_heads(); ++h) units_.push_back({s, h, nonfinite_tokens(shared_.operands.key, s, h)});
     std::int64_t tasks = 0;
     for (const Unit& u : units_) tasks += tasks_of(u);
-    threads_ = static_cast<int>(std::clamp<std::int64_t>(tasks, 1, p.threads));
+    threads_ = static_cast<int>(std::clamp<std::int64_t>(tasks, 1, p.options.threads));
     scratch_.resize(static_cast<std::size_t>(threads_));
-    for (Scratch& s : scratch_) {
-      s.query.resize(std::int64_t{L::block} * layout_.template lanes<Score>() * 4);
-      s.out.resize(std::int64_t{L::block} * layout_.width);
-      if (!int8_scores) s.keys.resize(layout_.template tile_key_bytes<Score>());
-      if (!int8_weights) s.values.resize(layout_.template tile_value_bytes<Weight>());
+    for (auto& s : scratch_) {
+      s.query.resize(std::int64_t{L::block} * shared_.layout.template lanes<Score>() * 4);
+      s.out.resize(std::int64_t{L::block} * shared_.layout.width);
+      if (!int8_scores) s.keys.resize(shared_.layout.template tile_key_bytes<Score>());
+      if (!int8_weights) s.values.resize(shared_.layout.template tile_value_bytes<Weight>());
     }
   }
 
-  static std::vector<std::int64_t> bad(const Quantized& x, std::int64_t sequence, std::int64_t head) {
+  static std::vector<std::int64_t> nonfinite_tokens(const Quantized& x, std::int64_t sequence, std::int64_t head) {
     std::vector<std::int64_t> tokens;
     for (const NonFinite& n : x.nonfinite)
       if (n.sequence == sequence && n.head == head) tokens.push_back(n.token);
     return tokens;
   }
 
-  const Sequence& sequence_of(const Unit& u) const { return p_.sequences[static_cast<std::size_t>(u.sequence)]; }
-  std::int64_t rows_of(const Unit& u) const { return sequence_of(u).queries * p_.group(); }
-
-  std::int64_t tasks_of(const Unit& u) const { return (rows_of(u) + L::block - 1) / L::block; }
+  std::int64_t tasks_of(const Unit& u) const { return (shared_.rows_of(u) + L::block - 1) / L::block; }
 
   // Heads are packed a wave at a time: enough of them to keep all threads busy, no more, for their panels take memory.
   void run_all() {
@@ -106,24 +61,25 @@ class Attention {
       std::int64_t tasks = 0, bytes = 0;
       while (last < units_.size() && (last == first || tasks < 8 * threads_ || bytes < (std::int64_t{8} << 20))) {
         tasks += tasks_of(units_[last]);
-        bytes += sequence_of(units_[last]).keys * 2 * layout_.width;
+        bytes += shared_.sequence_of(units_[last]).keys * 2 * shared_.layout.width;
         ++last;
       }
       run_wave(first, last);
       first = last;
     }
-    spoil_nonfinite(p_, operands_);
+    spoil_nonfinite(shared_.problem, shared_.operands);
   }
 
   void run_wave(std::size_t first, std::size_t last) {
     if (panels_.size() < last - first) panels_.resize(last - first);
     std::vector<std::pair<std::size_t, std::int64_t>> tiles, tasks;  // (unit, tile), (unit, first row)
     std::int64_t longest = 0, bytes = 0;
-    for (std::size_t u = first; u < last; ++u) bytes += tiles_of(sequence_of(units_[u]).keys) * (tile_key_bytes_ + tile_value_bytes_);
+    for (std::size_t u = first; u < last; ++u)
+      bytes += tiles_of(shared_.sequence_of(units_[u]).keys) * (shared_.tile_key_bytes + shared_.tile_value_bytes);
     memory_.resize(bytes);
     std::byte* memory = memory_.data();
     for (std::size_t u = first; u < last; ++u) {
-      const std::int64_t count = tiles_of(sequence_of(units_[u]).keys), rows = rows_of(units_[u]);
+      const std::int64_t count = tiles_of(shared_.sequence_of(units_[u]).keys), rows = shared_.rows_of(units_[u]);
       reserve(units_[u], panels_[u - first], count, memory);
       if (int8_scores || int8_weights)
         for (std::int64_t t = 0; t < count; ++t) tiles.emplace_back(u, t);
@@ -132,510 +88,77 @@ class Attention {
     // Last rows first: with a causal mask they see most keys, so the short tasks fill the end.
     for (std::int64_t r = (longest - 1) / L::block * L::block; r >= 0; r -= L::block)
       for (std::size_t u = first; u < last; ++u)
-        if (r < rows_of(units_[u])) tasks.emplace_back(u, r);
+        if (r < shared_.rows_of(units_[u])) tasks.emplace_back(u, r);
 
-    parallel_for(static_cast<std::int64_t>(tiles.size()), p_.threads, [&](std::int64_t i, int) {
+    parallel_for(static_cast<std::int64_t>(tiles.size()), shared_.problem.options.threads, [&](std::int64_t i, int) {
       const auto [u, tile] = tiles[static_cast<std::size_t>(i)];
       pack(units_[u], tile, panels_[u - first]);
     });
     parallel_for(static_cast<std::int64_t>(tasks.size()), threads_, [&](std::int64_t i, int thread) {
       const auto [u, r] = tasks[static_cast<std::size_t>(i)];
-      Block(*this, units_[u], panels_[u - first], r, scratch_[static_cast<std::size_t>(thread)]).run();
+      Block<S, Score, Weight>(shared_, units_[u], panels_[u - first], r, scratch_[static_cast<std::size_t>(thread)]).run();
     });
   }
 
   void reserve(const Unit& u, Panels<S>& panels, std::int64_t tiles, std::byte*& memory) {
     if constexpr (int8_scores) {
-      panels.keys = std::exchange(memory, memory + tiles * tile_key_bytes_);
+      panels.keys = std::exchange(memory, memory + tiles * shared_.tile_key_bytes);
       panels.key_start.resize(tiles * tile_tokens);
       panels.key_scale.resize(tiles * tile_tokens);
     }
     if constexpr (int8_weights) {
-      panels.values = std::exchange(memory, memory + tiles * tile_value_bytes_);
+      panels.values = std::exchange(memory, memory + tiles * shared_.tile_value_bytes);
       panels.residual_of.clear();
-      const Locator where(operands_.value, u.sequence, u.head);
+      const Locator where(shared_.operands.value, u.sequence, u.head);
       if (!where.residual_of) return;
       std::int32_t flagged = 0;
       for (std::int64_t t = 0; t < tiles; ++t) panels.residual_of.push_back(where.residual_of[t] >= 0 ? flagged++ : -1);
-      panels.residuals.resize(std::int64_t{flagged} * layout_.template tile_value_bytes<Int8>());
+      panels.residuals.resize(std::int64_t{flagged} * shared_.layout.template tile_value_bytes<Int8>());
     }
   }
 
   // An INT8 operand's tile into the panels of its head.
   void pack(const Unit& u, std::int64_t tile, Panels<S>& to) const {
-    const Sequence& s = sequence_of(u);
+    const Sequence& s = shared_.sequence_of(u);
     const auto copy = [&](const Quantized& x, int j, std::int8_t* numbers) {
       const std::int64_t token = tile * tile_tokens + j;
       if (token < s.keys)
-        std::memcpy(numbers, row(x.values, s.batch, u.head, s.key_begin + token), static_cast<std::size_t>(layout_.dim));
+        std::memcpy(numbers, row(x.values, s.batch, u.head, s.key_begin + token), static_cast<std::size_t>(shared_.layout.dim));
       else
-        std::memset(numbers, 0, static_cast<std::size_t>(layout_.dim));
+        std::memset(numbers, 0, static_cast<std::size_t>(shared_.layout.dim));
     };
     if constexpr (int8_scores) {
-      const Quantized& k = operands_.key;
+      const Quantized& k = shared_.operands.key;
       const Locator where(k, u.sequence, u.head);
-      Packer<S, Int8>::keys(layout_, to.keys + tile * tile_key_bytes_, [&](int j, std::int8_t* numbers) {
+      Packer<S, Int8>::keys(shared_.layout, to.keys + tile * shared_.tile_key_bytes, [&](int j, std::int8_t* numbers) {
         copy(k, j, numbers);
         const std::int64_t token = tile * tile_tokens + j;
         std::int32_t sum = 0;
-        for (int c = 0; c < layout_.dim; ++c) sum += numbers[c];
+        for (int c = 0; c < shared_.layout.dim; ++c) sum += numbers[c];
         to.key_start[token] = -128 * sum;
         const std::int64_t group = k.quant.groups.of(token);
         to.key_scale[token] = group < k.quant.groups.count(s.keys) ? where.scales[group] : 0;
       });
     }
     if constexpr (int8_weights) {
-      const Quantized& v = operands_.value;
-      Packer<S, Int8>::values(layout_, to.values + tile * tile_value_bytes_, [&](int j, std::int8_t* numbers) { copy(v, j, numbers); });
+      const Quantized& v = shared_.operands.value;
+      Packer<S, Int8>::values(shared_.layout, to.values + tile * shared_.tile_value_bytes,
+                              [&](int j, std::int8_t* numbers) { copy(v, j, numbers); });
       const std::int32_t flagged = to.residual_of.empty() ? -1 : to.residual_of[static_cast<std::size_t>(tile)];
       if (flagged < 0) return;
       const std::int8_t* residual = Locator(v, u.sequence, u.head).residual(tile);
-      Packer<S, Int8>::values(layout_, to.residuals.data() + flagged * tile_value_bytes_, [&](int j, std::int8_t* numbers) {
-        std::memcpy(numbers, residual + j * layout_.dim, static_cast<std::size_t>(layout_.dim));
+      Packer<S, Int8>::values(shared_.layout, to.residuals.data() + flagged * shared_.tile_value_bytes, [&](int j, std::int8_t* numbers) {
+        std::memcpy(numbers, residual + j * shared_.layout.dim, static_cast<std::size_t>(shared_.layout.dim));
       });
     }
   }
 
-  // A block of rows: a task.
-  class Block {
-    using Weighed = typename Scratch::Weighed;
-
-   public:
-    Block(const Attention& a, const Unit& unit, const Panels<S>& panels, std::int64_t first_row, Scratch& scratch)
-        : a_(a),
-          p_(a.p_),
-          l_(a.layout_),
-          unit_(unit),
-          sequence_(a.sequence_of(unit)),
-          panels_(panels),
-          x_(scratch),
-          first_row_(first_row),
-          rows_(static_cast<int>(std::min<std::int64_t>(L::block, a.rows_of(unit) - first_row))),
-          value_(a.operands_.value, unit.sequence, unit.head) {
-      const Scaling scaling = a.operands_.value.quant.scaling;
-      for (int c = 0; c < l_.dim; ++c)
-        channel_scale_[c] = scaling == Scaling::head      ? value_.scales[0]
-                            : scaling == Scaling::channel ? value_.scales[c]
-                            : scaling == Scaling::tile    ? value_.channels[c]
-                                                          : 1;
-    }
-
-    void run() {
-      Range all{std::numeric_limits<std::int64_t>::max(), 0};
-      for (int r = 0; r < round_up(rows_, R); ++r) all = join(all, start_row(r));
-      std::fill_n(x_.out.data(), std::int64_t{round_up(rows_, R)} * l_.width, 0.f);
-      Step before{};
-      for (std::int64_t tile = all.empty() ? 0 : all.begin / tile_tokens; tile * tile_tokens < all.end; ++tile) {
-        bool entered = false;
-        for (int r = 0; r < rows_; r += L::step) {
-          const int rows = std::min(L::step, rows_ - r);
-          Range seen{std::numeric_limits<std::int64_t>::max(), 0};
-          for (int i = r; i < r + rows; ++i) seen = join(seen, x_.seen[static_cast<std::size_t>(i)]);
-          const Range part{std::max<std::int64_t>(seen.begin - tile * tile_tokens, 0),
-                           std::min<std::int64_t>(seen.end - tile * tile_tokens, tile_tokens)};
-          if (part.empty()) continue;
-          if (!entered) enter(tile);
-          entered = true;
-          const Step step{tile, r, rows, part};
-          score(step);
-          update_maxima(step);
-          if constexpr (int8_weights)
-            a_.sums_unrounded_ ? weigh_int8<true>(step, before) : weigh_int8<false>(step, before);
-          else
-            weigh(step);
-          std::swap(now_, done_);
-          if (overlapped)
-            before = step;
-          else
-            accumulate(step, nothing_);
-        }
-      }
-      if (before.rows) accumulate(before, nothing_);
-      for (int r = 0; r < rows_; ++r) finish_row(r);
-    }
-
-   private:
-    static Range join(const Range& a, const Range& b) { return b.empty() ? a : Range{std::min(a.begin, b.begin), std::max(a.end, b.end)}; }
-    std::int64_t head(int r) const { return unit_.head * p_.group() + (first_row_ + r) / sequence_.queries; }
-    std::int64_t query(int r) const { return (first_row_ + r) % sequence_.queries; }
-
-    struct Step {
-      std::int64_t tile;
-      int row, rows;
-      Range part;  // keys of the tile that its rows see
-    };
-
-    // Puts a row's query into place; returns the keys that it sees. Rows past the last are zeros and see none.
-    Range start_row(int r) {
-      const auto i = static_cast<std::size_t>(r);
-      const int lanes = l_.template lanes<Score>();
-      typename Score::Stored numbers[Packer<S, Score>::row_numbers] = {};
-      x_.seen[i] = {};
-      x_.maximum[i] = -infinity;
-      std::fill_n(x_.output_sum[r], W, 0.f);
-      std::fill_n(x_.lse_sum[r], W, 0.f);
-      if (r < rows_) {
-        const Quantized& q = a_.operands_.query;
-        const Locator where(q, unit_.sequence, head(r));
-        read(q, head(r), sequence_.query_begin + query(r), numbers);
-        negate(numbers);
-        x_.row_scale[i] = std::fabs(p_.scale) * std::numbers::log2e_v<float>;
-        if (q.quant.scaling == Scaling::tokens) x_.row_scale[i] *= where.scales[q.quant.groups.of(query(r))];
-        if (q.quant.scaling == Scaling::head)
-          x_.row_scale[i] *= where.scales[0] * Locator(a_.operands_.key, unit_.sequence, unit_.head).scales[0];
-        x_.seen[i] = sequence_.visible(p_.window, query(r));
-      }
-      std::byte* to = x_.query.data() + (r / R * R * lanes + r % R) * 4;
-      for (int lane = 0; lane < lanes; ++lane) {
-        std::uint32_t four;
-        std::memcpy(&four, numbers + lane * Score::group, 4);
-        if (int8_scores) four ^= 0x80808080u;  // + 128
-        std::memcpy(to + lane * R * 4, &four, 4);
-      }
-      return x_.seen[i];
-    }
-
-    // For a negative scale, so that larger scores are larger weights.
-    template <class T>
-    void negate(T* numbers) const {
-      if (p_.scale >= 0) return;
-      for (int c = 0; c < l_.dim; ++c) {
-        if constexpr (std::is_same_v<T, std::uint16_t>)
-          numbers[c] ^= 0x8000;  // bf16
-        else
-          numbers[c] = static_cast<T>(-numbers[c]);
-      }
-    }
-
-    // A row of an operand as the numbers of a product; NaN and infinity as 0.
-    void read(const Quantized& x, std::int64_t head, std::int64_t token, std::int8_t* to) const {
-      std::memcpy(to, row(x.values, sequence_.batch, head, token), static_cast<std::size_t>(l_.dim));
-    }
-    void read(const Quantized& x, std::int64_t head, std::int64_t token, std::uint16_t* to) const {
-      std::memcpy(to, row(x.values, sequence_.batch, head, token), static_cast<std::size_t>(l_.dim) * 2);
-      if (!x.nonfinite.empty())
-        std::replace_if(
-            to, to + l_.dim, [](std::uint16_t h) { return (h & 0x7f80) == 0x7f80; }, std::uint16_t{0});
-    }
-    void read(const Quantized& x, std::int64_t head, std::int64_t token, float* to) const {
-      const std::byte* from = row(x.values, sequence_.batch, head, token);
-      if (x.values.type == DType::e4m3) {
-        static const std::array<float, 256> table = e4m3_table();
-        for (int c = 0; c < l_.dim; ++c) to[c] = table[static_cast<std::size_t>(from[c])];
-      } else {
-        Quantizer<S>::to_f32(from, x.values.type, to, l_.dim);
-      }
-      if (!x.nonfinite.empty())
-        std::replace_if(
-            to, to + l_.dim, [](float f) { return !is_finite(f); }, 0.f);
-    }
-
-    // What all steps of a tile share; floating operands are unpacked.
-    void enter(std::int64_t tile) {
-      biased_ = set_bias(tile);
-      key_scale_ = a_.keys_share_scales_ ? S::load(panels_.key_scale.data() + tile * tile_tokens) : S::set(1);
-      const std::int64_t first = tile * tile_tokens;
-      const auto from = [&](const Quantized& x) {
-        return [&, this](int j, auto* numbers) {
-          if (first + j < sequence_.keys)
-            read(x, unit_.head, sequence_.key_begin + first + j, numbers);
-          else
-            std::fill_n(numbers, l_.dim, std::remove_reference_t<decltype(*numbers)>{});
-        };
-      };
-      if constexpr (!int8_scores) Packer<S, Score>::keys(l_, x_.keys.data(), from(a_.operands_.key));
-      if constexpr (!int8_weights) Packer<S, Weight>::values(l_, x_.values.data(), from(a_.operands_.value));
-    }
-
-    void score(const Step& s) {
-      using P = Products<S, Score>;
-      const int lanes = l_.template lanes<Score>();
-      const std::byte* keys = int8_scores ? panels_.keys + s.tile * a_.tile_key_bytes_ : x_.keys.data();
-      const int first = static_cast<int>(s.part.begin) / L::panel;
-      for (int panel = first; panel * L::panel < s.part.end; ++panel) {
-        const std::byte* k = keys + panel * L::panel * lanes * 4;
-        const std::int32_t* start = int8_scores ? panels_.key_start.data() + s.tile * tile_tokens + panel * L::panel : nullptr;
-        const float* scale =
-            int8_scores && !a_.keys_share_scales_ ? panels_.key_scale.data() + s.tile * tile_tokens + panel * L::panel : nullptr;
-        for (int r = 0; r < s.rows; r += R) {
-          const std::byte* q = x_.query.data() + (s.row + r) * lanes * 4;
-          float* to = x_.scores + r * tile_tokens + panel * L::panel;
-          s.rows - r == 1 ? P::template scores<1>(q, k, start, scale, lanes, to, x_.top + r, panel == first)
-                          : P::template scores<R>(q, k, start, scale, lanes, to, x_.top + r, panel == first);
-          if (int8_scores) prefetch(k + a_.tile_key_bytes_, L::panel * lanes * 4, s.row + r);
-          if ((panel + 1) * L::panel >= s.part.end)  // here, where the next product hides most of it
-            for (int i = r; i < r + R; ++i) find_maximum(s, i);
-        }
-      }
-    }
-
-    // A panel of the next tile on its way to the caches, a part of it beside each register block of rows: without, the first step of
-    // each tile takes half as long again. After the last tile the hint is void.
-    static void prefetch(const std::byte* panel, int bytes, int row) {
-      const int share = bytes * R / L::block;
-      for (int b = 0; b < share; b += 64) __builtin_prefetch(panel + row / R * share + b);
-    }
-
-    // A row's largest score in the tile, after masking.
-    void find_maximum(const Step& s, int r) {
-      const auto i = static_cast<std::size_t>(s.row + r);
-      const Range& seen = x_.seen[i];
-      const int begin = static_cast<int>(std::max<std::int64_t>(seen.begin - s.tile * tile_tokens, 0));
-      const int end = static_cast<int>(std::min<std::int64_t>(seen.end - s.tile * tile_tokens, tile_tokens));
-      const bool whole = begin == 0 && end == tile_tokens && !biased_;
-      const F factor = S::mul(S::set(x_.row_scale[i]), key_scale_);
-      S::store(x_.factor[r], factor);
-      // The second maximum is for lanes without a key in a call with scale 0: -inf * 0.
-      x_.tile_maximum[r] =
-          begin >= end ? -infinity
-                       : S::reduce_max(S::max(S::mul(factor, whole ? S::load(x_.top[r]) : mask_row(r, begin, end)), S::set(-infinity)));
-    }
-
-    // Is there a key in the tile that must weigh nothing? Then the bias is set.
-    bool set_bias(std::int64_t tile) {
-      const std::int64_t first = tile * tile_tokens;
-      auto bad = std::lower_bound(unit_.bad_keys.begin(), unit_.bad_keys.end(), first);
-      if (bad == unit_.bad_keys.end() || *bad >= first + tile_tokens) return false;
-      std::fill_n(x_.bias, tile_tokens, 0.f);
-      for (; bad != unit_.bad_keys.end() && *bad < first + tile_tokens; ++bad) x_.bias[*bad - first] = -infinity;
-      return true;
-    }
-
-    // Makes the scores of keys that are not seen -inf; returns the others' maximum, lane by lane.
-    F mask_row(int r, int begin, int end) {
-      float* scores = x_.scores + r * tile_tokens;
-      F top = S::set(-infinity);
-      for (int v = 0; v < vectors; ++v) {
-        F score = S::load(scores + v * W);
-        if (biased_) score = S::add(score, S::load(x_.bias + v * W));
-        score = S::keep(score, v * W, begin, end, S::set(-infinity));
-        S::store(scores + v * W, score);
-        top = S::max(score, top);
-      }
-      return top;
-    }
-
-    // With the maxima of all rows: what the step's weights, sums and products are multiplied by.
-    void update_maxima(const Step& s) {
-      const bool by_tile = p_.recipe.weights.by_tile;
-      const float unit = a_.sum_unit_ * (value_.scales && a_.operands_.value.quant.scaling == Scaling::tile ? value_.scales[s.tile] : 1);
-      const int rows = round_up(s.rows, R), padded = round_up(rows, W);
-      std::fill(x_.tile_maximum + rows, x_.tile_maximum + padded, -infinity);
-      float* running = x_.maximum.data() + s.row;
-      F change = S::zero();
-      for (int r = 0; r < padded; r += W) {
-        // max() gives its second operand where the first is NaN: -inf - -inf.
-        const F top = S::load(x_.tile_maximum + r), before = S::load(running + r);
-        // Weights by tile do not depend on the running maximum, which is just the unit of the sums. It may lag then, so that the output
-        // is rarely rescaled.
-        const F now = S::max(a_.lags_ ? S::sub(top, S::set(lag)) : top, before), relative_to = by_tile ? top : now;
-        const F keep = exp2<S, 5>(S::sub(before, now)), weight = exp2<S, 5>(S::sub(relative_to, now));
-        change = S::max(S::sub(S::set(1), keep), change);
-        S::store(running + r, now);
-        S::store(now_->keep + r, keep);
-        S::store(now_->weight + r, S::mul(weight, S::set(unit)));
-        S::store(now_->residual_weight + r, S::mul(weight, S::set(unit / residual_parts)));
-        S::store(now_->sum_weight + r, S::mul(weight, S::set(a_.sum_unit_)));
-        // Beside scores from 1e5 on log2_top_ is rounded here, so that u8 weights may saturate: an error no larger than those of such
-        // scores, and a faster loop. exponential() adds it itself, for where sums are of unrounded weights.
-        S::store(x_.offset + r, S::sub(S::set(int8_weights ? a_.log2_top_ : 0), relative_to));
-      }
-      now_->kept = S::reduce_max(change) == 0;
-      for (int r = 0; r < rows; ++r)
-        if (x_.tile_maximum[r] == -infinity) x_.offset[r] = -infinity;  // sees no key in the tile: all weights 0
-    }
-
-    // Makes the u8 weights of a step, a vector of them each time. Beside INT8 products only its two multiplications take time: additions,
-    // maxima, shuffles and conversions have units of their own, which the products leave idle.
-    template <bool unrounded>
-    struct Weigher {
-      const Scratch* x;
-      std::byte* weights;
-      float (*sums)[W];
-      unsigned next, end;
-
-      int left() const { return static_cast<int>(end - next); }
-      [[gnu::always_inline]] void operator()() {
-        const unsigned r = next / vectors;
-        // The product is rounded as find_maximum() rounds that of the maximum, which fma() would not: from scores of 2^31 on, 2^(their
-        // difference) is anything but 1.
-        const F p = exp2_u8<S>(S::add(S::mul(S::load(x->scores + next * W), S::load(x->factor[r])), S::set(x->offset[r])));
-        S::store_u8(weights + next * W, S::to_int(p));
-        if constexpr (unrounded) S::store(sums[r], S::add(S::load(sums[r]), p));
-        ++next;
-      }
-    };
-
-    template <bool unrounded>
-    void weigh_int8(const Step& s, const Step& before) {
-      const int rows = round_up(s.rows, R);
-      if (unrounded) std::fill_n(now_->unrounded[0], rows * W, 0.f);
-      Weigher<unrounded> weigher{&x_, now_->weights, now_->unrounded, 0, static_cast<unsigned>(rows * vectors)};
-      if (overlapped && before.rows) accumulate(before, weigher);
-      while (weigher.left()) weigher();
-    }
-
-    void weigh(const Step& s) {
-      const Weights& w = p_.recipe.weights;
-      for (int r = 0; r < round_up(s.rows, R); ++r)
-        if (x_.tile_maximum[r] == -infinity)
-          std::memset(now_->weights + r * tile_tokens * weight_bytes, 0, tile_tokens * weight_bytes);
-        else if constexpr (std::is_same_v<Weight, Bf16>)
-          weigh_row_bf16(s.row, r);
-        else if (w.type == DType::f16)
-          weigh_row_f32<round_f16<S>>(s.row, r);
-        else if (w.type == DType::e4m3)
-          weigh_row_f32<round_e4m3<S>>(s.row, r);
-        else
-          weigh_row_f32<not_rounded<S>>(s.row, r);
-    }
-
-    // 2^(scores - what they are relative to), times the recipe's top: vector v of a row.
-    F exponential(int r, int v) const {
-      const F score = S::mul(S::load(x_.scores + r * tile_tokens + v * W), S::load(x_.factor[r]));
-      return exp2<S, 5>(S::add(S::add(score, S::set(x_.offset[r])), S::set(a_.log2_top_)));
-    }
-
-    void weigh_row_bf16(int r0, int r) {
-      F sum = S::zero();
-      unroll<vectors / 2>([&](auto pair) {
-        const F a = exponential(r, pair * 2), b = exponential(r, pair * 2 + 1);
-        S::store_i(now_->weights + (r * tile_tokens + pair * 2 * W) * 2, S::pack_bf16(a, b));
-        sum = S::add(sum, S::add(a, b));
-      });
-      add_sums(*now_, r0, r, sum, sum);
-    }
-
-    template <F (*round)(F)>
-    void weigh_row_f32(int r0, int r) {
-      F unrounded = S::zero(), rounded = S::zero();
-      unroll<vectors>([&](auto v) {
-        const F p = exponential(r, v), u = round(p);
-        S::store(reinterpret_cast<float*>(now_->weights) + r * tile_tokens + v * W, u);
-        unrounded = S::add(unrounded, p);
-        rounded = S::add(rounded, u);
-      });
-      add_sums(*now_, r0, r, rounded, unrounded);
-    }
-
-    // Of the u8 weights of a register block's rows.
-    void add_sums_int8(int r0, int first) {
-      for (int r = first; r < first + R; ++r) {
-        I sum = S::set_i(0);
-        unroll<vectors / 4>(
-            [&](auto v) { sum = S::dot4(sum, S::load_i(done_->weights + r * tile_tokens + v * 4 * W), S::set_i(0x01010101)); });
-        add_sums(*done_, r0, r, S::to_float(sum), a_.sums_unrounded_ ? S::load(done_->unrounded[r]) : S::zero());
-      }
-    }
-
-    void add_sums(const Weighed& of, int r0, int r, F rounded, F unrounded) {
-      const F keep = S::set(of.keep[r]), weight = S::set(of.sum_weight[r]);
-      const auto add = [&](float* sum, Sum kind) {
-        S::store(sum, S::fma(S::load(sum), keep, S::mul(weight, kind == Sum::rounded ? rounded : unrounded)));
-      };
-      add(x_.output_sum[r0 + r], p_.recipe.weights.output);
-      if (p_.recipe.weights.lse != p_.recipe.weights.output) add(x_.lse_sum[r0 + r], p_.recipe.weights.lse);
-    }
-
-    template <class Aside>
-    void accumulate(const Step& s, Aside& aside) {
-      const float* keep = done_->kept ? nullptr : done_->keep;
-      if constexpr (int8_weights) {
-        product(panels_.values + s.tile * a_.tile_value_bytes_, s, keep, done_->weight, aside);
-        const std::int32_t flagged = panels_.residual_of.empty() ? -1 : panels_.residual_of[static_cast<std::size_t>(s.tile)];
-        if (flagged >= 0) product(panels_.residuals.data() + flagged * a_.tile_value_bytes_, s, nullptr, done_->residual_weight, aside);
-      } else {
-        product(x_.values.data(), s, keep, done_->weight, aside);
-      }
-    }
-
-    template <class Aside>
-    void product(const std::byte* values, const Step& s, const float* keep, const float* weight, Aside& aside) {
-      using P = Products<S, Weight>;
-      const int begin = static_cast<int>(s.part.begin), end = static_cast<int>(s.part.end);
-      for (int c = 0; c < l_.width; c += L::panel)
-        for (int r = 0; r < s.rows; r += R) {
-          const auto call = [&]<int NV>(std::integral_constant<int, NV>) {
-            const std::byte *w = done_->weights + r * tile_tokens * weight_bytes, *v = values + c * tile_tokens * weight_bytes;
-            float* out = x_.out.data() + std::int64_t{s.row + r} * l_.width + c;
-            const float* kept = keep ? keep + r : nullptr;
-            if (int8_weights && weight == done_->weight && c == 0) add_sums_int8(s.row, r);  // hidden by the product
-            if (int8_weights) prefetch(v + a_.tile_value_bytes_, NV * W * tile_tokens, s.row + r);
-            s.rows - r == 1 ? P::template values<1, NV>(w, v, begin, end, kept, weight + r, out, l_.width, aside)
-                            : P::template values<R, NV>(w, v, begin, end, kept, weight + r, out, l_.width, aside);
-          };
-          with_vectors(l_.panel_width(c) / W, call);
-        }
-    }
-
-    template <class Call, int NV = L::V>
-    static void with_vectors(int count, const Call& call) {
-      if constexpr (NV > 1) {
-        if (count != NV) return with_vectors<Call, NV - 1>(count, call);
-      }
-      call(std::integral_constant<int, NV>{});
-    }
-
-    void finish_row(int r) {
-      const auto i = static_cast<std::size_t>(r);
-      const Output& output = p_.output;
-      const std::int64_t token = sequence_.query_begin + query(r);
-      const float sum = S::reduce_add(S::load(x_.output_sum[i]));
-      // Scores that overflowed have no softmax; nothing seen is 0.
-      const float factor = x_.maximum[i] == infinity ? std::numeric_limits<float>::quiet_NaN() : sum == 0 ? 0 : 1 / sum;
-      float* numbers = x_.out.data() + std::int64_t{r} * l_.width;
-      for (int c = 0; c < l_.width; c += W)
-        S::store(numbers + c, S::mul(S::load(numbers + c), S::mul(S::load(channel_scale_ + c), S::set(factor))));
-      Quantizer<S>::from_f32(numbers, output.out.type, row(output.out, sequence_.batch, head(r), token), l_.dim);
-      if (!output.lse.data) return;
-      float lse = -infinity;
-      if (factor != 0) {
-        const bool same = p_.recipe.weights.lse == p_.recipe.weights.output;
-        const float total = same ? sum : S::reduce_add(S::load(x_.lse_sum[i]));
-        lse = (x_.maximum[i] + std::log2(total / (p_.recipe.weights.top * a_.sum_unit_))) * std::numbers::ln2_v<float>;
-        if (const Tensor& correction = a_.operands_.query.correction; correction.data)
-          lse += p_.scale * *reinterpret_cast<const float*>(row(correction, sequence_.batch, head(r), token));
-      }
-      *reinterpret_cast<float*>(row(output.lse, sequence_.batch, head(r), token)) = lse;
-    }
-
-    const Attention& a_;
-    const Problem& p_;
-    const L& l_;
-    const Unit& unit_;
-    const Sequence& sequence_;
-    const Panels<S>& panels_;
-    Scratch& x_;
-    const std::int64_t first_row_;
-    const int rows_;
-    const Locator value_;
-    Weighed *now_ = &x_.weighed[0], *done_ = &x_.weighed[1];  // of the step that is weighed, and of the one before
-    struct {
-      int left() const { return 0; }
-      void operator()() {}
-    } nothing_;
-    bool biased_ = false;                                // the tile has a bias
-    F key_scale_;                                        // of the tile's keys, lane by lane, where the products have left it out; else 1
-    alignas(64) float channel_scale_[max_dim + W] = {};  // what each channel of the output is multiplied by at the end
-  };
-
-  const Problem& p_;
-  const Operands operands_;
-  const L layout_;
-  const float log2_top_ = std::log2(p_.recipe.weights.top) - (int8_weights ? exp2_u8_shift<S> : 0);
-  // Where running maxima lag, sums are this much smaller: a large scale times 2^lag would overflow, and spoil rows that do not see why.
-  const bool lags_ = p_.recipe.weights.by_tile && int8_weights;
-  const float sum_unit_ = lags_ ? std::exp2(-lag) : 1;
-  const bool sums_unrounded_ = p_.recipe.weights.output == Sum::unrounded || p_.recipe.weights.lse == Sum::unrounded;
-  // Groups of a whole tile repeat every 8 keys: one vector holds the scales of all, and they wait for the exponential.
-  const bool keys_share_scales_ = int8_scores && p_.recipe.key.groups.block == tile_tokens && W % 8 == 0;
+  const Common shared_;
   std::vector<Unit> units_;
-  const std::int64_t tile_key_bytes_ = int8_scores ? layout_.template tile_key_bytes<Int8>() : 0;  // of panels
-  const std::int64_t tile_value_bytes_ = int8_weights ? layout_.template tile_value_bytes<Int8>() : 0;
   std::vector<Panels<S>> panels_;
   Buffer<std::byte> memory_;  // of the panels of a wave
   int threads_ = 1;           // no more than there are tasks
-  std::vector<Scratch> scratch_;
+  std::vector<Scratch<S, Weight>> scratch_;
 };
 
 template <class S>

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <span>
 
-#include "dispatch.h"
+#include "problem.h"
 
 namespace chitu::cpu {
 
@@ -44,8 +44,9 @@ struct Backend {
 std::span<const Backend> backends();  // best first; the last runs anywhere
 const Backend& best_backend();
 
-// quantize(), with a given backend.
+// quantize() with a given backend, and merge(): their arguments have been checked.
 Quantized quantize_with(const Backend& backend, const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options);
+void merge(const Output& a, const Output& b, const Output& result);
 
 // The problem's operands, those that came as tensors quantised now.
 struct Operands {

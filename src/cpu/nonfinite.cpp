@@ -6,6 +6,7 @@
 
 #include "common/numbers.h"
 #include "common/parallel.h"
+#include "common/score.h"
 #include "cpu/backend.h"
 
 namespace chitu::cpu {
@@ -36,7 +37,7 @@ class HeadSpoiler {
   void run() const {
     if (queries_.empty() && keys_.empty() && values_.empty()) return;
     for (std::int64_t i = 0; i < s_.queries; ++i)
-      if (const Range seen = s_.visible(p_.window, i); !seen.empty()) spoil(i, seen);
+      if (const Range seen = s_.visible(p_.options.window, i); !seen.empty()) spoil(i, seen);
   }
 
  private:
@@ -61,7 +62,8 @@ class HeadSpoiler {
     float dot = 0;
     for (int c = 0; c < p_.dim(); ++c)
       dot += load(row(q, s_.batch, head_, s_.query_begin + i), q.type, c) * load(row(k, s_.batch, kv_head_, s_.key_begin + j), k.type, c);
-    return p_.scale * dot == -infinity;
+    const ScorePlace place{head_, s_.query_position(i), s_.key_position(j), s_.key_positions.step};
+    return changed_score(p_.scale() * dot, 1.f, place) == -infinity;
   }
 
   bool weighs_no_key(std::int64_t i, const Range& seen) const {
@@ -88,7 +90,7 @@ class HeadSpoiler {
 void spoil_nonfinite(const Problem& p, const Operands& o) {
   if (o.query.nonfinite.empty() && o.key.nonfinite.empty() && o.value.nonfinite.empty()) return;
   const std::int64_t heads = p.heads();
-  parallel_for(static_cast<std::int64_t>(p.sequences.size()) * heads, p.threads,
+  parallel_for(static_cast<std::int64_t>(p.sequences.size()) * heads, p.options.threads,
                [&](std::int64_t i) { HeadSpoiler(p, o, i / heads, i % heads).run(); });
 }
 

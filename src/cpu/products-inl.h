@@ -47,12 +47,12 @@ struct Products {
   using X = Lanes<S, N>;
   static constexpr int W = S::width, R = L::R, V = L::V;
 
-  // scores[r][j] = query r . key j, times the key's scale if any; top[r]: lane by lane the larger of top[r], unless this is the
-  // first panel, and they.
-  // query: [lane][R], Int8 with 128 added; keys: [lane][panel]; start: [panel], Int8 only; key_scale: [panel] or null.
-  template <int NR>
+  // scores[r][j] = query r . key j, times the key's scale if any, as change(where it goes, score) gives it back vector by vector; top[r]:
+  // lane by lane the larger of top[r], unless this is the first panel, and they. query: [lane][R], Int8 with 128 added; keys:
+  // [lane][panel]; start: [panel], Int8 only; key_scale: [panel] or null.
+  template <int NR, class Change>
   [[gnu::noinline]] static void scores(const std::byte* query, const std::byte* keys, const std::int32_t* start, const float* key_scale,
-                                       int lanes, float* scores, float (*top)[W], bool first) {
+                                       int lanes, float* scores, float (*top)[W], bool first, const Change& change) {
     typename X::Sum sum[NR * V];
     typename X::Vector k[V];
     unroll<NR * V>([&](auto i) {
@@ -73,7 +73,9 @@ struct Products {
       unroll<V>([&](auto v) {
         F score = X::finish(sum[r * V + v]);
         if (key_scale) score = S::mul(score, S::load(key_scale + v * W));
-        S::store(scores + r * tile_tokens + v * W, score);
+        float* const to = scores + r * tile_tokens + v * W;
+        score = change(to, score);
+        S::store(to, score);
         t = S::max(score, t);
       });
       S::store(top[r], t);

@@ -9,6 +9,7 @@
 #include "common/limits.h"
 #include "common/numbers.h"
 #include "common/parallel.h"
+#include "common/score.h"
 #include "cpu/backend.h"
 #include "cpu/rows.h"
 
@@ -98,7 +99,7 @@ void attend(const Problem& p, const Operands& o, std::int64_t sequence, std::int
     if (n.sequence == sequence && n.head == kv_head) masked[static_cast<std::size_t>(n.token)] = true;
 
   for (std::int64_t i = 0; i < s.queries; ++i) {
-    const Range seen = s.visible(p.window, i);
+    const Range seen = s.visible(p.options.window, i);
     Row r{.out = std::vector<double>(dim)};
     for (std::int64_t tile = seen.begin / tile_tokens * tile_tokens; tile < seen.end; tile += tile_tokens) {
       std::vector<double> scores(static_cast<std::size_t>(std::min<std::int64_t>(tile_tokens, s.keys - tile)), -infinity);
@@ -106,18 +107,19 @@ void attend(const Problem& p, const Operands& o, std::int64_t sequence, std::int
         if (masked[static_cast<std::size_t>(j)]) continue;
         double dot = 0;
         for (std::size_t c = 0; c < dim; ++c) dot += q[static_cast<std::size_t>(i) * dim + c] * k[static_cast<std::size_t>(j) * dim + c];
-        scores[static_cast<std::size_t>(j - tile)] = dot * p.scale * std::numbers::log2e;
+        const ScorePlace place{head, s.query_position(i), s.key_position(j), s.key_positions.step};
+        scores[static_cast<std::size_t>(j - tile)] = changed_score(dot * p.scale(), 1., place) * std::numbers::log2e;
       }
-      fold(r, p.recipe.weights, scores, v.data() + static_cast<std::size_t>(tile) * dim);
+      fold(r, p.options.recipe.weights, scores, v.data() + static_cast<std::size_t>(tile) * dim);
     }
     const bool none = r.output_sum == 0;
     for (std::size_t c = 0; c < dim; ++c)
       store(row(p.output.out, s.batch, head, s.query_begin + i), p.output.out.type, static_cast<std::int64_t>(c),
             none ? 0.f : static_cast<float>(r.out[c] / r.output_sum));
     if (!p.output.lse.data) continue;
-    double lse = (r.maximum + std::log2(r.lse_sum / p.recipe.weights.top)) * std::numbers::ln2;
+    double lse = (r.maximum + std::log2(r.lse_sum / p.options.recipe.weights.top)) * std::numbers::ln2;
     if (o.query.correction.data)
-      lse += double{p.scale} * *reinterpret_cast<const float*>(row(o.query.correction, s.batch, head, s.query_begin + i));
+      lse += double{p.scale()} * *reinterpret_cast<const float*>(row(o.query.correction, s.batch, head, s.query_begin + i));
     *reinterpret_cast<float*>(row(p.output.lse, s.batch, head, s.query_begin + i)) = static_cast<float>(none ? -infinity : lse);
   }
 }
@@ -127,7 +129,7 @@ void attend(const Problem& p, const Operands& o, std::int64_t sequence, std::int
 void run_reference(const Problem& p) {
   const Operands operands(p);
   const std::int64_t heads = p.heads();
-  parallel_for(static_cast<std::int64_t>(p.sequences.size()) * heads, p.threads,
+  parallel_for(static_cast<std::int64_t>(p.sequences.size()) * heads, p.options.threads,
                [&](std::int64_t i) { attend(p, operands, i / heads, i % heads); });
   spoil_nonfinite(p, operands);
 }

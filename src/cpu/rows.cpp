@@ -39,20 +39,23 @@ namespace cpu {
 
 std::span<const Kernel> kernels() {
   using enum Arithmetic;
+  using enum Need;
+  constexpr Needs takes{window, scale,         negative_scale, query_positions, key_positions, packed_sequences, threads,
+                        lse,    grouped_heads, mixed_types,    quantized_query, quantized_key, quantized_value};
   static const std::array rows{
 #ifdef __x86_64__
-      Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, int8, avx512_runs.int8_int8},
-      Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, f32, avx512_runs.int8_f32},
-      Kernel{"cpu.avx512", Device::cpu, has_avx512_bf16, bf16, bf16, avx512_runs.bf16_bf16},
-      Kernel{"cpu.avx512", Device::cpu, has_avx512, f32, f32, avx512_runs.f32_f32},
-      Kernel{"cpu.avx2", Device::cpu, has_avx2, int8, int8, avx2_runs.int8_int8},
-      Kernel{"cpu.avx2", Device::cpu, has_avx2, int8, f32, avx2_runs.int8_f32},
-      Kernel{"cpu.avx2", Device::cpu, has_avx2, f32, f32, avx2_runs.f32_f32},
+      Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, int8, takes, avx512_runs.int8_int8},
+      Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, f32, takes, avx512_runs.int8_f32},
+      Kernel{"cpu.avx512", Device::cpu, has_avx512_bf16, bf16, bf16, takes, avx512_runs.bf16_bf16},
+      Kernel{"cpu.avx512", Device::cpu, has_avx512, f32, f32, takes, avx512_runs.f32_f32},
+      Kernel{"cpu.avx2", Device::cpu, has_avx2, int8, int8, takes, avx2_runs.int8_int8},
+      Kernel{"cpu.avx2", Device::cpu, has_avx2, int8, f32, takes, avx2_runs.int8_f32},
+      Kernel{"cpu.avx2", Device::cpu, has_avx2, f32, f32, takes, avx2_runs.f32_f32},
 #endif
-      Kernel{"cpu.portable", Device::cpu, always, int8, int8, portable_runs.int8_int8},
-      Kernel{"cpu.portable", Device::cpu, always, int8, f32, portable_runs.int8_f32},
-      Kernel{"cpu.portable", Device::cpu, always, f32, f32, portable_runs.f32_f32},
-      Kernel{"cpu.reference", Device::cpu, always, any, any, run_reference},
+      Kernel{"cpu.portable", Device::cpu, always, int8, int8, takes, portable_runs.int8_int8},
+      Kernel{"cpu.portable", Device::cpu, always, int8, f32, takes, portable_runs.int8_f32},
+      Kernel{"cpu.portable", Device::cpu, always, f32, f32, takes, portable_runs.f32_f32},
+      Kernel{"cpu.reference", Device::cpu, always, any, any, takes, run_reference},
   };
   return rows;
 }
@@ -95,8 +98,8 @@ namespace {
 
 Quantized operand(const Problem& p, const Operand& o, Role role, const Quantized* keys) {
   if (o.quantized()) return *o.quantized();
-  const auto& starts = role == Role::query ? p.query_starts : p.key_starts;
-  return quantize(o.tensor(), role, p.recipe, {.starts = starts, .keys = keys, .threads = p.threads});
+  const auto starts = role == Role::query ? p.options.query_starts : p.options.key_starts;
+  return quantize_with(best_backend(), o.tensor(), role, p.options.recipe, {.starts = starts, .keys = keys, .threads = p.options.threads});
 }
 
 }  // namespace

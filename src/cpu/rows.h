@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/backend.h"
+#include "dispatch.h"
 
 namespace chitu::cpu {
 

@@ -44,7 +44,7 @@ bool fits_tensor_map(const Tensor& t) {
 const AttentionKernel* find_kernel(const Architecture& architecture, const Problem& p) {
   const Tensor& q = p.query.tensor();
   const auto takes = [&](const AttentionKernel& k) {
-    return *k.recipe == p.recipe && k.input == q.type && k.dim == padded_dim(p.dim()) &&
+    return *k.recipe == p.options.recipe && k.input == q.type && k.dim == padded_dim(p.dim()) &&
            (!k.quantizes_queries || (k.dim == p.dim() && fits_tensor_map(q)));
   };
   const auto found = std::find_if(architecture.kernels.begin(), architecture.kernels.end(), takes);
@@ -54,8 +54,8 @@ const AttentionKernel* find_kernel(const Architecture& architecture, const Probl
 // What can be said without a GPU.
 std::string beyond_it(const Architecture& architecture, const Problem& p) {
   const Tensor &q = p.query.tensor(), &k = p.key.tensor(), &v = p.value.tensor(), &out = p.output.out;
-  if (!has_kernel_of(architecture, p.recipe)) {
-    const auto method = std::find_if(methods.begin(), methods.end(), [&](const Method& m) { return m.recipe == p.recipe; });
+  if (!has_kernel_of(architecture, p.options.recipe)) {
+    const auto method = std::find_if(methods.begin(), methods.end(), [&](const Method& m) { return m.recipe == p.options.recipe; });
     return method == methods.end() ? "does the library's methods only, and this recipe is none of them"
                                    : "has no kernel for the method " + std::string(method->name);
   }
@@ -113,10 +113,10 @@ Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vec
   r.sequences = narrow(static_cast<std::int64_t>(p.sequences.size()));
   r.tuned_quantizer = kernel.quantizes_queries;
   r.out_bf16 = p.output.out.type == DType::bf16;
-  r.scale = p.scale;
-  r.window = p.window;
+  r.scale = p.scale();
+  r.window = p.options.window;
   r.same = layouts.front();
-  if (p.query_starts.empty()) {
+  if (!p.packed()) {
     r.query_tiles = r.sequences * tiles_of(r.same.queries);
     r.key_tiles = r.sequences * tiles_of(r.same.keys);
     r.blocks = r.sequences * ((r.same.queries + form.block_queries - 1) / form.block_queries);
@@ -133,7 +133,7 @@ Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vec
 
 // Gives the arrays their places; returns the bytes of all.
 std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayout*& layouts, std::byte* memory) {
-  const bool packed = !p.query_starts.empty();
+  const bool packed = p.packed();
   const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = r.tuned_quantizer ? 0 : query_tiles * tile_tokens,
                      key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads;
   Arena arena(memory);
@@ -170,7 +170,7 @@ bool no_queries(const Problem& p) {
 // The architecture whose row select() takes for a problem.
 const Architecture& architecture_of(const Problem& p) {
   for (const Architecture* a : architectures())
-    if ((p.kernel.empty() || p.kernel == a->name) && refusal(*a, p).empty()) return *a;
+    if ((p.options.kernel.empty() || p.options.kernel == a->name) && refusal(*a, p).empty()) return *a;
   throw Error(ErrorCode::internal, "no GPU kernel takes this call");
 }
 
@@ -185,7 +185,7 @@ std::string refusal(const Architecture& architecture, const Problem& p) {
                                    {p.value.tensor().data, "value"},
                                    {p.output.out.data, "out"},
                                    {p.output.lse.data, "lse"},
-                                   {p.workspace, "workspace"}})
+                                   {p.options.workspace, "workspace"}})
     if (data && !on_device(data, device))
       return std::string(what) + "'s memory is not on GPU " + std::to_string(device) + ", as its tensor says";
   return {};
@@ -204,15 +204,15 @@ Call::Call(const Problem& p) : Call(architecture_of(p), p) {}
 Call::Call(const Architecture& architecture, const Problem& p)
     : kernel_(*find_kernel(architecture, p)),
       query_(p.query.tensor()),
-      stream_(static_cast<cudaStream_t>(p.stream)),
+      stream_(static_cast<cudaStream_t>(p.options.stream)),
       guard_(query_.device_id) {
   std::vector<SequenceLayout> layouts = layouts_of(p, kernel_.form);
   params_ = params_of(p, kernel_, layouts);
-  std::byte* memory = static_cast<std::byte*>(p.workspace);
+  std::byte* memory = static_cast<std::byte*>(p.options.workspace);
   require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
   if (!memory) memory = memory_.emplace(lay_out(params_, p, kernel_.form, layouts_on_gpu_, nullptr), query_.device_id, stream_).data();
   lay_out(params_, p, kernel_.form, layouts_on_gpu_, memory);
-  if (!p.query_starts.empty()) {
+  if (p.packed()) {
     layouts.pop_back();
     layouts_ = std::move(layouts);
   }

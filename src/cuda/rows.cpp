@@ -24,6 +24,13 @@ Arithmetic arithmetic_of(const Quant& quant, DType input) {
   }
 }
 
+// Types that differ and operands that came quantised are refused by cuda::refusal(), which says what to give instead.
+constexpr Needs takes_of_call() {
+  using enum Need;
+  return {window,    scale, negative_scale, query_positions, key_positions,   packed_sequences, stream,
+          workspace, lse,   grouped_heads,  mixed_types,     quantized_query, quantized_key,    quantized_value};
+}
+
 // A row's functions know its architecture.
 template <const cuda::Architecture& architecture>
 void append_rows(std::vector<Kernel>& rows) {
@@ -36,7 +43,7 @@ void append_rows(std::vector<Kernel>& rows) {
     const Arithmetic scores = arithmetic_of(k.recipe->key, k.input), weights = arithmetic_of(k.recipe->value, k.input);
     if (!is_known(scores, weights))
       rows.push_back({architecture.name, Device::cuda, [] { return cuda::any_device(architecture.major, architecture.minor); }, scores,
-                      weights, [](const Problem& p) { cuda::run(architecture, p); },
+                      weights, takes_of_call(), [](const Problem& p) { cuda::run(architecture, p); },
                       [](const Problem& p) { return cuda::refusal(architecture, p); },
                       [](const Problem& p) { return cuda::workspace_bytes(architecture, p); }});
   }

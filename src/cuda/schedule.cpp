@@ -22,13 +22,13 @@ Tiles tiles_of_blocks(const Problem& p, const Form& form) {
     const std::int64_t blocks = (s.queries + form.block_queries - 1) / form.block_queries, step = (blocks + looked_at - 1) / looked_at;
     for (std::int64_t block = blocks - 1; block >= 0; block -= step) {
       const std::int64_t first = block * form.block_queries, last = std::min(first + form.block_queries, s.queries) - 1;
-      const Range top = s.visible(p.window, first), bottom = s.visible(p.window, last);
+      const Range top = s.visible(p.options.window, first), bottom = s.visible(p.options.window, last);
       const auto tiles = static_cast<double>(std::max<std::int64_t>(tiles_of(narrow(bottom.end)) - top.begin / tile_tokens, 0));
       found.average += tiles * static_cast<double>(step);
       weight += static_cast<double>(step);
       found.most = std::max(found.most, tiles);
     }
-    if (p.query_starts.empty()) break;  // all are alike
+    if (!p.packed()) break;  // all are alike
   }
   if (weight > 0) found.average /= weight;
   return found;
@@ -58,7 +58,7 @@ std::vector<SequenceLayout> layouts_of(const Problem& p, const Form& form) {
 Split split_of(const Problem& p, const Form& form, std::int64_t items) {
   const int processors = multiprocessors(p.query.tensor().device_id);
   // Many sequences are many items, and of several lengths.
-  if (!form.splittable || (!p.query_starts.empty() && items >= 2 * processors)) return {narrow(items), 1};
+  if (!form.splittable || (p.packed() && items >= 2 * processors)) return {narrow(items), 1};
   const Tiles tiles = tiles_of_blocks(p, form);
   return split_items(items, tiles.average, tiles.most, processors);
 }

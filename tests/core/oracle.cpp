@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "common/numbers.h"
+#include "common/score.h"
 
 namespace chitu::test::oracle {
 namespace {
@@ -75,14 +76,20 @@ std::vector<Run> runs(const Call& call) {
   return all;
 }
 
-bool sees(const Call& call, const Run& run, std::int64_t query, std::int64_t key) {
+std::int64_t key_position(const Call& call, const Run& run, std::int64_t key) {
   const Positions keys = call.options.key_positions.value_or(Positions{0, 1});
-  const std::int64_t at_key = keys.first + (key - run.key_begin) * keys.step;
-  std::int64_t at_query = 0;
-  if (const auto& queries = call.options.query_positions)
-    at_query = queries->first + (query - run.query_begin) * queries->step;
-  else  // the last query stands at the last key
-    at_query = keys.first + (run.key_end - 1 - run.key_begin) * keys.step - (run.query_end - 1 - query) * keys.step;
+  return keys.first + (key - run.key_begin) * keys.step;
+}
+
+std::int64_t query_position(const Call& call, const Run& run, std::int64_t query) {
+  if (const auto& queries = call.options.query_positions) return queries->first + (query - run.query_begin) * queries->step;
+  // The last query stands at the last key.
+  const Positions keys = call.options.key_positions.value_or(Positions{0, 1});
+  return key_position(call, run, run.key_end - 1) - (run.query_end - 1 - query) * keys.step;
+}
+
+bool sees(const Call& call, const Run& run, std::int64_t query, std::int64_t key) {
+  const std::int64_t at_query = query_position(call, run, query), at_key = key_position(call, run, key);
   return at_key >= at_query - call.options.window.left && at_key <= at_query + call.options.window.right;
 }
 
@@ -105,8 +112,10 @@ Exact attention(const Call& call) {
       for (std::int64_t i = run.query_begin; i < run.query_end; ++i) {
         for (std::int64_t j = run.key_begin; j < run.key_end; ++j)
           scores[static_cast<std::size_t>(j - run.key_begin)] =
-              sees(call, run, i, j) ? scale * dot(&q[static_cast<std::size_t>(i) * dim], &k[static_cast<std::size_t>(j) * dim], dim)
-                                    : -infinity;
+              sees(call, run, i, j)
+                  ? changed_score(scale * dot(&q[static_cast<std::size_t>(i) * dim], &k[static_cast<std::size_t>(j) * dim], dim), 1.,
+                                  {h, query_position(call, run, i), key_position(call, run, j), 1})
+                  : -infinity;
         const auto at = static_cast<std::size_t>((run.batch * heads + h) * queries + i);
         row_of(scores, v, run.key_begin, dim, &result.out[at * dim], result.lse[at]);
       }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Second implementations of what the library computes, plain and slow, from its specification (docs/numerics.md) and sharing no code
-// with it: number formats, masks, exact attention, the quantisers, and attention over quantised numbers.
+// Second implementations of what the library computes, plain and slow, from its specification (docs/numerics.md). They share no code
+// with it, but for changed_score(), which is a specification itself: number formats, masks, exact attention, the quantisers, and attention
+// over quantised numbers.
 #pragma once
 
 #include <array>
@@ -37,7 +38,10 @@ struct Run {
   std::int64_t batch, sequence, query_begin, query_end, key_begin, key_end;
 };
 std::vector<Run> runs(const Call& call);
-bool sees(const Call& call, const Run& run, std::int64_t query, std::int64_t key);  // tokens of the tensors
+// Of tokens of the tensors: their positions, and whether the query sees the key.
+std::int64_t query_position(const Call& call, const Run& run, std::int64_t query);
+std::int64_t key_position(const Call& call, const Run& run, std::int64_t key);
+bool sees(const Call& call, const Run& run, std::int64_t query, std::int64_t key);
 double scale_of(const Call& call);
 
 struct Exact {

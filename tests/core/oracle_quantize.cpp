@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "common/score.h"
 #include "oracle.h"
 
 namespace chitu::test::oracle {
@@ -247,7 +248,7 @@ HeadResult attention(std::string_view method, const std::vector<float>& query, c
       for (std::int64_t j = first; j < std::min(first + 128, keys); ++j) {
         double s = 0;
         for (std::int64_t c = 0; c < dim; ++c) s += q.number(i, c, false) * k.number(j, c, false);
-        scores.push_back(s * scale);
+        scores.push_back(changed_score(s * scale, 1., {0, i + k.tokens - q.tokens, j, 1}));
         tile_top = std::max(tile_top, scores.back());
       }
       running = std::max(running, tile_top);

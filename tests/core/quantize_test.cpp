@@ -29,10 +29,6 @@ struct Case {
   std::vector<std::int64_t> starts;
 };
 
-const Quant& quant_of(const Recipe& recipe, Role role) {
-  return role == Role::query ? recipe.query : role == Role::key ? recipe.key : recipe.value;
-}
-
 std::vector<float> rows_of(const Array& x, std::int64_t batch, std::int64_t head, std::int64_t begin, std::int64_t end) {
   std::vector<float> rows;
   for (std::int64_t t = begin; t < end; ++t)

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks a call and says it in full: problem.h.
+#include "problem.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <initializer_list>
+#include <utility>
+
+#include "checks.h"
+#include "common/numbers.h"
+#include "common/parallel.h"
+
+namespace chitu {
+namespace {
+
+void check_operand(const Operand& operand, Role role, const Quant& quant, std::span<const std::int64_t> starts, Data data) {
+  const char* const name = chitu::name(role);
+  check_tensor(operand.tensor(), name, operand.quantized() != nullptr, data);
+  check_starts(starts, operand.tensor(), name);
+  check_quant(quant, role);
+  if (const Quantized* q = operand.quantized()) {
+    require(q->role == role, name, " was quantised as another operand: as ", chitu::name(q->role), ", not as ", name);
+    require(q->quant == quant, name, " was quantised for another recipe");
+    require(std::equal(starts.begin(), starts.end(), q->starts.begin(), q->starts.end()), name,
+            " was quantised with other sequence starts");
+    if (q->values.device == Device::cpu) check_quantized(*q, name, data);  // on a GPU no kernel takes it
+  }
+}
+
+// Queries that come quantised must carry the correction for these keys' centre, or their LSE would be wrong without a word.
+void check_correction(const Operand& query, const Operand& key, const Recipe& recipe, bool lse) {
+  if (!query.quantized() || !lse || query.tensor().device != Device::cpu) return;  // on a GPU no kernel takes it
+  const Tensor& with = query.quantized()->centre;
+  if (recipe.key.centre == Centre::none)
+    return require(!given(with), "query was quantised for keys with a centre, but this recipe's have none, so the LSE would be wrong");
+  require(given(with), "query was quantised without keys, but an LSE is asked for: give QuantizeOptions::keys, or the query as it came");
+  require(key.quantized(), "query is quantised for given keys, but key is not quantised: give both, or the query as it came");
+  const Tensor& centre = key.quantized()->centre;
+  require(with.shape == centre.shape &&
+              (empty(centre) || std::memcmp(with.data, centre.data, static_cast<std::size_t>(centre.stride[0] * centre.shape[0]) * 4) == 0),
+          "query was quantised for keys with another centre, so the LSE would be wrong");
+}
+
+void check_recipe(const Recipe& r) {
+  const bool int8_scores = r.query.type == DType::i8;
+  require(int8_scores == (r.key.type == DType::i8), "recipe: query and key must both be INT8 or neither");
+  require(r.query.rotated == r.key.rotated, "recipe: query and key must be rotated alike");
+  const Weights& w = r.weights;
+  const bool int8_weights = r.value.type == DType::i8;
+  require(int8_weights == (w.type == DType::u8), "recipe: INT8 values need u8 weights and the reverse");
+  require(int8_weights || w.type == DType::f32 || w.type == DType::f16 || w.type == DType::e4m3, "recipe: weights cannot be ",
+          name(w.type));
+  require(w.top > 0 && (w.type == DType::f32 || w.top <= largest(w.type)), "recipe: weights have top ", w.top, ", but ", name(w.type),
+          " ends at ", largest(w.type));
+  require(w.by_tile || r.value.scaling != Scaling::tile, "recipe: values with a scale for each tile need weights by tile");
+}
+
+void check_positions(const std::optional<Positions>& p, const char* name) {
+  if (!p) return;
+  constexpr std::int64_t limit = unbounded / 4, largest_step = (std::int64_t{1} << 31) - 1;
+  require(p->step >= 1 && p->step <= largest_step, name, " have step ", p->step, "; it must be 1 ... ", largest_step);
+  require(p->first > -limit && p->first < limit, name, " begin at ", p->first, "; that must lie between -", limit, " and ", limit);
+}
+
+std::string device_name(const Tensor& t) { return (t.device == Device::cpu ? "cpu:" : "cuda:") + std::to_string(t.device_id); }
+
+std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Options& o) {
+  std::vector<Sequence> all;
+  const auto add = [&](std::int64_t batch, std::int64_t q0, std::int64_t queries, std::int64_t k0, std::int64_t keys) {
+    const Positions kp = o.key_positions.value_or(Positions{});
+    const Positions qp = o.query_positions.value_or(Positions{kp.first + (keys - queries) * kp.step, kp.step});
+    all.push_back({batch, q0, queries, k0, keys, qp, kp});
+  };
+  if (o.query_starts.empty())
+    for (std::int64_t b = 0; b < q.shape[0]; ++b) add(b, 0, q.shape[2], 0, k.shape[2]);
+  for (std::size_t i = 0; i + 1 < o.query_starts.size(); ++i)
+    add(0, o.query_starts[i], o.query_starts[i + 1] - o.query_starts[i], o.key_starts[i], o.key_starts[i + 1] - o.key_starts[i]);
+  return all;
+}
+
+// Of tensors that come as they are; an operand that came quantised asks for more than its type.
+bool several_types(std::initializer_list<const Operand*> operands, DType out) {
+  return std::any_of(operands.begin(), operands.end(), [&](const Operand* o) { return !o->quantized() && o->tensor().type != out; });
+}
+
+// Everything in a call that is not the default. The options are taken apart, so that a new one does not compile until it has a name
+// here; then it gets a Need, which every row of the kernel table refuses until the row lists it. Two options are select()'s own:
+// `recipe`, for rows say what they compute in, and `kernel`.
+Needs needs_of(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
+  const auto& [recipe, window, scale, query_positions, key_positions, query_starts, key_starts, threads, stream, workspace, workspace_bytes,
+               kernel] = options;
+  const auto& [out, lse] = output;
+  const std::pair<Need, bool> asked[] = {
+      {Need::window, window.left < unbounded || window.right < unbounded},
+      {Need::scale, scale.has_value()},
+      {Need::negative_scale, scale && *scale < 0},
+      {Need::query_positions, query_positions.has_value()},
+      {Need::key_positions, key_positions.has_value()},
+      {Need::packed_sequences, !query_starts.empty() || !key_starts.empty()},
+      {Need::threads, threads != 0},
+      {Need::stream, stream},
+      {Need::workspace, workspace || workspace_bytes},
+      {Need::lse, given(lse)},
+      {Need::grouped_heads, query.tensor().shape[1] != key.tensor().shape[1]},
+      {Need::mixed_types, several_types({&query, &key, &value}, out.type)},
+      {Need::quantized_query, query.quantized()},
+      {Need::quantized_key, key.quantized()},
+      {Need::quantized_value, value.quantized()},
+  };
+  Needs needs;
+  for (const auto& [need, is_asked] : asked)
+    if (is_asked) needs.add(need);
+  return needs;
+}
+
+}  // namespace
+
+Problem describe(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& o, Data data) {
+  check_operand(query, Role::query, o.recipe.query, o.query_starts, data);
+  check_operand(key, Role::key, o.recipe.key, o.key_starts, data);
+  check_operand(value, Role::value, o.recipe.value, o.key_starts, data);
+  check_recipe(o.recipe);
+  check_tensor(output.out, "out", false, data);
+  check_written(output.out, "out");
+  const Tensor &q = query.tensor(), &k = key.tensor(), &v = value.tensor();
+  const bool lse = given(output.lse);
+  require(k.shape == v.shape, "key has shape ", AsText(k.shape), ", value ", AsText(v.shape), "; they must be equal");
+  require(q.shape[0] == k.shape[0], "query has batch ", q.shape[0], ", key ", k.shape[0]);
+  require(q.shape[3] == k.shape[3], "query has dim ", q.shape[3], ", key ", k.shape[3]);
+  require(k.shape[1] > 0 ? q.shape[1] % k.shape[1] == 0 : q.shape[1] == 0, "query has ", q.shape[1],
+          " heads, which is no multiple of key's ", k.shape[1]);
+  require(output.out.shape == q.shape, "out has shape ", AsText(output.out.shape), ", query ", AsText(q.shape), "; they must be equal");
+  if (lse) {
+    check_lse(output.lse, "lse", q.shape, data);
+    check_written(output.lse, "lse");
+  }
+  for (const auto& [t, name] : {std::pair{&k, "key"}, {&v, "value"}, {&output.out, "out"}, {&output.lse, "lse"}})
+    require((!t->data && empty(*t)) || (t->device == q.device && t->device_id == q.device_id), name, " is on ", device_name(*t),
+            ", query on ", device_name(q), "; all must be on one device");
+  require(o.query_starts.size() == o.key_starts.size(), "query_starts have ", o.query_starts.size(), " entries, key_starts ",
+          o.key_starts.size(), "; they must be equal");
+  require(o.window.left >= 0 && o.window.right >= 0, "window is (", o.window.left, ", ", o.window.right,
+          "); both sides must be 0 or more (`unbounded` for no bound)");
+  const Window window{std::min(o.window.left, unbounded), std::min(o.window.right, unbounded)};
+  const float scale = o.scale.value_or(1 / std::sqrt(static_cast<float>(q.shape[3])));
+  require(is_finite(scale), "scale is ", scale, "; it must be finite");
+  check_positions(o.query_positions, "query_positions");
+  check_positions(o.key_positions, "key_positions");
+  check_threads(o.threads);
+  require(q.device == Device::cuda || !o.stream, "stream is given, but the tensors are on the CPU; it must be null");
+  require(q.device == Device::cpu || o.threads == 0, "threads is ", o.threads, ", but the tensors are on a GPU; it must be 0");
+  require(q.device == Device::cuda || !o.workspace, "workspace is given, but the tensors are on the CPU; it must be null");
+  require(o.workspace || o.workspace_bytes == 0, "workspace is null, but workspace_bytes is ", o.workspace_bytes);
+  require(reinterpret_cast<std::uintptr_t>(o.workspace) % 256 == 0, "workspace starts at no multiple of 256 bytes");
+  check_correction(query, key, o.recipe, lse);
+
+  Options full = o;
+  full.window = window;
+  full.scale = scale;
+  full.threads = thread_count(o.threads);
+  return {.query = query,
+          .key = key,
+          .value = value,
+          .output = output,
+          .options = full,
+          .needs = needs_of(query, key, value, output, o),
+          .sequences = sequences_of(q, k, o)};
+}
+
+}  // namespace chitu
