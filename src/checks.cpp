@@ -147,17 +147,17 @@ void check_residuals(const Quantized& q, const std::string& name) {
 }
 
 void check_nonfinite(const Quantized& q, const std::string& name) {
-  const auto place = [](const NonFinite& n) { return std::tie(n.sequence, n.head, n.token); };
+  const auto order = [](const NonFinite& n) { return std::tie(n.sequence, n.head, n.token); };
   for (std::size_t i = 0; i < q.nonfinite.size(); ++i) {
     const NonFinite& n = q.nonfinite[i];
     const auto inside = [](std::int64_t x, std::int64_t count) { return x >= 0 && x < count; };
     const auto sequence = static_cast<std::size_t>(n.sequence);
     require(inside(n.sequence, q.sequences()) && inside(n.head, q.values.shape[1]) &&
                 inside(n.token, q.starts.empty() ? q.values.shape[2] : q.starts[sequence + 1] - q.starts[sequence]),
-            name, "'s nonfinite[", i, "] is sequence ", n.sequence, ", head ", n.head, ", token ", n.token, ", which there is not");
+            name, "'s nonfinite[", i, "] is sequence ", n.sequence, ", head ", n.head, ", token ", n.token, "; there is no such token");
     require(static_cast<std::int64_t>(n.values.size()) == q.values.shape[3], name, "'s nonfinite[", i, "] has ", n.values.size(),
             " values, not ", q.values.shape[3], ", the dim");
-    require(i == 0 || place(q.nonfinite[i - 1]) < place(n), name, "'s nonfinite[", i,
+    require(i == 0 || order(q.nonfinite[i - 1]) < order(n), name, "'s nonfinite[", i,
             "] is not behind the one before it; the order is sequence, head, token");
   }
 }

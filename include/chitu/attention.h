@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention with quantised operands: attention(), quantize(), merge(), explain().
-// All functions may be called from several threads at once, also with the same inputs and the same Quantized, which none of them
-// writes. Outputs must overlap neither inputs nor each other, but where merge() says so; that is not checked.
+// All functions may be called from several threads at once, also with the same inputs and the same Quantized: inputs are never written.
+// Outputs must not overlap inputs or each other (merge() is the exception). That is not checked.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ namespace chitu {
 inline constexpr std::int64_t unbounded = std::numeric_limits<std::int64_t>::max() / 4;
 inline constexpr int max_dim = 256;
 inline constexpr int max_threads = 4096;
-// With these no product of sizes that the library makes leaves 64 bits.
+// Limits that keep every size computation within 64 bits.
 inline constexpr std::int64_t max_heads = std::int64_t{1} << 22;         // and batch entries, and packed sequences
 inline constexpr std::int64_t max_tokens = (std::int64_t{1} << 31) - 1;  // of a batch entry
 inline constexpr std::int64_t max_elements = std::int64_t{1} << 42;      // of a tensor, an empty dimension counted as 1
@@ -59,9 +59,9 @@ struct Options {
 
   int threads = 0;         // for tensors on the CPU; 0: OpenMP's default. On a GPU it must be 0
   void* stream = nullptr;  // a cudaStream_t, for tensors on a GPU. On the CPU it must be null
-  // For tensors on a GPU: memory there for what the kernels keep between them, from a multiple of 256 bytes on, at least
-  // workspace_size() bytes; free again when the stream has done the call. Without it the library allocates in the stream's order, which
-  // a stream that is being captured into a graph refuses.
+  // For tensors on a GPU: memory there for what one kernel leaves to the next. It starts at a multiple of 256 bytes and has at least
+  // workspace_size() bytes; the call is done with it when the stream has done the call. Without it the library allocates in the stream's
+  // order, which is not possible while the stream is being captured into a graph.
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
   std::string_view kernel{};  // run this row of the kernel table or refuse; empty: the first that takes the call
@@ -69,8 +69,8 @@ struct Options {
 
 enum class Role : std::uint8_t { query, key, value };
 
-// A token with a NaN or an infinity: it is left out of scales and sums, then given exactly the outputs that exact attention
-// would spoil (docs/numerics.md, "NaN and infinity").
+// A token with a NaN or an infinity. It is left out of scales and sums; afterwards NaN and infinity are put into just the outputs that
+// they would reach in exact attention (docs/numerics.md, "NaN and infinity").
 struct NonFinite {
   std::int64_t sequence, head, token;  // token within its sequence
   std::vector<float> values;           // [dim], as they came

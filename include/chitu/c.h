@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The C interface of ChituAttention, for bindings: what attention.h offers, in plain C99. The caller allocates every output;
  * no C++ exception crosses. All functions may be called from several threads at once, also with the same inputs and the same
- * chitu_quantized. Outputs must overlap neither inputs nor each other, but where chitu_merge() says so; that is not checked. */
+ * chitu_quantized. Outputs must not overlap inputs or each other (chitu_merge() is the exception). That is not checked. */
 #ifndef CHITU_C_H
 #define CHITU_C_H
 

@@ -13,7 +13,7 @@ constexpr int bytes(DType type) { return type == DType::f32 ? 4 : type == DType:
 
 constexpr const char* name(DType type) {
   constexpr const char* names[] = {"f32", "f16", "bf16", "i8", "u8", "e4m3"};
-  return type <= DType::e4m3 ? names[static_cast<int>(type)] : "none that there is";
+  return type <= DType::e4m3 ? names[static_cast<int>(type)] : "unknown";
 }
 
 enum class Device : std::uint8_t { cpu, cuda };
@@ -27,7 +27,7 @@ struct Tensor {
   Device device = Device::cpu;
   int device_id = 0;
   Shape shape{};
-  Shape stride{};  // of inputs any, 64 bits; the last is 1. Of outputs not 0 where there is more than one
+  Shape stride{};  // the last is 1; the others may be anything, but in outputs 0 only along a size of 0 or 1
 };
 
 constexpr Shape contiguous_strides(const Shape& shape) { return {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}; }

@@ -24,9 +24,9 @@ struct ScorePlace {
 //
 // Score is float or double, or a CPU vector of the keys at place.key, place.key + place.step, ...
 //
-// Keys that were centred lack query . centre. Softmax does not feel that, as long as nothing is changed here or the change is the same
-// for a whole row; a row of the kernel table that takes any other change adds it first. An attention sink is no change of a score: it
-// is one more term of a row's sum.
+// Keys that were centred lack query . centre, the same for a whole row. Softmax does not feel that as long as a change only adds to
+// scores; a row of the kernel table that takes any other change (a softcap) adds it before. An attention sink is no change of a score:
+// it is one more term of a row's sum.
 template <class Score>
 constexpr Score changed_score(Score score, [[maybe_unused]] Score unit, [[maybe_unused]] const ScorePlace& place) {
   return score;

@@ -67,7 +67,7 @@ class Attention {
       run_wave(first, last);
       first = last;
     }
-    spoil_nonfinite(shared_.problem, shared_.operands);
+    propagate_nonfinite(shared_.problem, shared_.operands);
   }
 
   void run_wave(std::size_t first, std::size_t last) {

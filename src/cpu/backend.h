@@ -54,8 +54,8 @@ struct Operands {
   Quantized query, key, value;
 };
 
-// After a kernel has left the tokens of NonFinite lists out: gives NaN or infinity to just the outputs that exact attention gives
-// it to.
-void spoil_nonfinite(const Problem& problem, const Operands& operands);
+// After a kernel has left out the tokens of NonFinite lists: puts NaN and infinity into just the outputs that they would reach in exact
+// attention.
+void propagate_nonfinite(const Problem& problem, const Operands& operands);
 
 }  // namespace chitu::cpu

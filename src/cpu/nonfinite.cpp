@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // NaN and infinity in inputs. Quantisers and kernels leave them out (a key weighs nothing, a value's number is 0), which keeps them
-// from every other row; here the outputs that exact attention would spoil are spoilt. Costs (tokens found) x (queries).
+// from every other row. Here they get into the outputs that they would reach in exact attention. Costs (tokens found) x (queries).
 #include <algorithm>
 #include <limits>
 
@@ -23,9 +23,9 @@ Tokens tokens_of(const Quantized& x, std::int64_t sequence, std::int64_t head) {
   return list;
 }
 
-class HeadSpoiler {
+class NonFiniteHead {
  public:
-  HeadSpoiler(const Problem& p, const Operands& o, std::int64_t sequence, std::int64_t head)
+  NonFiniteHead(const Problem& p, const Operands& o, std::int64_t sequence, std::int64_t head)
       : p_(p),
         s_(p.sequences[static_cast<std::size_t>(sequence)]),
         head_(head),
@@ -37,13 +37,13 @@ class HeadSpoiler {
   void run() const {
     if (queries_.empty() && keys_.empty() && values_.empty()) return;
     for (std::int64_t i = 0; i < s_.queries; ++i)
-      if (const Range seen = s_.visible(p_.options.window, i); !seen.empty()) spoil(i, seen);
+      if (const Range seen = s_.visible(p_.options.window, i); !seen.empty()) propagate(i, seen);
   }
 
  private:
-  void spoil(std::int64_t i, const Range& seen) const {
-    const bool bad_query = std::any_of(queries_.begin(), queries_.end(), [&](const NonFinite* n) { return n->token == i; });
-    if (bad_query) return weighs_no_key(i, seen) ? fill(i, 0, -infinity) : fill(i, nan, nan);
+  void propagate(std::int64_t i, const Range& seen) const {
+    const bool query_is_nonfinite = std::any_of(queries_.begin(), queries_.end(), [&](const NonFinite* n) { return n->token == i; });
+    if (query_is_nonfinite) return weighs_no_key(i, seen) ? fill(i, 0, -infinity) : fill(i, nan, nan);
     const auto inside = [&](const NonFinite* n) { return n->token >= seen.begin && n->token < seen.end; };
     if (std::any_of(keys_.begin(), keys_.end(), [&](const NonFinite* n) { return inside(n) && !weighs_nothing(i, n->token); }))
       return fill(i, nan, nan);
@@ -55,7 +55,8 @@ class HeadSpoiler {
     }
   }
 
-  // Is the score -inf? Any other score that is not finite spoils the row. Operands that came quantised no longer tell: they spoil.
+  // Is the score -inf? Any other score that is not finite makes the row NaN, and so does an operand that came quantised: its score is no
+  // longer known.
   bool weighs_nothing(std::int64_t i, std::int64_t j) const {
     if (p_.query.quantized() || p_.key.quantized()) return false;
     const Tensor &q = p_.query.tensor(), &k = p_.key.tensor();
@@ -87,11 +88,11 @@ class HeadSpoiler {
 
 }  // namespace
 
-void spoil_nonfinite(const Problem& p, const Operands& o) {
+void propagate_nonfinite(const Problem& p, const Operands& o) {
   if (o.query.nonfinite.empty() && o.key.nonfinite.empty() && o.value.nonfinite.empty()) return;
   const std::int64_t heads = p.heads();
   parallel_for(static_cast<std::int64_t>(p.sequences.size()) * heads, p.options.threads,
-               [&](std::int64_t i) { HeadSpoiler(p, o, i / heads, i % heads).run(); });
+               [&](std::int64_t i) { NonFiniteHead(p, o, i / heads, i % heads).run(); });
 }
 
 }  // namespace chitu::cpu

@@ -18,7 +18,7 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-// One head of one operand, as numbers: integers times scales. NaN and infinity are 0 (spoil_nonfinite() comes after).
+// One head of one operand, as numbers: integers times scales. NaN and infinity are 0 (propagate_nonfinite() comes after).
 std::vector<double> stored(const Quantized& x, const Sequence& s, std::int64_t sequence, std::int64_t head, std::int64_t begin,
                            std::int64_t count) {
   const std::int64_t dim = x.values.shape[3];
@@ -131,7 +131,7 @@ void run_reference(const Problem& p) {
   const std::int64_t heads = p.heads();
   parallel_for(static_cast<std::int64_t>(p.sequences.size()) * heads, p.options.threads,
                [&](std::int64_t i) { attend(p, operands, i / heads, i % heads); });
-  spoil_nonfinite(p, operands);
+  propagate_nonfinite(p, operands);
 }
 
 }  // namespace chitu::cpu
