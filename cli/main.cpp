@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "chitu/chitu.h"
-#include "cli/commands.h"
+#include "cli/commands/commands.h"
 
 namespace {
 

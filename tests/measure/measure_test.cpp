@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Samples of query rows give what whole calls give, so that tables of long sequences can be trusted.
-#include "cli/measure.h"
+#include "cli/measure/measure.h"
 #include "cli/words.h"
 
 #include <gtest/gtest.h>
@@ -9,7 +9,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "src/common/numbers.h"
+#include "common/numbers.h"
 
 namespace chitu::cli {
 namespace {

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "../cli/support.h"
-#include "cli/data.h"
+#include "cli/measure/data.h"
 
 namespace chitu::cli::test {
 namespace {

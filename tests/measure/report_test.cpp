@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tables, CSV, the plot and the recommendation.
-#include "cli/report.h"
+#include "cli/measure/report.h"
 
 #include <gtest/gtest.h>
 
 #include <cmath>
 
-#include "cli/methods_page.h"
-#include "cli/plot.h"
-#include "cli/recommend.h"
+#include "cli/commands/methods_page.h"
+#include "cli/measure/plot.h"
+#include "cli/measure/recommend.h"
 
 namespace chitu::cli {
 namespace {
