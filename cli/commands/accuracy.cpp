@@ -8,14 +8,17 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <optional>
 
 #include "cli/commands/commands.h"
+#include "cli/commands/options.h"
 #include "cli/measure/machine.h"
 #include "cli/measure/measure.h"
 #include "cli/measure/plot.h"
 #include "cli/measure/recommend.h"
 #include "cli/measure/report.h"
+#include "cli/measure/results.h"
 #include "cli/words.h"
 
 namespace chitu::cli {
@@ -185,7 +188,7 @@ void add_accuracy(CLI::App& app) {
       app.add_subcommand("accuracy",
                          "Errors of the methods against double precision, and the fastest within a bound. Exit status 1 when "
                          "--max-l1 is given and no method stays within, or nothing could be compared");
-  flags->workload.add_to(*command);
+  add_workload(*command, flags->workload);
   command->add_option("--tokens", flags->tokens, "Tokens, like 512 or 4K; 4K for data, all of a file unless given");
   command->add_option(
       "--rows", flags->rows,

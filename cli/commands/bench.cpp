@@ -7,12 +7,15 @@
 #include <cmath>
 #include <cstdio>
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "cli/commands/commands.h"
+#include "cli/commands/options.h"
 #include "cli/measure/machine.h"
 #include "cli/measure/measure.h"
 #include "cli/measure/peaks.h"
 #include "cli/measure/report.h"
+#include "cli/measure/results.h"
 #include "cli/words.h"
 
 namespace chitu::cli {
@@ -266,7 +269,7 @@ void bench(const BenchFlags& flags) {
 void add_bench(CLI::App& app) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* command = app.add_subcommand("bench", "Speed and accuracy of the methods, quantisation included, against exact attention");
-  flags->workload.add_to(*command);
+  add_workload(*command, flags->workload);
   command->add_option("--lengths", flags->lengths, "Tokens: N,... like 512,4K,1M; 1K,4K for data, all of a file unless given");
   command
       ->add_option("--tokens-per-call", flags->tokens_per_call,

@@ -4,9 +4,11 @@
 #include <CLI/CLI.hpp>
 
 #include <memory>
+#include <nlohmann/json.hpp>
 
 #include "cli/commands/commands.h"
 #include "cli/commands/methods_page.h"
+#include "cli/commands/options.h"
 #include "cli/commands/self_test.h"
 #include "cli/measure/gpu.h"
 #include "cli/measure/machine.h"

@@ -6,6 +6,7 @@
 
 #include "chitu/chitu.h"
 #include "cli/commands/commands.h"
+#include "cli/commands/options.h"
 #include "cli/files/files.h"
 #include "cli/measure/gpu.h"
 #include "cli/measure/workload.h"

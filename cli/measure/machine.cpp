@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <vector>
 
 #ifdef __x86_64__

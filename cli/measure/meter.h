@@ -35,8 +35,6 @@ class Meter {
 using Meters = std::vector<std::unique_ptr<Meter>>;
 Meters cpu_meters(const Workload& workload, std::span<const Method* const> methods, const Truth& truth, const MeasureSettings& settings);
 
-// On the rows of the truth.
-Errors compare(const Output& output, const Truth& truth);
 // Throws Error(internal) unless a method's output has the errors it had first.
 void require_unchanged(const Measurement& first, const Output& output, const Truth& truth);
 

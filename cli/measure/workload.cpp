@@ -2,7 +2,6 @@
 #include "cli/measure/workload.h"
 
 #include <fmt/format.h>
-#include <CLI/CLI.hpp>
 
 #include <algorithm>
 
@@ -29,29 +28,6 @@ Operands read(const std::string& file) {
 }
 
 }  // namespace
-
-void WorkloadFlags::add_to(CLI::App& command) {
-  command.add_option("--method", method, "all, or names: NAME,... (chitu methods lists them)")->capture_default_str();
-  CLI::Option* file = command.add_option("--input", input, "A .safetensors file with tensors q, k and v, instead of --data");
-  command.add_option("--layout", layout, "Order of the file's sizes: bhsd or bshd")->capture_default_str()->needs(file);
-  CLI::Option* const of_data[] = {
-      command.add_option("--data", data, "all, or names: NAME,... (listed below)")->capture_default_str(),
-      command.add_option("--batch", batch, "Batch")->capture_default_str()->check(CLI::Range(1, most_heads)),
-      command.add_option("--heads", heads, "Query heads")->capture_default_str()->check(CLI::Range(1, most_heads)),
-      command.add_option("--kv-heads", kv_heads, "Key and value heads; as many as query heads unless given")
-          ->check(CLI::Range(1, most_heads)),
-      command.add_option("--dim", dim, "Channels of a head")->capture_default_str()->check(CLI::Range(1, max_dim)),
-      command.add_option("--dtype", dtype, "Type of the data: f32, f16 or bf16; f32 on a CPU, bf16 on a GPU unless given"),
-      command.add_option("--seed", seed, "Seed of the data")->capture_default_str(),
-  };
-  for (CLI::Option* option : of_data) file->excludes(option);
-  command.add_flag("--causal", causal, "No query sees a later key");
-  command.add_option("--window", window, "LEFT,RIGHT: the keys a query sees before and after its own; -1: unbounded");
-  command.add_option("--threads", threads, "CPU threads; 0, and unless given: all")->check(CLI::Range(0, max_threads));
-  add_device(command, device);
-  command.add_option("--kernel", kernel, "Run this kernel or refuse (chitu methods lists them)");
-  command.footer("Data, made from the seed:\n" + describe_distributions());
-}
 
 std::int64_t Workload::pairs(std::int64_t first_query, std::int64_t queries) const {
   const std::int64_t keys = key.shape[2], offset = keys - query.shape[2];
@@ -150,10 +126,6 @@ Device device_of(std::string_view word) {
   if (word != "cuda") return Device::cpu;
   gpu::require_one();
   return Device::cuda;
-}
-
-void add_device(CLI::App& command, std::string& word) {
-  command.add_option("--device", word, "cpu, or cuda: GPU 0")->check(CLI::IsMember({"cpu", "cuda"}))->capture_default_str();
 }
 
 std::string window_text(const Window& w) {

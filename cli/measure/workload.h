@@ -14,13 +14,7 @@
 #include "cli/files/files.h"
 #include "cli/measure/data.h"
 
-namespace CLI {
-class App;
-}
-
 namespace chitu::cli {
-
-inline constexpr int most_heads = 1 << 20;  // or batches, that an option takes
 
 struct WorkloadFlags {
   std::string method = "all", data = "normal", input{}, layout = "bhsd", dtype{}, window{}, kernel{}, device = "cpu";
@@ -28,8 +22,6 @@ struct WorkloadFlags {
   std::uint64_t seed = 1;
   std::optional<int> threads{};
   bool causal = false;
-
-  void add_to(CLI::App& command);
 };
 
 struct Workload {
@@ -72,7 +64,6 @@ class WorkloadSource {
 std::vector<const Method*> methods_of(std::string_view list);  // "all" or names
 DType dtype_of(std::string_view word);                         // f32, f16, bf16
 Device device_of(std::string_view word);                       // of --device; throws Error(unsupported) where there is no GPU
-void add_device(CLI::App& command, std::string& word);         // the option --device
 std::string window_text(const Window& window);
 
 }  // namespace chitu::cli

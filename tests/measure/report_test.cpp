@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "cli/commands/methods_page.h"
 #include "cli/measure/plot.h"
