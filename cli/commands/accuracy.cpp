@@ -111,15 +111,13 @@ void print_recommendation(std::span<const Candidate> candidates, const std::opti
 }
 
 void write_plot(ReportFile& file, const std::vector<const Method*>& methods, const WorkloadSource& source,
-                const std::vector<std::vector<Measurement>>& measurements, double bound) {
-  std::vector<std::string> names;
-  for (const Method* m : methods) names.emplace_back(m->name);
-  std::vector<PlotRow> rows;
+                const std::vector<std::vector<Measurement>>& measurements, double bound, const Caption& caption) {
+  std::vector<AccuracyRow> rows;
   for (std::size_t d = 0; d < measurements.size(); ++d) {
     rows.push_back({source.data()[d], {}});
     for (const Measurement& m : measurements[d]) rows.back().relative_l1.push_back(m.errors.relative_l1);
   }
-  file.write(accuracy_plot(names, rows, bound));
+  file.write(accuracy_plot(methods, rows, bound, caption));
 }
 
 // Only what ran on all data can be recommended or drawn.
@@ -134,9 +132,10 @@ void drop_refused(std::vector<const Method*>& methods, std::vector<std::vector<M
     std::erase_if(of_data, [&](const Measurement& m) { return std::find(methods.begin(), methods.end(), m.method) == methods.end(); });
 }
 
-void accuracy(const AccuracyFlags& flags) {
+void accuracy(const AccuracyFlags& flags, const std::string& command_line) {
   ReportFile csv_file("--csv", flags.csv), json_file("--json", flags.json), plot_file("--plot", flags.plot);
   require_different_files({&csv_file, &json_file, &plot_file});
+  plot_file.require_extension(".svg");
   require(flags.bound() > 0 && std::isfinite(flags.bound()), "--max-l1 is ", flags.bound(), "; it must be a finite number above 0");
   check_runs(flags.settings);
   std::vector<const Method*> methods = methods_of(flags.workload.method);
@@ -144,10 +143,11 @@ void accuracy(const AccuracyFlags& flags) {
   const std::int64_t tokens = !flags.tokens.empty() ? count_of("--tokens", flags.tokens) : flags.workload.input.empty() ? 4096 : 0;
   const WorkloadSource source(flags.workload);
   source.check(methods, tokens);
+  const std::string machine = machine_text(source.device(), source.threads(), flags.workload.kernel);
   fmt::print(
       "Machine: {}\nTruth: exact attention in double precision. Outputs have the type of the data.\nTotal: median of {}, from the tensors "
       "as they came, quantisation included.\n",
-      machine_text(source.device(), source.threads(), flags.workload.kernel), runs_text(flags.settings, source.device()));
+      machine, runs_text(flags.settings, source.device()));
 
   Progress progress(static_cast<double>(source.data().size()));
   std::vector<std::vector<Measurement>> measurements;
@@ -168,7 +168,7 @@ void accuracy(const AccuracyFlags& flags) {
   const auto best = recommend(candidates, flags.bound());
   print_recommendation(candidates, best, flags.bound(), uncompared);
 
-  if (plot_file.wanted()) write_plot(plot_file, methods, source, measurements, flags.bound());
+  if (plot_file.wanted()) write_plot(plot_file, methods, source, measurements, flags.bound(), {machine, command_line});
   if (csv_file.wanted()) csv_file.write(csv(rows_json));
   if (json_file.wanted()) {
     const Json report{{"machine", machine_json(source.device(), source.threads(), flags.workload.kernel)},
@@ -182,7 +182,7 @@ void accuracy(const AccuracyFlags& flags) {
 
 }  // namespace
 
-void add_accuracy(CLI::App& app) {
+void add_accuracy(CLI::App& app, const std::string& command_line) {
   auto flags = std::make_shared<AccuracyFlags>();
   CLI::App* command =
       app.add_subcommand("accuracy",
@@ -198,7 +198,7 @@ void add_accuracy(CLI::App& app) {
   command->add_option("--plot", flags->plot, "Draw relative L1 of each method and data set here, an .svg");
   command->add_option("--csv", flags->csv, "Write the rows here as well");
   command->add_option("--json", flags->json, "Write machine, rows and recommendation here as well");
-  command->callback([flags] { accuracy(*flags); });
+  command->callback([flags, command_line] { accuracy(*flags, command_line); });
 }
 
 }  // namespace chitu::cli

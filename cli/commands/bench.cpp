@@ -14,6 +14,7 @@
 #include "cli/measure/machine.h"
 #include "cli/measure/measure.h"
 #include "cli/measure/peaks.h"
+#include "cli/measure/plot.h"
 #include "cli/measure/report.h"
 #include "cli/measure/results.h"
 #include "cli/words.h"
@@ -23,7 +24,7 @@ namespace {
 
 struct BenchFlags {
   WorkloadFlags workload;
-  std::string lengths, tokens_per_call, rows, csv, json;
+  std::string lengths, tokens_per_call, rows, plot, csv, json;
   MeasureSettings settings;
   std::optional<double> sample_above;
 };
@@ -178,10 +179,8 @@ Json json_of(const Peaks& p) {
           {"instructions", p.instructions}};
 }
 
-void print_heading(const BenchFlags& flags, const WorkloadSource& source, const std::optional<Peaks>& peaks) {
-  const Device device = source.device();
-  fmt::print("Machine: {}\n{}Times: median of {}", machine_text(device, source.threads(), flags.workload.kernel),
-             peaks ? peaks_text(*peaks) : "", runs_text(flags.settings, device));
+void print_heading(const BenchFlags& flags, const std::string& machine, Device device, const std::optional<Peaks>& peaks) {
+  fmt::print("Machine: {}\n{}Times: median of {}", machine, peaks ? peaks_text(*peaks) : "", runs_text(flags.settings, device));
   fmt::print(
       "{}",
       device == Device::cpu
@@ -219,9 +218,34 @@ void print_section(const Workload& w, const Truth& truth, const std::vector<Meas
   std::fflush(stdout);
 }
 
-void bench(const BenchFlags& flags) {
-  ReportFile csv_file("--csv", flags.csv), json_file("--json", flags.json);
-  require_different_files({&csv_file, &json_file});
+// A picture has one line a method, against the length.
+void check_plot(const ReportFile& file, const WorkloadSource& source, const std::vector<std::int64_t>& lengths) {
+  file.require_extension(".svg");
+  if (!file.wanted()) return;
+  require(source.data().size() == 1, "--plot draws speed against length on one data set, but --data has ", source.data().size());
+  const auto [least, most] = std::minmax_element(lengths.begin(), lengths.end());
+  require(*least < *most, "--plot draws speed against length; give two --lengths or more");
+}
+
+std::string workload_text(const BenchFlags& flags, const Workload& w) {
+  const Shape& q = w.query.shape;
+  const std::string batch = flags.tokens_per_call.empty() ? fmt::format("batch {}", q[0]) : flags.tokens_per_call + " tokens a call";
+  return fmt::format("{}, {}, {} ({} of keys), dim {}, {}, {}", w.data, batch, count(q[1], "head"), w.key.shape[1], q[3],
+                     name(w.query.type), window_text(w.window));
+}
+
+void write_plot(ReportFile& file, const std::string& workload, const std::vector<std::int64_t>& lengths,
+                const std::vector<SpeedLine>& lines, const Caption& caption) {
+  const bool some = std::any_of(lines.begin(), lines.end(), [](const SpeedLine& line) {
+    return std::any_of(line.speedup.begin(), line.speedup.end(), [](double x) { return std::isfinite(x); });
+  });
+  if (!some) throw Error(ErrorCode::unsupported, "--plot: exact did not run here, so there is no speed-up over it to draw");
+  file.write(speed_plot(workload, lengths, lines, caption));
+}
+
+void bench(const BenchFlags& flags, const std::string& command_line) {
+  ReportFile csv_file("--csv", flags.csv), json_file("--json", flags.json), plot_file("--plot", flags.plot);
+  require_different_files({&csv_file, &json_file, &plot_file});
   const std::vector<const Method*> methods = methods_with_exact(flags.workload.method);
   const std::vector<std::int64_t> lengths = lengths_of(flags);
   const std::int64_t wanted_rows = flags.rows.empty() ? 0 : count_of("--rows", flags.rows);
@@ -232,6 +256,7 @@ void bench(const BenchFlags& flags) {
   }
   check_runs(settings);
   const WorkloadSource source(flags.workload);
+  check_plot(plot_file, source, lengths);
   for (const std::int64_t tokens : lengths) {
     const Workload w = source.check(methods, tokens, batch_of(flags, tokens));
     require(w.query.shape[2] == w.key.shape[2], flags.workload.input, " has ", w.query.shape[2], " queries and ", w.key.shape[2],
@@ -239,12 +264,16 @@ void bench(const BenchFlags& flags) {
   }
   std::optional<Peaks> peaks;
   if (source.device() == Device::cpu) peaks = measure_peaks(source.threads());
-  print_heading(flags, source, peaks);
+  const std::string machine = machine_text(source.device(), source.threads(), flags.workload.kernel);
+  print_heading(flags, machine, source.device(), peaks);
 
   double work = 0;
   for (const std::int64_t tokens : lengths) work += work_at(tokens) * static_cast<double>(source.data().size());
   Progress progress(work);
   Json rows_json = Json::array();
+  std::vector<SpeedLine> lines;
+  for (const Method* method : methods) lines.push_back({method, {}});
+  std::string workload;
   for (const std::string& data : source.data())
     for (const std::int64_t tokens : lengths) {
       progress.show(data);
@@ -255,18 +284,22 @@ void bench(const BenchFlags& flags) {
       progress.clear();
       print_section(w, truth, measurements, rows);
       for (const Row& row : rows) rows_json.push_back(json_of(w, truth, row));
+      for (std::size_t m = 0; m < rows.size(); ++m) lines[m].speedup.push_back(rows[m].speedup);
+      workload = workload_text(flags, w);
     }
   if (csv_file.wanted()) csv_file.write(csv(rows_json));
-  if (!json_file.wanted()) return;
-  const Json report{{"machine", machine_json(source.device(), source.threads(), flags.workload.kernel)},
-                    {"peaks", peaks ? json_of(*peaks) : Json()},
-                    {"rows", rows_json}};
-  json_file.write(report.dump(2) + "\n");
+  if (json_file.wanted()) {
+    const Json report{{"machine", machine_json(source.device(), source.threads(), flags.workload.kernel)},
+                      {"peaks", peaks ? json_of(*peaks) : Json()},
+                      {"rows", rows_json}};
+    json_file.write(report.dump(2) + "\n");
+  }
+  if (plot_file.wanted()) write_plot(plot_file, workload, lengths, lines, {machine, command_line});
 }
 
 }  // namespace
 
-void add_bench(CLI::App& app) {
+void add_bench(CLI::App& app, const std::string& command_line) {
   auto flags = std::make_shared<BenchFlags>();
   CLI::App* command = app.add_subcommand("bench", "Speed and accuracy of the methods, quantisation included, against exact attention");
   add_workload(*command, flags->workload);
@@ -282,9 +315,10 @@ void add_bench(CLI::App& app) {
                       fmt::format("Seconds: on a CPU, a method whose call would take longer ({:g}, unless given) is timed on a sample of "
                                   "query rows, and the table says so",
                                   flags->settings.sample_above));
+  command->add_option("--plot", flags->plot, "Draw the methods' speed-up over exact against the length here, an .svg");
   command->add_option("--csv", flags->csv, "Write the rows here as well");
   command->add_option("--json", flags->json, "Write machine, peaks and rows here as well");
-  command->callback([flags] { bench(*flags); });
+  command->callback([flags, command_line] { bench(*flags, command_line); });
 }
 
 }  // namespace chitu::cli

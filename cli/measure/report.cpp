@@ -60,6 +60,11 @@ ReportFile::ReportFile(std::string option, const std::string& path) : option_(st
   if (!path.empty()) file_.emplace(path);
 }
 
+void ReportFile::require_extension(std::string_view extension) const {
+  require(!wanted() || file_->path().extension() == extension, option_, " ", wanted() ? file_->path().string() : "", " must end in ",
+          extension);
+}
+
 void ReportFile::write(std::string_view text) {
   file_->write(text);
   file_->publish();

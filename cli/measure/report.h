@@ -34,6 +34,7 @@ class ReportFile {
  public:
   ReportFile(std::string option, const std::string& path);  // path empty: not asked for
   bool wanted() const { return file_.has_value(); }
+  void require_extension(std::string_view extension) const;  // ".svg"; throws Error(bad_argument) where the path has another
   void write(std::string_view text);
 
  private:
