@@ -18,8 +18,6 @@ EOF
   exit
 fi
 
-has_gpu() { nvidia-smi -L >/dev/null 2>&1 || compgen -G '/dev/nvidia[0-9]*' >/dev/null; }
-
 if [[ ${1-} == --cuda ]]; then
   shift
   cuda=-DCHITU_CUDA=ON
