@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the two files of pack() share: its call, its statistics' layout, numbers of 16 bits. pack_statistics.cu looks at whole heads, then
-// pack.cu makes the operands.
+// What the files of quantize_any_recipe() share: its call, where its statistics lie, how numbers are stored. statistics.cu looks at whole
+// heads, then any_recipe.cu makes the operands.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 
 #include "cuda/operands/numbers.cuh"
 #include "cuda/params.h"
+#include "cuda/ptx/convert.h"
 
 namespace chitu::cuda {
 
@@ -79,22 +80,19 @@ struct Statistics {
   __device__ std::int64_t records(Role role) const { return role == Role::query ? queries : role == Role::key ? keys : values; }
 };
 
-// ---- numbers of 16 bits
+// ---- stored numbers
 
+// How numbers are stored.
+enum class Number { same, f16, i8, e4m3 };
 template <class T>
-__device__ __forceinline__ void unpack(const uint4& x, float (&y)[8]) {
-#pragma unroll
-  for (int c = 0; c < 8; ++c) y[c] = low<T>(word(x, c / 2) >> c % 2 * 16 & 0xffff);
+__device__ Number number_of(const Quant& q) {
+  if (q.scaling == Scaling::none || (q.type == DType::f16 && std::is_same_v<T, __half>)) return Number::same;
+  return q.type == DType::f16 ? Number::f16 : q.type == DType::i8 ? Number::i8 : Number::e4m3;
 }
 
-// The larger sizes, two at a time: without their signs, numbers are ordered as their bits are.
-__device__ __forceinline__ std::uint32_t larger(std::uint32_t a, std::uint32_t w) { return __vmaxu2(a, w & 0x7fff7fffu); }
-__device__ __forceinline__ std::uint32_t largest(const uint4& x) { return larger(larger(larger(x.x & 0x7fff7fffu, x.y), x.z), x.w); }
-
-// Of two sizes, is one infinite or NaN?
-template <class T>
-__device__ __forceinline__ bool has_nonfinite(std::uint32_t sizes) {
-  return (sizes & 0xffff) >= infinity_bits<T> || sizes >> 16 >= infinity_bits<T>;
+template <Number number>
+__device__ __forceinline__ std::uint32_t pack_8bit(float a, float b, float c, float d) {
+  return number == Number::i8 ? ptx::pack_i8(a, b, c, d) : ptx::pack_e4m3(a, b, c, d);
 }
 
 }  // namespace chitu::cuda

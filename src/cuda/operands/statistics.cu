@@ -63,14 +63,14 @@ struct Part {
   __device__ __forceinline__ void add(const uint4& x, std::uint32_t signs) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      largest[w] = larger(largest[w], word(x, w));
+      largest[w] = larger_sizes(largest[w], word(x, w));
       if constexpr (with_sums) {
         sum[2 * w] += low<T>(word(x, w) & signs & 0xffff);
         sum[2 * w + 1] += low<T>((word(x, w) & signs) >> 16);
       }
     }
   }
-  __device__ bool any_nonfinite() const { return has_nonfinite<T>(larger(larger(larger(largest[0], largest[1]), largest[2]), largest[3])); }
+  __device__ bool any_nonfinite() const { return has_nonfinite<T>(largest_sizes(largest)); }
 };
 
 struct CollectShared {
@@ -106,7 +106,7 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
       uint4 x = lane < pieces ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
       if (is_value)
         x = finite_part<T>(x);
-      else if (__any_sync(~0u, has_nonfinite<T>(largest(x))))
+      else if (__any_sync(~0u, has_nonfinite<T>(largest_sizes(x))))
         continue;
       else
         ++taken;
