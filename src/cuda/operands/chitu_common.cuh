@@ -42,17 +42,6 @@ __device__ __forceinline__ float invert(float a) {
   return fmaf(r, fmaf(-a, r, 1), r);
 }
 
-// ---- what is not finite
-
-// Is one of the eight numbers of four words not finite?
-template <class T>
-__device__ __forceinline__ bool has_nonfinite(const std::uint32_t (&w)[4]) {
-  std::uint32_t largest = 0;
-#pragma unroll
-  for (std::uint32_t x : w) largest = __vmaxu2(largest, x & 0x7fff7fffu);
-  return max(largest & 0xffffu, largest >> 16) >= infinity_bits<T>;
-}
-
 // ---- tiles
 
 // n / divisor for 0 <= n < 2^31 by a multiplication.

@@ -75,6 +75,15 @@ __device__ __forceinline__ bool has_nonfinite(std::uint32_t sizes) {
   return (sizes & 0xffff) >= infinity_bits<T> || sizes >> 16 >= infinity_bits<T>;
 }
 
+// Is one of the eight numbers of four words? max() instead of two comparisons: the quantizer of chitu's values has no register to spare.
+template <class T>
+__device__ __forceinline__ bool has_nonfinite(const std::uint32_t (&w)[4]) {
+  std::uint32_t sizes = 0;
+#pragma unroll
+  for (const std::uint32_t x : w) sizes = larger_sizes(sizes, x);
+  return max(sizes & 0xffffu, sizes >> 16) >= infinity_bits<T>;
+}
+
 // With 0 for numbers that are not finite.
 template <class T>
 __device__ __forceinline__ std::uint32_t finite_part(std::uint32_t w) {

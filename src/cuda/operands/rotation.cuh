@@ -3,7 +3,6 @@
 // its additions to the tensor cores, where +-1 times a 16-bit value is exact and sums are fp32.
 #pragma once
 
-#include <limits>
 #include <type_traits>
 
 #include "common/limits.h"
@@ -13,8 +12,6 @@
 #include "cuda/ptx/convert.h"
 
 namespace chitu::cuda {
-
-constexpr float infinity = std::numeric_limits<float>::infinity();
 
 // a / b rounded to nearest, for 1e-34 <= b < 2^126: without the branch and the call of `/` for subnormal numbers, which cost registers.
 __device__ __forceinline__ float divide(float a, float b) {

@@ -253,10 +253,10 @@ __device__ float2 head_scaling(float maximum, DType type, ConcludeShared& shared
   return scaling_of(static_cast<float>(over_threads(maximum, shared, [](double a, double b) { return fmax(a, b); })), type);
 }
 
+// λ of the thread's channel. In threads beyond the dim it is 0, so that the mean is not changed by them.
 __device__ float lambda_of(const Total& total, int dim, ConcludeShared& shared) {
-  const float lambda = fminf(total.maximum, channel_ceiling * total.mean());  // 0 in threads beyond the dim
-  const float mean = static_cast<float>(over_threads(lambda, shared, [](double a, double b) { return a + b; }) / dim);
-  return mean > smallest_maximum ? fmaxf(lambda, mean * channel_floor) : 1.f;
+  const float own = own_lambda(total.maximum, total.mean());
+  return lambda_in_head(own, static_cast<float>(over_threads(own, shared, [](double a, double b) { return a + b; }) / dim));
 }
 
 template <class T>
