@@ -149,7 +149,7 @@ __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& 
       const bool exists = part.exists_row(h, c);
       const T* from = part.from + (exists ? c * 16 + h * 4 : 0) * part.step;
 #pragma unroll
-      for (int m = 0; m < pieces; ++m) fetch(shared.pieces, Part::piece(h, c, m), from + part.share.channel(m), exists);
+      for (int m = 0; m < pieces; ++m) fetch(shared.chunks, Part::piece(h, c, m), from + part.share.channel(m), exists);
     }
   const typename Row::Matrix matrix(part.share);
   std::uint8_t* out = p.tiles + key_tile_offset(chitu_form<dim>, part.at.index);
@@ -164,7 +164,7 @@ __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& 
     for (int m = 0; m < pieces; ++m) {
       const uint4 centre = load_sampled(part.centre + part.share.channel(m));
 #pragma unroll
-      for (int c = 0; c < chunks; ++c) rows[c].multiply(m, shared.pieces[Part::piece(h, c, m)][threadIdx.x], centre, matrix);
+      for (int c = 0; c < chunks; ++c) rows[c].multiply(m, shared.chunks[Part::piece(h, c, m)][threadIdx.x], centre, matrix);
     }
     float top = 0;
     bool good[chunks];
