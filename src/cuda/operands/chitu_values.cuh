@@ -173,22 +173,25 @@ struct ValueShared {
   }
   // Is the thread's key so small that the tile is flagged? limit: the size below which it is.
   __device__ __forceinline__ bool small_key(const Part& part, float limit) const {
-    const int key = part.warp * 32 + part.lane;
-    if (key >= tile_tokens) return false;
-    float whole = 0;
+    bool small = false;
+    if (const int key = part.warp * 32 + part.lane; key < tile_tokens) {
+      float whole = 0;
 #pragma unroll
-    for (int i = 0; i < Part::parts; ++i) whole += sizes[i * tile_tokens + key];
-    return whole > 0 && whole < limit;
+      for (int i = 0; i < Part::parts; ++i) whole += sizes[i * tile_tokens + key];
+      small = whole > 0 && whole < limit;
+    }
+    return small;
   }
 };
 
-// Stores the values as integers. factor: what a channel's numbers are multiplied by.
+// Stores the thread's values as integers. factor: what a channel's numbers are multiplied by.
 template <class T, int dim>
-__device__ __forceinline__ void store_values(const ValuePart<T, dim>& part, const Chunks& chunks, const float (&factor)[8],
-                                             std::uint8_t* out) {
+__device__ __forceinline__ void store_values(const QuantizeParams& p, const ValuePart<T, dim>& part, const Chunks& chunks,
+                                             const float (&factor)[8]) {
   uint4 x[ValuePart<T, dim>::keys];
 #pragma unroll
   for (int i = 0; i < ValuePart<T, dim>::keys; ++i) x[i] = chunks[i][threadIdx.x];
+  std::uint8_t* out = p.tiles + value_tile_offset(chitu_form<dim>, part.at.index);
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     part.store(out, 2 * w, [&](int i) { return low<T>(word(x[i], w)) * factor[2 * w]; });
@@ -243,7 +246,7 @@ __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared
   // The integers go out before the tile's threads agree whether it is flagged.
 #pragma unroll
   for (float& f : factor) f *= inverse;
-  store_values(part, shared.chunks, factor, p.tiles + value_tile_offset(chitu_form<dim>, part.at.index));
+  store_values(p, part, shared.chunks, factor);
   const bool flagged = barrier_or(barrier, threads, small);
   const float scale = divide(top, 127);
   if (part.speaks()) write_passes(p, part.at.index, scale, flagged);
