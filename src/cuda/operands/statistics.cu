@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What quantising needs of whole heads: the keys' centre, maxima, λ. docs/numerics.md, "Quantising", is the specification.
 //
-//   collect_kernel   a CTA for each chunk of a head leaves a record: count of tokens, sums, maxima
+//   collect_kernel   a CTA for each span of a head leaves a record: count of tokens, sums, maxima
 //   conclude_kernel  a CTA for each head joins its records, in their order: the same call gives the same bits
 #include "common/limits.h"
 #include "common/numbers.h"
@@ -26,12 +26,12 @@ constexpr bool any_collected(const Recipe& r, bool bf16) {
   return collected(r, Role::query, bf16) || collected(r, Role::key, bf16) || collected(r, Role::value, bf16);
 }
 
-__host__ __device__ Chunks chunks_of(const AnyRecipeCall& call, Role role) {
-  return Chunks(call.params, role, sampled(quant_of(call.recipe, role)));
+__host__ __device__ Spans spans_of(const AnyRecipeCall& call, Role role) {
+  return Spans(call.params, role, sampled(quant_of(call.recipe, role)));
 }
 // CTAs of an operand in collect_kernel.
 __host__ __device__ int units_of(const AnyRecipeCall& call, Role role, bool bf16) {
-  return collected(call.recipe, role, bf16) ? chunks_of(call, role).count * heads_of(call.params, role) : 0;
+  return collected(call.recipe, role, bf16) ? spans_of(call, role).count * heads_of(call.params, role) : 0;
 }
 
 // Whether a record has sums: of keys, or of sizes of values.
@@ -40,7 +40,7 @@ constexpr bool sums_of(Role role, const Quant& q) { return role == Role::key ? q
 template <class T>
 constexpr bool is_bf16 = std::is_same_v<T, __nv_bfloat16>;
 
-// ---- chunks
+// ---- spans
 
 // Tokens of a head.
 template <class T>
@@ -53,7 +53,7 @@ struct Tokens {
   __device__ const T* at(int i) const { return from + (sampled ? sample.token(i) : i) * stride; }
 };
 
-// A thread's part of a chunk: 8 channels.
+// A thread's part of a span: 8 channels of some tokens.
 template <class T, bool with_sums>
 struct Part {
   double sum[8] = {};
@@ -81,18 +81,18 @@ struct CollectShared {
 
 // Leaves the record of `tokens`. Those of queries and keys count as a whole or not at all, of values number by number.
 template <class T, bool with_sums>
-__device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, double* record, CollectShared& shared) {
+__device__ void collect_span(const Tokens<T>& tokens, int dim, bool is_value, double* record, CollectShared& shared) {
   constexpr int batch = 8;
-  const int pieces = dim / 8, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int chunks = dim / 8, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const std::uint32_t signs = is_value ? 0x7fff7fffu : ~0u;
-  int groups = collect_threads / pieces, group = threadIdx.x / pieces, piece = threadIdx.x % pieces, taken = tokens.count;
+  int groups = collect_threads / chunks, group = threadIdx.x / chunks, chunk = threadIdx.x % chunks, taken = tokens.count;
   Part<T, with_sums> part;
   if (group < groups)
     for (int i = group; i < tokens.count; i += batch * groups) {
       uint4 x[batch];
 #pragma unroll
       for (int j = 0; j < batch; ++j)
-        x[j] = i + j * groups < tokens.count ? load_input(tokens.at(i + j * groups) + piece * 8) : make_uint4(0, 0, 0, 0);
+        x[j] = i + j * groups < tokens.count ? load_input(tokens.at(i + j * groups) + chunk * 8) : make_uint4(0, 0, 0, 0);
 #pragma unroll
       for (int j = 0; j < batch; ++j) part.add(x[j], signs);
     }
@@ -100,10 +100,10 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
     part = {};
     groups = collect_threads / 32;
     group = warp;
-    piece = lane;
+    chunk = lane;
     if (!is_value) taken = 0;
     for (int i = warp; i < tokens.count; i += groups) {
-      uint4 x = lane < pieces ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
+      uint4 x = lane < chunks ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
       if (is_value)
         x = finite_part<T>(x);
       else if (__any_sync(~0u, has_nonfinite<T>(largest_sizes(x))))
@@ -119,10 +119,10 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
       for (const int n : shared.taken) taken += n;
     }
   }
-  if (group < groups && piece < pieces)
+  if (group < groups && chunk < chunks)
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
-      const int to = group * dim + piece * 8 + c;
+      const int to = group * dim + chunk * 8 + c;
       if constexpr (with_sums) shared.sum[to] = part.sum[c];
       shared.largest[to] = static_cast<std::uint16_t>(part.largest[c / 2] >> c % 2 * 16);
     }
@@ -166,29 +166,29 @@ __global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __gri
       if (unit >= units_of(call, Role::value, is_bf16<T>)) return;  // here for begin()
     }
   }
-  const Chunks chunks = chunks_of(call, role);
+  const Spans spans = spans_of(call, role);
   const View& in = input_of(p, role);
   const Quant& quant = quant_of(call.recipe, role);
   const bool is_sample = sampled(quant);
-  const int head = unit / chunks.count, at = unit % chunks.count;
+  const int head = unit / spans.count, at = unit % spans.count;
   const int sequence =
-      p.layouts ? sequence_of(p, at, [&](const SequenceLayout& s) { return chunks.first(p, s, static_cast<int>(&s - p.layouts)); })
-                : at / max(chunks.in(p.same), 1);
+      p.layouts ? sequence_of(p, at, [&](const SequenceLayout& s) { return spans.first(p, s, static_cast<int>(&s - p.layouts)); })
+                : at / max(spans.in(p.same), 1);
   if (sequence >= p.sequences) return;
   const SequenceLayout s = sequence_layout(p, sequence);
-  const int chunk = at - chunks.first(p, s, sequence), all = chunks.tokens(s);
-  if (chunk >= chunks.in(s)) return;
+  const int span = at - spans.first(p, s, sequence), all = spans.tokens(s);
+  if (span >= spans.in(s)) return;
   const Sample sample(all);
-  const int first = is_sample ? 0 : chunk * chunks.tiles * tile_tokens;
+  const int first = is_sample ? 0 : span * spans.tiles * tile_tokens;
   const Tokens<T> tokens{
       static_cast<const T*>(in.data) + (role == Role::query ? query_offset(in, s, head, first) : key_offset(in, s, head, first)), in.token,
-      is_sample ? static_cast<int>(sample.count) : min(all - first, chunks.tiles * tile_tokens), is_sample, sample};
+      is_sample ? static_cast<int>(sample.count) : min(all - first, spans.tiles * tile_tokens), is_sample, sample};
   const Statistics statistics(p);
-  double* record = p.statistics + statistics.records(role) + (std::int64_t{head} * chunks.count + at) * statistics.record;
+  double* record = p.statistics + statistics.records(role) + (std::int64_t{head} * spans.count + at) * statistics.record;
   if (sums_of(role, quant))
-    collect_chunk<T, true>(tokens, p.dim, role == Role::value, record, shared);
+    collect_span<T, true>(tokens, p.dim, role == Role::value, record, shared);
   else
-    collect_chunk<T, false>(tokens, p.dim, role == Role::value, record, shared);
+    collect_span<T, false>(tokens, p.dim, role == Role::value, record, shared);
 }
 
 // ---- heads
@@ -272,12 +272,12 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
   int unit = static_cast<int>(blockIdx.x);
   // The head's; nothing where nothing was collected.
   const auto total = [&](Role role) {
-    const Chunks chunks = chunks_of(call, role);
+    const Spans spans = spans_of(call, role);
     const int heads = heads_of(p, role), sequence = unit / heads, head = unit % heads;
     const SequenceLayout s = sequence_layout(p, sequence);
     return total_of(
-        p.statistics + statistics.records(role) + (std::int64_t{head} * chunks.count + chunks.first(p, s, sequence)) * statistics.record,
-        collected(call.recipe, role, is_bf16<T>) ? chunks.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
+        p.statistics + statistics.records(role) + (std::int64_t{head} * spans.count + spans.first(p, s, sequence)) * statistics.record,
+        collected(call.recipe, role, is_bf16<T>) ? spans.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
         shared);
   };
   if (unit < kv_heads) {
