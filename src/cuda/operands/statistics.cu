@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What quantising needs of whole heads: the keys' centre, maxima, λ. docs/numerics.md, "Quantising", is the specification.
 //
-//   collect_kernel   a CTA for each span of a head leaves a record: count of tokens, sums, maxima
-//   conclude_kernel  a CTA for each head joins its records, in their order: the same call gives the same bits
+//   collect_kernel   a CTA for each span of a head leaves a record: a count of tokens, sums, maxima
+//   conclude_kernel  a CTA for each head joins its records, in their order, so that the same call gives the same bits
 #include "common/limits.h"
 #include "common/numbers.h"
 #include "common/sample.h"
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int collect_threads = 256, conclude_threads = 512;
 
-// Which operands have records. An f16 number is never too large for f16.
+// Which operands have records. With f16 inputs, operands of type f16 need none: no number is too large for them.
 constexpr bool collected(const Recipe& r, Role role, bool bf16) {
   const Quant& q = quant_of(r, role);
   return q.centre != Centre::none || q.scaling == Scaling::channel || q.scaling == Scaling::tile ||
@@ -42,7 +42,7 @@ constexpr bool is_bf16 = std::is_same_v<T, __nv_bfloat16>;
 
 // ---- spans
 
-// Tokens of a head.
+// Tokens of a head: `count` that follow each other, or the sample's.
 template <class T>
 struct Tokens {
   const T* from;
@@ -79,12 +79,41 @@ struct CollectShared {
   int taken[collect_threads / 32];
 };
 
-// Leaves the record of `tokens`. Those of queries and keys count as a whole or not at all, of values number by number.
+// Sums again, now without what is not finite: of queries and keys the whole token, of values the number. A warp has a token, so that it
+// sees all of it. Returns how many tokens count.
+template <class T, bool with_sums>
+__device__ __forceinline__ int collect_finite(const Tokens<T>& tokens, int chunks, bool is_value, std::uint32_t signs,
+                                              Part<T, with_sums>& part, CollectShared& shared) {
+  constexpr int warps = collect_threads / 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int taken = 0;  // by the warp
+  part = {};
+  for (int i = warp; i < tokens.count; i += warps) {
+    uint4 x = lane < chunks ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
+    if (is_value)
+      x = finite_part<T>(x);
+    else if (__any_sync(~0u, has_nonfinite<T>(largest_sizes(x))))
+      continue;
+    else
+      ++taken;
+    part.add(x, signs);
+  }
+  if (is_value) return tokens.count;
+  if (lane == 0) shared.taken[warp] = taken;
+  __syncthreads();
+  int all = 0;
+  for (const int n : shared.taken) all += n;
+  return all;
+}
+
+// Leaves the record of `tokens`.
 template <class T, bool with_sums>
 __device__ void collect_span(const Tokens<T>& tokens, int dim, bool is_value, double* record, CollectShared& shared) {
   constexpr int batch = 8;
-  const int chunks = dim / 8, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int chunks = dim / 8;
   const std::uint32_t signs = is_value ? 0x7fff7fffu : ~0u;
+
+  // Each thread sums one chunk of its group's tokens, `batch` loads under way at once.
   int groups = collect_threads / chunks, group = threadIdx.x / chunks, chunk = threadIdx.x % chunks, taken = tokens.count;
   Part<T, with_sums> part;
   if (group < groups)
@@ -96,29 +125,14 @@ __device__ void collect_span(const Tokens<T>& tokens, int dim, bool is_value, do
 #pragma unroll
       for (int j = 0; j < batch; ++j) part.add(x[j], signs);
     }
-  if (__syncthreads_or(part.any_nonfinite())) {  // rare: once more, a warp a token
-    part = {};
+  if (__syncthreads_or(part.any_nonfinite())) {  // rare
+    taken = collect_finite(tokens, chunks, is_value, signs, part, shared);
     groups = collect_threads / 32;
-    group = warp;
-    chunk = lane;
-    if (!is_value) taken = 0;
-    for (int i = warp; i < tokens.count; i += groups) {
-      uint4 x = lane < chunks ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
-      if (is_value)
-        x = finite_part<T>(x);
-      else if (__any_sync(~0u, has_nonfinite<T>(largest_sizes(x))))
-        continue;
-      else
-        ++taken;
-      part.add(x, signs);
-    }
-    if (!is_value) {
-      if (lane == 0) shared.taken[warp] = taken;
-      __syncthreads();
-      taken = 0;
-      for (const int n : shared.taken) taken += n;
-    }
+    group = threadIdx.x / 32;
+    chunk = threadIdx.x % 32;
   }
+
+  // The groups' sums and maxima are joined in shared memory, in the order of the groups.
   if (group < groups && chunk < chunks)
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
@@ -140,7 +154,7 @@ __device__ void collect_span(const Tokens<T>& tokens, int dim, bool is_value, do
   }
 }
 
-// By all threads of the call's first kernel.
+// Prepares what comes after. All threads of the call's first kernel call it.
 __device__ __forceinline__ void begin(const Params& p) {
   const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (thread == 0) *p.any_nonfinite = 0;
@@ -154,7 +168,7 @@ __global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __gri
   const Params& p = call.params;
   begin(p);
 
-  // The CTAs of queries, of keys and of values follow each other.
+  // Which operand: the CTAs of queries, of keys and of values follow each other.
   int unit = static_cast<int>(blockIdx.x);
   Role role = Role::query;
   if (const int queries = units_of(call, Role::query, is_bf16<T>); unit >= queries) {
@@ -166,6 +180,8 @@ __global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __gri
       if (unit >= units_of(call, Role::value, is_bf16<T>)) return;  // here for begin()
     }
   }
+
+  // Which head, and which span of which of its sequences.
   const Spans spans = spans_of(call, role);
   const View& in = input_of(p, role);
   const Quant& quant = quant_of(call.recipe, role);
@@ -178,6 +194,8 @@ __global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __gri
   const SequenceLayout s = sequence_layout(p, sequence);
   const int span = at - spans.first(p, s, sequence), all = spans.tokens(s);
   if (span >= spans.in(s)) return;
+
+  // Its tokens, and where its record goes.
   const Sample sample(all);
   const int first = is_sample ? 0 : span * spans.tiles * tile_tokens;
   const Tokens<T> tokens{
@@ -199,13 +217,14 @@ struct ConcludeShared {
   double of_warps[conclude_threads / 32];
 };
 
-// Of a head's channel, which is the thread's; 0 beyond the dim.
+// What the records of a head say of the thread's channel; 0 in threads beyond the dim.
 struct Total {
   double sum = 0, count = 0;
   float maximum = 0;
   __device__ float mean() const { return count > 0 ? static_cast<float>(sum / count) : 0.f; }
 };
 
+// Joins `count` records of `record` doubles.
 __device__ Total total_of(const double* records, int count, int record, int dim, bool sums, ConcludeShared& shared) {
   const int parts = conclude_threads / dim, part = threadIdx.x / dim, c = threadIdx.x % dim;
   Total mine;
@@ -231,7 +250,7 @@ __device__ Total total_of(const double* records, int count, int record, int dim,
   return all;
 }
 
-// Over all threads of a CTA.
+// Joins x over all threads of a CTA.
 template <class Join>
 __device__ double over_threads(double x, ConcludeShared& shared, Join join) {
 #pragma unroll
@@ -243,7 +262,7 @@ __device__ double over_threads(double x, ConcludeShared& shared, Join join) {
   return x;
 }
 
-// scale, and what numbers are multiplied by.
+// The scale for numbers up to `maximum`, and what they are multiplied by.
 __device__ float2 scaling_of(float maximum, DType type) {
   const float m = fmaxf(maximum, smallest_maximum), most = largest(type);
   return type == DType::f16 && m <= most ? make_float2(1, 1) : make_float2(m / most, most / m);
