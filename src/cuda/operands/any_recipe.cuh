@@ -36,8 +36,8 @@ constexpr int ceiling(int a, int b) { return (a + b - 1) / b; }
 
 constexpr bool sampled(const Quant& q) { return q.centre == Centre::sampled_mean || q.scaling == Scaling::tile; }
 
-// Statistics of a head are collected in spans of whole tiles. Each span has a CTA and leaves a record. There are enough spans to fill a GPU,
-// and few enough that one CTA can join a head's. The sample of a sequence is one span.
+// Statistics of a head are collected in spans of whole tiles. Each span has a CTA and leaves a record. There are enough spans to fill a
+// GPU, and few enough that one CTA can join a head's. The sample of a sequence is one span.
 struct Spans {
   bool of_queries;
   int tiles;  // of a span

@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __gri
 
 // ---- all tokens
 
-// Four CTAs a multiprocessor.
+// A multiprocessor has room for four CTAs. The CTAs of keys and of values alternate; those behind them prepare the attention kernel's
+// tables.
 template <class T, int dim>
 __global__ void __launch_bounds__(quantize_threads, 4) quantize_kernel(const __grid_constant__ Job job) {
   __shared__ __align__(16) Shared shared;
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(quantize_threads, 4) quantize_kernel(const __g
             threads = (static_cast<int>(gridDim.x) - first) * quantize_threads;
   prepare(p, thread, threads);
   for (int i = thread; i < p.query_tiles * p.heads; i += threads) p.nonfinite_queries[i] = 0;
-  ptx::wait_for_previous();  // even if there are no keys: who waits for this kernel waits for both
+  ptx::wait_for_previous();  // even if there are no keys: a kernel that waits for this one must have waited for the sample's, too
 }
 
 template <class T, int dim>

@@ -51,7 +51,8 @@ __device__ TileLocation locate_tile(const QuantizeParams& p, int index) {
   return {sequence, head, index - begin - head * tiles, index};
 }
 
-// Writes the range of keys that each query sees, and sets the attention kernel's counters to 0. `threads` threads call it; this is `thread`.
+// Writes the range of keys that each query sees, and sets the attention kernel's counters to 0. `threads` threads call it; this is
+// `thread`.
 __device__ inline void prepare(const QuantizeParams& p, int thread, int threads) {
   if (thread == 0) *p.items_taken = 0;
   for (int i = thread; i < split_item_count(p) * most_warps; i += threads) p.pieces_done[i] = 0;

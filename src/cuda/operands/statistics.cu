@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
   const Statistics statistics(p);
   const int kv_heads = p.sequences * p.kv_heads, c = threadIdx.x;
   int unit = static_cast<int>(blockIdx.x);
-  // The head's; nothing where nothing was collected.
+  // The head's total; zeros if nothing was collected.
   const auto total = [&](Role role) {
     const Spans spans = spans_of(call, role);
     const int heads = heads_of(p, role), sequence = unit / heads, head = unit % heads;
@@ -299,6 +299,8 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
         collected(call.recipe, role, is_bf16<T>) ? spans.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
         shared);
   };
+
+  // Values: the head's scale, or a scale or λ for each channel.
   if (unit < kv_heads) {
     const Quant& quant = call.recipe.value;
     const Total all = total(Role::value);
@@ -313,6 +315,8 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
     if (c < p.dim) reinterpret_cast<float*>(p.statistics + statistics.value_factors)[std::int64_t{unit} * p.dim + c] = scaling.y;
     return;
   }
+
+  // Keys: the centre, the head's scale.
   unit -= kv_heads;
   if (unit < kv_heads) {
     const Quant& quant = call.recipe.key;
@@ -325,6 +329,8 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
     }
     return;
   }
+
+  // Queries: the head's scale.
   unit -= kv_heads;
   if (!collected(call.recipe, Role::query, is_bf16<T>) || unit >= p.sequences * p.heads) return;  // here for begin()
   const Total all = total(Role::query);
