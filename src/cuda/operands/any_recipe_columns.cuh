@@ -56,19 +56,19 @@ struct ColumnsPart {
     bool flagged;
   };
 
-  __device__ __forceinline__ ColumnsPart(const AnyRecipeCall& of, int unit, ColumnsShared& s)
-      : call(of),
-        p(of.params),
-        shared(s),
-        quant(of.recipe.value),
-        warps(of.form.dim / 32),
+  __device__ __forceinline__ ColumnsPart(const AnyRecipeCall& call, int unit, ColumnsShared& shared)
+      : call(call),
+        p(call.params),
+        shared(shared),
+        quant(call.recipe.value),
+        warps(call.form.dim / 32),
         warp(threadIdx.x / 32),
         lane(threadIdx.x % 32),
         chunk(lane / 4),
         quad(lane % 4),
         channel0(warp * 32 + quad * 8),
-        real(channel0 < of.params.dim),
-        at(locate_tile<false>(of.params, unit)) {}
+        real(channel0 < p.dim),
+        at(locate_tile<false>(p, unit)) {}
 
   // Loads the thread's numbers, all loads under way at once. Keys behind the sequence's end are zeros.
   __device__ __forceinline__ void load() {
@@ -103,7 +103,7 @@ struct ColumnsPart {
     factor[4] = b.x, factor[5] = b.y, factor[6] = b.z, factor[7] = b.w;
   }
 
-  // The largest |v / λ| of the warp's channels, to shared.top. In a channel it is that of its largest |v|.
+  // Leaves the largest |v / λ| of the warp's channels in shared.top. In a channel the largest |v| has it.
   __device__ __forceinline__ void find_top() {
     float top = 0;
 #pragma unroll
@@ -113,8 +113,8 @@ struct ColumnsPart {
     if (lane == 0) shared.top[warp] = top;
   }
 
-  // The keys' sizes, sums of |v / λ| over the warp's channels, to shared.size. Four lanes share 16 keys: each step halves the keys that a
-  // lane still sums, so each ends with the sums of four.
+  // Leaves the keys' sizes, sums of |v / λ| over the warp's channels, in shared.size. Four lanes share 16 keys. Each of two steps halves
+  // the keys that a lane still sums, so a lane ends with the sums of four.
   __device__ __forceinline__ void find_sizes() {
     const auto size_of = [&](int i) {
       float sum = 0;
@@ -134,7 +134,7 @@ struct ColumnsPart {
       shared.size[warp][chunk * 16 + quad * 4 + i] = (odd ? size[i + 4] : size[i]) + __shfl_xor_sync(~0u, odd ? size[i] : size[i + 4], 1);
   }
 
-  // From what all warps have found.
+  // The tile's scale and flag, from what all warps have found.
   __device__ __forceinline__ TileScale tile_scale() {
     float top = 0;
     for (int w = 0; w < warps; ++w) top = fmaxf(top, shared.top[w]);
@@ -149,7 +149,7 @@ struct ColumnsPart {
     write_passes(p, at.index, tile.scale, tile.flagged);
   }
 
-  // The values, and of a flagged tile the residual plane: what rounding to integers has left, in a finer unit.
+  // Stores the values. For a flagged tile it stores the residual plane, too: what rounding to integers has left, in a finer unit.
   __device__ __forceinline__ void write_numbers(const TileScale& tile) {
     void* to = p.tiles + value_tile_offset(call.form, at.index);
     const float scale = tile.scale, inverse = tile.inverse;

@@ -96,22 +96,22 @@ struct RowsPart {
   std::uint32_t absent;                      // bit j: row j is no token, or is left out because it is not finite
   float kept[rotated ? thread_rows : 1][8];  // rotated rows, in fp32
 
-  __device__ __forceinline__ RowsPart(const AnyRecipeCall& of, Role r, int unit, RowsShared& s)
-      : call(of),
-        p(of.params),
-        shared(s),
-        role(r),
-        is_query(r == Role::query),
-        is_value(r == Role::value),
-        quant(quant_of(of.recipe, r)),
-        at(r == Role::query ? locate_tile<true>(of.params, unit) : locate_tile<false>(of.params, unit)),
-        sequence(sequence_layout(of.params, at.sequence)),
-        lanes(of.form.dim / 8),
+  __device__ __forceinline__ RowsPart(const AnyRecipeCall& call, Role role, int unit, RowsShared& shared)
+      : call(call),
+        p(call.params),
+        shared(shared),
+        role(role),
+        is_query(role == Role::query),
+        is_value(role == Role::value),
+        quant(quant_of(call.recipe, role)),
+        at(is_query ? locate_tile<true>(p, unit) : locate_tile<false>(p, unit)),
+        sequence(sequence_layout(p, at.sequence)),
+        lanes(call.form.dim / 8),
         lane(threadIdx.x % 32),
         chunk(threadIdx.x % lanes),
         row0(threadIdx.x / lanes),
-        real(chunk * 8 < of.params.dim),
-        centred(r != Role::value && of.recipe.key.centre != Centre::none) {}
+        real(chunk * 8 < p.dim),
+        centred(!is_value && call.recipe.key.centre != Centre::none) {}
 
   // Loads the thread's numbers, all loads under way at once. Rows behind the sequence's end are zeros.
   __device__ __forceinline__ void load() {
@@ -150,7 +150,7 @@ struct RowsPart {
     return nonfinite;
   }
 
-  // The keys' centre, the thread's channels of it: keys lose it, queries need it for their correction.
+  // Loads the thread's channels of the keys' centre. It is subtracted from keys; queries need it for their correction.
   __device__ __forceinline__ void load_centre() {
     centre = make_uint4(0, 0, 0, 0);
     if (!centred || !real) return;
@@ -159,7 +159,7 @@ struct RowsPart {
                                                    (std::int64_t{at.sequence} * p.kv_heads + kv_head) * p.dim + chunk * 8));
   }
 
-  // A query's correction, q . centre, to shared.dot. It comes before anything else is done to the query.
+  // Computes the queries' corrections, q . centre, and leaves them in shared.dot. It does so before anything else is done to a query.
   __device__ __forceinline__ void find_corrections() {
     float dot[thread_rows], c[8];
     unpack<T>(centre, c);
@@ -174,7 +174,8 @@ struct RowsPart {
     put(shared.dot, over_row(dot, lane, lanes, [](float a, float b) { return a + b; }));
   }
 
-  // The largest size in each row, to shared.top. Rotated rows are kept, because to rotate again would be dear; others are made again.
+  // Leaves the largest size in each row in shared.top. It keeps rotated rows, because to rotate again would cost time; others are made
+  // again.
   __device__ __forceinline__ void find_tops() {
     float top[thread_rows];
 #pragma unroll
@@ -191,8 +192,8 @@ struct RowsPart {
     put(shared.top, over_row(top, lane, lanes, [](float a, float b) { return fmaxf(a, b); }));
   }
 
-  // From here to write_flags() a thread has a row, threadIdx.x, instead of chunks of rows. This is the row's scale, and what its numbers
-  // are multiplied by.
+  // The scale of a row, and what its numbers are multiplied by. From here to write_flags() a thread has a whole row, threadIdx.x, instead
+  // of chunks of eight rows.
   __device__ __forceinline__ float2 scaling() {
     const int row = threadIdx.x;
     if (quant.scaling == Scaling::tokens) {
@@ -212,8 +213,8 @@ struct RowsPart {
     return scaling;
   }
 
-  // The row's factor to shared.factor, for the threads that have its numbers; its scale and correction to where the attention kernel looks
-  // for them. A negative scale of the scores is put into the queries, so that the attention kernel need not know of it.
+  // Leaves the row's factor in shared.factor, for the threads that have its numbers. Writes its scale and correction for the attention
+  // kernel. If the scale of the scores is negative, queries are negated here, so that the attention kernel need not do it.
   __device__ __forceinline__ void write_scales(float2 scaling) {
     const int row = threadIdx.x;
     if (row >= tile_tokens) return;
@@ -277,7 +278,7 @@ struct RowsPart {
     if constexpr (rotated) rotate(y, chunk, rotation_block(p.dim));
   }
 
-  // The same after scaling.
+  // The same, scaled: ready to be rounded and stored.
   __device__ __forceinline__ void make_scaled(int j, float (&y)[8]) const {
     const float factor = shared.factor[row0 + j * row_step];
     if constexpr (rotated)
@@ -321,7 +322,7 @@ struct RowsPart {
     }
   }
 
-  // As they came, but for the sign.
+  // Stores the numbers as they came, but for the sign.
   __device__ __forceinline__ void write_same(std::uint8_t* to, int panel) const {
     const std::uint32_t sign = is_query && p.scale < 0 ? 0x80008000u : 0;
 #pragma unroll

@@ -203,13 +203,13 @@ __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& 
   ptx::wait_for_copies();
 
   // One half after the other, because registers hold one half only.
-  bool nonfinite = false;  // is a key? first of the thread's, from the barrier on of the tile's
+  bool nonfinite = false;  // whether the thread knows of a key of the tile that is not finite
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     KeyRows<T, dim> half;
     half.rotate(part, h, shared.chunks, matrix, nonfinite);
 
-    // 32 rows of the tile share a scale: those of these lanes, of all strips, of all the tile's warps.
+    // 32 rows of the tile share a scale: the rows of these lanes, of all strips, of all warps of the tile.
     float top = half.top;
 #pragma unroll
     for (const int lanes : {1, 2, 16, 4}) top = fmaxf(top, __shfl_xor_sync(~0u, top, lanes));
@@ -224,7 +224,7 @@ __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& 
       top = fmaxf(top, fmaxf(fmaxf(of.x, of.y), fmaxf(of.z, of.w)));
     }
 
-    // The scale, once for each of the tile's two passes, the flag, and the integers.
+    // The scale goes to both passes of the tile, the flag is written once, and the half's integers are stored.
     PassScales* passes = p.passes + pass_index(part.at.index, 0);
     if (speaks && part.warp == 0) passes[0].key[key_group] = passes[1].key[key_group] = scale_of<dim>(top);
     if (h == 1 && part.warp == 0 && part.lane == 0) mark(p, p.nonfinite_keys, part.at.index, nonfinite);

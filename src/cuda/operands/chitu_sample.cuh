@@ -101,13 +101,12 @@ struct SampleSums {
   }
 };
 
-// What the warps of a CTA tell each other. The arrays that grow with the CTA lie in dynamic shared memory, no more of it than this CTA
-// needs: the kernel that overlaps wants the rest as L1 cache.
+// What the warps of a CTA tell each other. It lies in dynamic shared memory, which is no larger than this CTA needs: the kernel that
+// overlaps uses the rest as L1 cache.
 template <int dim>
 struct SampleShared {
   double* sums;           // [warps][dim]
   std::uint16_t* maxima;  // [warps][dim]
-  int* left_out;          // [warps]: keys of the sample that are not finite
 };
 
 // Sums again, now without what is not finite: of keys the whole row, of values the number. Returns how many keys the warp has left out.
@@ -155,7 +154,7 @@ __device__ __forceinline__ void join_lanes(SampleSums<T, is_value>& mine, const 
   }
 }
 
-// The sum of channel `c` and its largest size, over every step-th row of SampleShared.
+// The sum and the largest size of a channel, over every step-th row of SampleShared.
 struct ChannelSum {
   double sum = 0;
   std::uint32_t largest = 0;
@@ -175,10 +174,10 @@ __device__ __forceinline__ ChannelSum join_rows(const SampleShared<dim>& shared,
 template <class T, int dim, bool is_value>
 __device__ __forceinline__ void sample_head(const SampleJob& job, int row) {
   extern __shared__ double sums[];
-  __shared__ int left_out[most_sample_threads / 32];
+  __shared__ int left_out[most_sample_threads / 32];  // keys of the sample that are not finite, for each warp
   __shared__ double of_warps[dim / 32];
   const unsigned thread = threadIdx.x, warps = blockDim.x / 32;
-  const SampleShared<dim> shared{sums, reinterpret_cast<std::uint16_t*>(sums + warps * dim), left_out};
+  const SampleShared<dim> shared{sums, reinterpret_cast<std::uint16_t*>(sums + warps * dim)};
 
   // Each thread sums its tokens. All loads are under way before the first sum.
   SampledTokens<T, dim> tokens(job, is_value ? job.value : job.key, row);

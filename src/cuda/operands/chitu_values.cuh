@@ -207,7 +207,7 @@ __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared
   if (!part.exists) return;
   const int barrier = 1 + part.group, threads = Part::warps * 32;  // of the tile
 
-  // Copies of the thread's numbers start before the wait for the sample.
+  // Start the copies of the thread's numbers; then get λ, for which the sample's kernel must have ended.
   const T* from = part.from;
 #pragma unroll
   for (int i = 0; i < Part::keys; ++i, from += (Part::key(i) - Part::key(i - 1)) * p.value.token)
@@ -219,23 +219,23 @@ __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared
   std::uint32_t weight[4];
   size_weights(part, factor, unit_of_sizes, weight);
 
-  // Sizes of keys and of channels. If the warp has a number that is not finite, it puts zeros for such numbers and measures again.
-  bool has_nonfinites = false;
+  // Measure keys and channels. If the warp has a number that is not finite, it puts zeros for such numbers and measures again.
+  bool left_out = false;
   ptx::wait_for_copies();
   ValueSizes found;
   for (;;) {
     found = measure(part, shared.chunks, weight);
     if (!__any_sync(~0u, has_nonfinite<T>(found.largest))) break;
-    has_nonfinites = true;
+    left_out = true;
 #pragma unroll
     for (auto& chunk : shared.chunks) chunk[threadIdx.x] = finite_part<T>(chunk[threadIdx.x]);
   }
 
-  // The tile's warps exchange what they have found. Together they know the largest number, and hence the scale.
+  // The tile's warps exchange what they have found. From the largest number follow the scale and the size below which a key is small.
   const ValueShared<T, dim> tile(part, shared);
   float top = largest_of_warp<T>(found.largest, factor);
   tile.put(part, found.size, top);
-  const bool nonfinite = barrier_or(barrier, threads, has_nonfinites);
+  const bool nonfinite = barrier_or(barrier, threads, left_out);
   if (part.speaks()) mark(p, p.nonfinite_values, part.at.index, nonfinite);
 #pragma unroll
   for (int i = 0; i < Part::warps; ++i) top = fmaxf(top, tile.tops[i]);

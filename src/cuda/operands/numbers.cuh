@@ -75,7 +75,8 @@ __device__ __forceinline__ bool has_nonfinite(std::uint32_t sizes) {
   return (sizes & 0xffff) >= infinity_bits<T> || sizes >> 16 >= infinity_bits<T>;
 }
 
-// Is one of the eight numbers of four words? max() instead of two comparisons: the quantizer of chitu's values has no register to spare.
+// Is one of the eight numbers of four words? This form uses max() instead of two comparisons, because the quantizer of chitu's values,
+// which calls it, has no register to spare: the other form spilled.
 template <class T>
 __device__ __forceinline__ bool has_nonfinite(const std::uint32_t (&w)[4]) {
   std::uint32_t sizes = 0;
@@ -84,7 +85,7 @@ __device__ __forceinline__ bool has_nonfinite(const std::uint32_t (&w)[4]) {
   return max(sizes & 0xffffu, sizes >> 16) >= infinity_bits<T>;
 }
 
-// With 0 for numbers that are not finite.
+// Puts 0 for numbers that are not finite.
 template <class T>
 __device__ __forceinline__ std::uint32_t finite_part(std::uint32_t w) {
   const std::uint32_t both = infinity_bits<T> | infinity_bits<T> << 16;
@@ -99,7 +100,7 @@ __device__ __forceinline__ uint4 finite_part(const uint4& x) {
 
 // λ of a channel by itself, from the largest and the mean size of its sample.
 __device__ __forceinline__ float own_lambda(float largest, float mean) { return fminf(largest, channel_ceiling * mean); }
-// The same among its head's, whose mean is `mean`.
+// λ of a channel among those of its head, whose mean is `mean`.
 __device__ __forceinline__ float lambda_in_head(float own, float mean) {
   return mean > smallest_maximum ? fmaxf(own, mean * channel_floor) : 1.f;
 }
