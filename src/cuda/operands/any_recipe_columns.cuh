@@ -137,6 +137,7 @@ struct ColumnsPart {
   // The tile's scale and flag, from what all warps have found.
   __device__ __forceinline__ TileScale tile_scale() {
     float top = 0;
+#pragma unroll 4
     for (int w = 0; w < warps; ++w) top = fmaxf(top, shared.top[w]);
     const bool flagged = top > flag_ratio * smallest_key(shared.size, warps, p.dim);
     top = fmaxf(top, smallest_maximum);
