@@ -16,7 +16,7 @@ HOPPER = re.compile(
     r"|\b(take|give)_registers\b|\bstore_matrix\b|cp\.async\.bulk",
     re.IGNORECASE,
 )
-PLANS = {"config.cuh", "loop.cuh"}
+PLANS = {"config.cuh", "kernels.h", "kernels.cu"}
 
 def main():
     root = pathlib.Path(__file__).resolve().parent.parent / "src"

@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "common/numbers.h"
+#include "common/score.h"
 #include "cuda/launch.h"
 #include "cuda/operands/numbers.cuh"
 #include "cuda/operands/sequences.cuh"
@@ -184,6 +185,11 @@ class QueryTile {
     set(row, key == seen.y ? RowState::nothing : RowState::nan);
   }
 
+  __device__ ScorePlace score_place(int row, int key) const {
+    const Positions &queries = sequence_.query_positions, &keys = sequence_.key_positions;
+    return {tile_.head, queries.first + (first_ + row) * queries.step, keys.first + key * keys.step, keys.step};
+  }
+
   // Is the score -inf?
   __device__ bool weighs_nothing(int row, int key) const {
     float sum = 0;
@@ -192,7 +198,7 @@ class QueryTile {
 #pragma unroll
       for (int c = 0; c < 8; ++c) sum += q[c] * k[c];
     }
-    return p_.scale * warp_sum(sum) == -infinity;
+    return changed_score(p_.scale * warp_sum(sum), 1.f, score_place(row, key)) == -infinity;
   }
 
   // Computes a row again: softmax(scale * query . key) value, without numbers of values that are not finite. False if a score is NaN or
@@ -211,7 +217,8 @@ class QueryTile {
     const int2 seen = ranges_[row];
     float maximum = -infinity, sum = 0, out[8] = {};
     for (int first = seen.x; first < seen.y; first += 32) {
-      const float score = first + lane_ < seen.y ? p_.scale * dot(query, key_row(p_.key, first + lane_)) : -infinity;
+      const int key = first + lane_;
+      const float score = key < seen.y ? changed_score(p_.scale * dot(query, key_row(p_.key, key)), 1.f, score_place(row, key)) : -infinity;
       if (!__all_sync(~0u, score < infinity)) return false;
       const float now = fmaxf(maximum, warp_maximum(score));
       if (now == -infinity) continue;

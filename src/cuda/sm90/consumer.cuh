@@ -214,6 +214,16 @@ struct Consumer {
     return work.tile < whole.x || work.tile >= whole.y;
   }
 
+  // Where a score of the thread stands. Plain loads, which cost nothing where changed_score() does not look.
+  __device__ __forceinline__ ScorePlace score_place(std::uint32_t item, int tile, int r, int column) const {
+    const auto& what = *static_cast<const Item*>(__cvta_shared_to_generic(item));
+    const SequenceLayout s = sequence_layout(p, what.keys.x / p.kv_heads);
+    const int query = what.queries.z + static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4 + 8 * r,
+              key = tile * tile_tokens + column + static_cast<int>(threadIdx.x) % 4 * 2;
+    return {what.rows.y, s.query_positions.first + query * s.query_positions.step, s.key_positions.first + key * s.key_positions.step,
+            s.key_positions.step};
+  }
+
   // P from S. Where keys and values have barriers of their own, keys go back on the way and values are waited for.
   __device__ __forceinline__ void to_weights(const Work& work, Slots used, Values value, Tile& tile, Score (&s)[64], bool masked,
                                              Rows<C>& rows) {
@@ -233,6 +243,9 @@ struct Consumer {
   // The softmax of scores that are integers or floats.
   template <class Number>
   __device__ __forceinline__ void soften(const Work& work, Values value, Tile& tile, Number (&s)[64], bool masked, Rows<C>& rows) {
+    // Changes of the scores: none today, and then no instruction.
+    change_scores(s, tile.scale, [&](int r, int column) { return score_place(work.item, work.tile, r, column); });
+
     // Mask, and maxima of the rows.
     if (masked) [[unlikely]] {
       mask(s, work.item + offsetof(Item, range), work.tile);

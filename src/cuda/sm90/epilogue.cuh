@@ -20,19 +20,19 @@ __device__ __forceinline__ void finish(const Params& p, const typename C::At at,
   const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
   const std::uint32_t item = at.item(slot), staged = at.out(warp);
   const int count = ptx::load_int(item + offsetof(Item, what)) - warp * 16;  // of the warp's rows that exist, if positive
-  auto* const out = static_cast<std::uint16_t*>(p.out.data) + ptx::load_long(item + offsetof(Item, out)) + warp * 16 * p.out.token;
+  auto* const out = static_cast<std::uint16_t*>(p.out.data) + ptx::load_long(item + offsetof(Item, out)) + row_offset(p.out, warp * 16);
   const float(&output_sum)[2] = C::rounded_output ? rounded : unrounded;
   const float(&lse_sum)[2] = C::rounded_lse ? rounded : unrounded;
 
   // Log-sum-exp. Centred keys have changed all scores of a query by the same number, the correction.
   if (p.lse.data && quad == 0) {
-    float* const lse = static_cast<float*>(p.lse.data) + ptx::load_long(item + offsetof(Item, lse)) + warp * 16 * p.lse.token;
+    float* const lse = static_cast<float*>(p.lse.data) + ptx::load_long(item + offsetof(Item, lse)) + row_offset(p.lse, warp * 16);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int i = (lane >> 2) + 8 * r;
       float value = ln_2 * (rows.reference[r] + (__log2f(lse_sum[r]) - C::log2_top));
       if constexpr (C::corrections) value += p.scale * ptx::load_float(item + offsetof(Item, correction) + (warp * 16 + i) * 4);
-      if (i < count) lse[i * p.lse.token] = output_sum[r] > 0 ? value : __int_as_float(0xff800000);
+      if (i < count) lse[row_offset(p.lse, i)] = output_sum[r] > 0 ? value : __int_as_float(0xff800000);
     }
   }
 
@@ -72,7 +72,7 @@ __device__ __forceinline__ void finish(const Params& p, const typename C::At at,
     for (int i = 0; i < 4; ++i) {
       const int r = i * 4 + (lane >> 3), chunk = lane & 7, channel = part * 64 + chunk * 8;
       const int4 x = ptx::load_int4(staged + r * 128 + swizzled<128>(chunk, r) * 16);
-      if (r < count && channel < p.dim) *reinterpret_cast<int4*>(out + r * p.out.token + channel) = x;
+      if (r < count && channel < p.dim) *reinterpret_cast<int4*>(out + row_offset(p.out, r) + channel) = x;
     }
   }
 }

@@ -16,8 +16,8 @@ template <class C>
 __device__ void write_item(const int2* ranges, int queries, int row, int piece, int pieces, std::uint32_t item) {
   using Item = typename C::Item;
   constexpr int block = C::form.block_queries;
-  const auto range = [&](int r) { return ranges[min(r, queries - 1)]; };
-  int first = range(row).x / tile_tokens, end = max(first, tiles_of(range(row + block - 1).y));
+  const auto range = [&](int r) { return ranges[min(row + block_row(r).query, queries - 1)]; };
+  int first = range(0).x / tile_tokens, end = max(first, tiles_of(range(block - 1).y));
   if (piece >= 0) {
     const int tiles = end - first, i = piece % pieces;
     end = first + tiles * (i + 1) / pieces;
@@ -25,7 +25,7 @@ __device__ void write_item(const int2* ranges, int queries, int row, int piece, 
   }
 #pragma unroll 1
   for (int w = 0; w < C::warpgroups; ++w) {
-    const int2 top = range(row + w * 64), bottom = range(row + w * 64 + 63);
+    const int2 top = range(w * 64), bottom = range(w * 64 + 63);
     const bool none = top.x >= bottom.y;
     const auto within = [&](int tile) { return none ? end : min(max(tile, first), end); };
     ptx::store_int4(item + offsetof(Item, share) + w * 16, within(top.x / tile_tokens), within(tiles_of(bottom.y)), tiles_of(bottom.x),

@@ -19,6 +19,7 @@
 #include <type_traits>
 
 #include "chitu/method.h"
+#include "common/score.h"
 #include "cuda/ptx/convert.h"
 #include "cuda/ptx/order.h"
 #include "cuda/ptx/shared.h"
@@ -102,6 +103,22 @@ __device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t ranges, int 
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         if (8 * i + e < begin || 8 * i + e >= end) s[4 * i + 2 * r + e] = unseen_score<Number>();
+  }
+}
+
+// Passes the scores through changed_score(), before masks and maxima. scale: a score times it is an exponent of 2. place_of(r, column):
+// where the score of the thread's row r and the tile's key `column` + 2 (lane % 4) stands. Integer scores have no place for a change: a
+// kernel that is to make one turns them into floats first, as scale_keys() does.
+template <class Number, class PlaceOf>
+__device__ __forceinline__ void change_scores(Number (&s)[64], const float (&scale)[2], PlaceOf place_of) {
+  if constexpr (std::is_same_v<Number, float>) {
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      const int r = i >> 1 & 1;
+      s[i] = changed_score(s[i], scale[r] * ln_2, place_of(r, (i >> 2) * 8 + (i & 1)));
+    }
+  } else {
+    static_assert(changed_score(3.f, 0.5f, ScorePlace{1, 5, 2, 1}) == 3.f, "changed scores must be floats");
   }
 }
 
