@@ -240,7 +240,9 @@ class QueryTile {
     for (int c = 0; c < 8; ++c) {  // joins the groups, in their order
       const float one = out[c];
       for (int g = 1; g < groups; ++g) out[c] += __shfl_sync(~0u, one, g * chunks_ + chunk);
-      out[c] = sum == 0 ? 0 : out[c] / sum;
+      // A weighted mean of finite values is finite, in the output's type too.
+      const float most = p_.out_bf16 ? largest(DType::bf16) : largest(DType::f16), mean = sum == 0 ? 0 : out[c] / sum;
+      out[c] = fabsf(mean) > most ? copysignf(most, mean) : mean;
     }
     store(row, out, sum == 0 ? -infinity : maximum + logf(sum));
     return true;

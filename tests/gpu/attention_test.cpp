@@ -500,5 +500,67 @@ TEST_F(Gpu, KeysWithAHugeCommonPart) {
   }
 }
 
+// ---- values near the ends of their types
+
+// A weighted mean of finite values is finite: where rounded weights sum to more than 1, an output would leave FP16 otherwise.
+TEST_P(GpuMethods, OutputsOfTheLargestValuesAreFinite) {
+  for (const std::int64_t dim : {64, 128, 72})
+    for (const float value : {64504.f, -65504.f}) {
+      Random random(53);
+      Array query = normal(random, DType::f16, {1, 2, 130, dim}), key = normal(random, DType::f16, {1, 2, 260, dim});
+      Array values(DType::f16, key.shape());
+      values.fill([&](auto...) { return value; });
+      query.fill([&](auto...) { return 3 * random.normal(); });
+      key.fill([&](auto...) { return 3 * random.normal(); });
+      const GpuResult got = attend_on_gpu(query, key, values, {.recipe = GetParam().recipe, .scale = 1.f}, DType::f16);
+      for (const float x : got.out) ASSERT_NEAR(x / value, 1, 0.06) << "dim " << dim;
+    }
+}
+
+// ... and values near the smallest of bf16 do not become 0 on the way through FP16.
+TEST_P(GpuMethods, SmallValuesKeepTheirPrecision) {
+  for (const float size : {1e-30f, 1e-12f, 1e-5f}) {
+    Random random(54);
+    const Array query = normal(random, DType::bf16, {1, 2, 130, 64}), key = normal(random, DType::bf16, {1, 2, 260, 64});
+    Array values = normal(random, DType::bf16, key.shape()), small(DType::bf16, key.shape());
+    std::vector<float> numbers;
+    values.fill([&](auto...) { return numbers.emplace_back(bf16_to_f32(f32_to_bf16(random.normal()))); });
+    std::size_t i = 0;
+    small.fill([&](auto...) { return size * numbers[i++]; });
+    const Options options{.recipe = GetParam().recipe};
+    const GpuResult usual = attend_on_gpu(query, key, values, options, DType::bf16),
+                    got = attend_on_gpu(query, key, small, options, DType::bf16);
+    std::vector<double> expected = to_double(usual.out);
+    for (double& x : expected) x *= size;
+    EXPECT_LE(relative_l1(got.out, expected), 0.015) << size;  // bf16 rounds twice
+  }
+}
+
+// More batch entries than a limit that counted them twice would take: windowed attention of vision models. All are the same here.
+TEST_F(Gpu, TakesManyShortSequences) {
+  constexpr std::int64_t batch = 70000, tokens = 64, dim = 64;
+  Random random(55);
+  const Shape one{1, 1, tokens, dim};
+  const GpuArray query(normal(random, DType::f16, one)), key(normal(random, DType::f16, one)), value(normal(random, DType::f16, one));
+  for (const Recipe& recipe : {recipes::exact, recipes::sage2}) {
+    const Options options{.recipe = recipe};
+    const GpuResult expected = attend_on_gpu(query, key, value, options, DType::f16);
+    const auto repeated = [&](const GpuArray& x) {
+      Tensor t = x;
+      t.shape[0] = batch;
+      t.stride[0] = 0;
+      return t;
+    };
+    const GpuArray out(DType::f16, {batch, 1, tokens, dim}, Layout::bhsd);
+    attention(repeated(query), repeated(key), repeated(value), out.tensor(), options);
+    for (const std::int64_t entry : {std::int64_t{0}, batch / 2, batch - 1}) {
+      std::vector<std::uint16_t> bits(tokens * dim);
+      const auto* from = static_cast<const std::uint16_t*>(out.tensor().data) + entry * tokens * dim;
+      ASSERT_EQ(cudaMemcpy(bits.data(), from, bits.size() * 2, cudaMemcpyDeviceToHost), cudaSuccess);
+      for (std::size_t i = 0; i < bits.size(); ++i) ASSERT_EQ(f16_to_f32(bits[i]), expected.out[i]) << entry;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace chitu::test

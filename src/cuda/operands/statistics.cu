@@ -262,10 +262,10 @@ __device__ double over_threads(double x, ConcludeShared& shared, Join join) {
   return x;
 }
 
-// The scale for numbers up to `maximum`, and what they are multiplied by.
+// The scale for numbers up to `maximum`, and what they are multiplied by. f16 inputs do not get here: they have no records.
 __device__ float2 scaling_of(float maximum, DType type) {
   const float m = fmaxf(maximum, smallest_maximum), most = largest(type);
-  return type == DType::f16 && m <= most ? make_float2(1, 1) : make_float2(m / most, most / m);
+  return type == DType::f16 && m >= least_plain_f16 && m <= most ? make_float2(1, 1) : make_float2(m / most, most / m);
 }
 
 __device__ float2 head_scaling(float maximum, DType type, ConcludeShared& shared) {

@@ -49,7 +49,7 @@ __device__ __forceinline__ void finish(const Params& p, const typename C::At at,
     for (int r = 0; r < 2; ++r) {
       const float* const pair = &rows.output[i * 8 / C::width][4 * i % (C::width / 2) + 2 * r];
       const float x = pair[0] * inverse[r] * channel.x, y = pair[1] * inverse[r] * channel.y;
-      packed[2 * i + r] = p.out_bf16 ? ptx::pack_bf16(x, y) : ptx::pack_f16(x, y);
+      packed[2 * i + r] = p.out_bf16 ? ptx::pack_bf16_finite(x, y) : ptx::pack_f16_finite(x, y);
     }
   }
 
