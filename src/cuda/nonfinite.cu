@@ -7,8 +7,9 @@
 // nothing, the row is computed again in fp32, from the caller's tensors.
 //
 // A CTA takes one tile of queries of a head after another. It reads the flags of the head's tiles of keys, and finds the non-finite tokens
-// of flagged tiles by reading these again. Each of its warps then goes over its own rows. The cost is (tokens found) x (queries that see
-// them), and an attention on CUDA cores for the rows that are computed again.
+// of flagged tiles by reading these again. Each of its warps then goes over its own rows. For values it costs as much as reading the
+// flagged tiles once for each tile of queries; only at the edges of a mask does a row look at single tokens. Rows that are computed again
+// cost an attention on CUDA cores.
 #include <algorithm>
 #include <limits>
 
@@ -34,10 +35,32 @@ enum class RowState : int {
   nan,
 };
 
+// Which channels of 8 hold NaN, +inf or -inf: a bit each.
+struct Kinds {
+  std::uint32_t nan = 0, above = 0, below = 0;
+  __device__ void add(const Kinds& x) { nan |= x.nan, above |= x.above, below |= x.below; }
+  __device__ bool any() const { return nan | above | below; }
+};
+// The same of all channels, a byte for each 8 of them.
+struct KindsOfRow {
+  std::uint32_t nan[max_dim / 32], above[max_dim / 32], below[max_dim / 32];
+  __device__ Kinds of(int chunk) const {
+    const int word = chunk / 4, shift = chunk % 4 * 8;
+    return {nan[word] >> shift & 0xff, above[word] >> shift & 0xff, below[word] >> shift & 0xff};
+  }
+  __device__ void add_atomically(int chunk, const Kinds& x) {
+    const int word = chunk / 4, shift = chunk % 4 * 8;
+    if (x.nan) atomicOr(&nan[word], x.nan << shift);
+    if (x.above) atomicOr(&above[word], x.above << shift);
+    if (x.below) atomicOr(&below[word], x.below << shift);
+  }
+};
+
 struct Shared {
   int begin, end;                          // the keys that any row sees
   std::uint32_t tokens[tile_tokens / 32];  // a bit for each key of a tile: it is not finite
   RowState rows[tile_tokens];              // of the queries
+  KindsOfRow tile, kinds[tile_tokens];     // of a tile's values; of those that each row sees
   float query[warps][max_dim];             // of the row that a warp computes again
 };
 
@@ -49,6 +72,17 @@ struct Chunk {
   __device__ explicit Chunk(const T* from) : words(*reinterpret_cast<const uint4*>(from)) {}
   __device__ float operator[](int i) const { return low<T>(word(words, i / 2) >> i % 2 * 16); }
   __device__ bool finite() const { return !has_nonfinite<T>(largest_sizes(words)); }
+  __device__ Kinds kinds() const {
+    Kinds found;
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      const float x = (*this)[c];
+      found.nan |= std::uint32_t{x != x} << c;
+      found.above |= std::uint32_t{x == infinity} << c;
+      found.below |= std::uint32_t{x == -infinity} << c;
+    }
+    return found;
+  }
 };
 
 __device__ float warp_sum(float x) {
@@ -87,9 +121,7 @@ class QueryTile {
     // States of the rows, from their queries and from the keys that they see.
     if (p_.nonfinite_queries[tile_.index])
       for (int row = warp_; row < rows_; row += warps) query(row);
-    for_nonfinite(p_.nonfinite_keys, p_.key, [&](int row, int key) {
-      if (state(row) < RowState::nothing) set(row, weighs_nothing(row, key) ? RowState::again : RowState::nan);
-    });
+    for_flagged(p_.nonfinite_keys, [&](int tile) { see_keys(tile); });
 
     // Rows whose output changes as a whole.
     for (int row = warp_; row < rows_; row += warps) {
@@ -99,9 +131,9 @@ class QueryTile {
     }
 
     // The attention kernel left such numbers of values out; they are added to the other rows.
-    for_nonfinite(p_.nonfinite_values, p_.value, [&](int row, int key) {
-      if (state(row) < RowState::nothing) add_nonfinite(row, key);
-    });
+    for_flagged(p_.nonfinite_values, [&](int tile) { see_values(tile); });
+    for (int row = warp_; row < rows_; row += warps)
+      if (state(row) < RowState::nothing) add_nonfinite(row);
   }
 
  private:
@@ -109,7 +141,7 @@ class QueryTile {
   __device__ bool begin() const {
     __syncthreads();  // the tile before is done with
     if (threadIdx.x == 0) shared_.begin = std::numeric_limits<int>::max(), shared_.end = 0;
-    if (threadIdx.x < tile_tokens) shared_.rows[threadIdx.x] = RowState::as_it_is;
+    if (threadIdx.x < tile_tokens) shared_.rows[threadIdx.x] = RowState::as_it_is, shared_.kinds[threadIdx.x] = {};
     __syncthreads();
     if (threadIdx.x < rows_)
       if (const int2 seen = ranges_[threadIdx.x]; seen.x < seen.y) {
@@ -139,38 +171,72 @@ class QueryTile {
   __device__ std::uint16_t out_bits(float x) const { return p_.out_bf16 ? f32_to_bf16(x) : f32_to_f16(x); }
   __device__ float out_number(std::uint16_t bits) const { return p_.out_bf16 ? bf16_to_f32(bits) : f16_to_f32(bits); }
 
-  // Calls visit(row, key) for each row and each token of x that the row sees and that is not finite. The row's warp calls it.
+  // Calls visit(tile) for each flagged tile of keys that some row sees; tile: its first token.
   template <class Visit>
-  __device__ void for_nonfinite(const std::uint8_t* flags, const View& x, Visit visit) const {
+  __device__ void for_flagged(const std::uint8_t* flags, Visit visit) const {
     flags += std::int64_t{sequence_.key_tile} * p_.kv_heads + std::int64_t{kv_head_} * tiles_of(sequence_.keys);
     for (int first = shared_.begin / tile_tokens; first * tile_tokens < shared_.end; first += 32) {
       const int mine = first + lane_;
       unsigned flagged = __ballot_sync(~0u, mine * tile_tokens < shared_.end && flags[mine]);
-      for (; flagged; flagged &= flagged - 1) {
-        const int tile = (first + __ffs(flagged) - 1) * tile_tokens;
-        find(tile, x);
-        for (int row = warp_; row < rows_; row += warps) {
-          const int2 seen = ranges_[row];
-          for (int word = 0; word < tile_tokens / 32; ++word)
-            for (unsigned tokens = shared_.tokens[word]; tokens; tokens &= tokens - 1) {
-              const int key = tile + word * 32 + __ffs(tokens) - 1;
-              if (key >= seen.x && key < seen.y) visit(row, key);
-            }
-        }
-      }
+      for (; flagged; flagged &= flagged - 1) visit((first + __ffs(flagged) - 1) * tile_tokens);
     }
   }
 
-  // Fills Shared::tokens for the tile whose first token is `tile`.
+  // States of the rows that see non-finite keys of a tile. Once all rows are decided, no tile is looked at any more.
+  __device__ void see_keys(int tile) const {
+    __syncthreads();  // states of the tile before are written
+    if (!__syncthreads_or(threadIdx.x < rows_ && state(threadIdx.x) < RowState::nothing)) return;
+    find<false>(tile, p_.key);
+    for (int row = warp_; row < rows_; row += warps)
+      for_tokens(row, tile, [&](int key) {
+        if (state(row) < RowState::nothing) set(row, weighs_nothing(row, key) ? RowState::again : RowState::nan);
+      });
+  }
+
+  // What the rows see of a tile's non-finite values. A row that sees the whole tile takes what the tile has as a whole: the sum over all
+  // rows then costs as much as reading the values, not the number of rows times the number of such values.
+  __device__ void see_values(int tile) const {
+    find<true>(tile, p_.value);
+    const int end = min(tile + tile_tokens, sequence_.keys);
+    for (int row = warp_; row < rows_; row += warps) {
+      const int2 seen = ranges_[row];
+      Kinds found;
+      if (seen.x <= tile && seen.y >= end)
+        found = shared_.tile.of(lane_);
+      else
+        for_tokens(row, tile, [&](int key) {
+          if (lane_ < chunks_) found.add(Chunk<T>(key_row(p_.value, key) + lane_ * 8).kinds());
+        });
+      if (found.any()) shared_.kinds[row].add_atomically(lane_, found);
+    }
+  }
+
+  // Calls visit(key) for each of Shared::tokens that a row sees. The row's warp calls it.
+  template <class Visit>
+  __device__ void for_tokens(int row, int tile, Visit visit) const {
+    const int2 seen = ranges_[row];
+    for (int word = 0; word < tile_tokens / 32; ++word)
+      for (unsigned tokens = shared_.tokens[word]; tokens; tokens &= tokens - 1) {
+        const int key = tile + word * 32 + __ffs(tokens) - 1;
+        if (key >= seen.x && key < seen.y) visit(key);
+      }
+  }
+
+  // Fills Shared::tokens, and with_kinds Shared::tile, for the tile whose first token is `tile`.
+  template <bool with_kinds>
   __device__ void find(int tile, const View& x) const {
     __syncthreads();  // the tile before is done with
     if (threadIdx.x < tile_tokens / 32) shared_.tokens[threadIdx.x] = 0;
+    if (with_kinds && threadIdx.x == 0) shared_.tile = {};
     __syncthreads();
     const int count = min(tile_tokens, sequence_.keys - tile) * chunks_;
 #pragma unroll 2
     for (int i = threadIdx.x; i < count; i += threads) {
       const int token = i / chunks_;
-      if (!Chunk<T>(key_row(x, tile + token) + i % chunks_ * 8).finite()) atomicOr(&shared_.tokens[token / 32], 1u << token % 32);
+      const Chunk<T> chunk(key_row(x, tile + token) + i % chunks_ * 8);
+      if (chunk.finite()) continue;
+      atomicOr(&shared_.tokens[token / 32], 1u << token % 32);
+      if (with_kinds) shared_.tile.add_atomically(i % chunks_, chunk.kinds());
     }
     __syncthreads();
   }
@@ -258,14 +324,19 @@ class QueryTile {
     return sum;
   }
 
-  __device__ void add_nonfinite(int row, int key) const {
+  // Adds to a row what it sees of non-finite values.
+  __device__ void add_nonfinite(int row) const {
+    __syncwarp();  // its kinds are written
     if (lane_ >= chunks_) return;
-    const Chunk<T> v(key_row(p_.value, key) + lane_ * 8);
-    if (v.finite()) return;
+    const Kinds seen = shared_.kinds[row].of(lane_);
+    if (!seen.any()) return;
     std::uint16_t* out = out_row(row) + lane_ * 8;
 #pragma unroll
-    for (int c = 0; c < 8; ++c)
-      if (!is_finite(v[c])) out[c] = out_bits(out_number(out[c]) + v[c]);
+    for (int c = 0; c < 8; ++c) {
+      const bool is_nan = (seen.nan | (seen.above & seen.below)) >> c & 1;
+      const float added = is_nan ? nan : seen.above >> c & 1 ? infinity : -infinity;
+      if (is_nan || (seen.above | seen.below) >> c & 1) out[c] = out_bits(out_number(out[c]) + added);
+    }
   }
 
   __device__ void fill(int row, float value, float lse) const {
