@@ -38,8 +38,8 @@ void check_correction(const Operand& query, const Operand& key, const Recipe& re
   require(given(with), "query was quantised without keys, but an LSE is asked for: give QuantizeOptions::keys, or the query as it came");
   require(key.quantized(), "query is quantised for given keys, but key is not quantised: give both, or the query as it came");
   const Tensor& centre = key.quantized()->centre;
-  require(with.shape == centre.shape &&
-              (empty(centre) || std::memcmp(with.data, centre.data, static_cast<std::size_t>(centre.stride[0] * centre.shape[0]) * 4) == 0),
+  const auto numbers = static_cast<std::size_t>(centre.shape[0] * centre.shape[1] * centre.shape[3]);  // dense
+  require(with.shape == centre.shape && (empty(centre) || std::memcmp(with.data, centre.data, numbers * sizeof(float)) == 0),
           "query was quantised for keys with another centre, so the LSE would be wrong");
 }
 

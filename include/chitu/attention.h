@@ -123,8 +123,8 @@ struct Output {
 
 // out = softmax(scale * query . key^T within the window) value.
 // query [batch, heads, queries, dim], key and value [batch, kv heads, keys, dim]; heads is a multiple of kv heads, query head h
-// reads kv head h / (heads / kv heads); dim 1 ... max_dim; any length from 0 to max_tokens; any strides with the last 1. Operands may
-// differ in type. docs/kernels/sm90.md has what the GPU's kernels take. Throws Error: bad_argument, unsupported (with explain()'s
+// reads kv head h / (heads / kv heads); dim 1 ... max_dim; any length from 0 to max_tokens; any strides with the last 1; that of a size of 1 is not
+// looked at. Operands may differ in type. docs/kernels/sm90.md has what the GPU's kernels take. Throws Error: bad_argument, unsupported (with explain()'s
 // text), out_of_memory.
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
 

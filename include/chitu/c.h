@@ -34,7 +34,8 @@ enum { CHITU_F32 = 0, CHITU_F16 = 1, CHITU_BF16 = 2, CHITU_I8 = 3, CHITU_U8 = 4,
 enum { CHITU_CPU = 0, CHITU_CUDA = 1 };
 enum { CHITU_QUERY = 0, CHITU_KEY = 1, CHITU_VALUE = 2 };
 
-/* A view of the caller's memory: [batch, heads, tokens, dim], strides in elements, the last 1. Inputs are never written. */
+/* A view of the caller's memory: [batch, heads, tokens, dim], strides in elements, the last 1; that of a size of 1 is not looked
+ * at. Inputs are never written. */
 typedef struct chitu_tensor {
   void* data;
   int32_t dtype;  /* CHITU_F32 ... */
