@@ -3,7 +3,9 @@
 #pragma once
 
 #include <omp.h>
+#include <pthread.h>
 
+#include <atomic>
 #include <cstdint>
 #include <exception>
 #include <type_traits>
@@ -11,6 +13,16 @@
 namespace chitu {
 
 inline int thread_count(int asked) { return asked > 0 ? asked : omp_get_max_threads(); }
+
+// In the child of a fork() OpenMP's pool still counts threads that only the parent has, and would wait for them for ever. A child of a
+// process that has started threads, and whatever it forks, therefore computes on one thread.
+inline std::atomic<bool> threads_stayed_behind{false};
+
+// May this process start threads? From the first call on a fork is noticed.
+inline bool may_start_threads() {
+  static const bool watches = pthread_atfork(nullptr, nullptr, [] { threads_stayed_behind = true; }) == 0;
+  return watches && !threads_stayed_behind;
+}
 
 // body(i) or body(i, thread) for i = 0 ... count - 1, each on one of `threads` threads, handed out in order. The first exception is
 // thrown after the loop.
@@ -22,7 +34,7 @@ void parallel_for(std::int64_t count, int threads, const Body& body) {
     else
       body(i);
   };
-  if (threads == 1 || count <= 1) {
+  if (threads == 1 || count <= 1 || !may_start_threads()) {
     for (std::int64_t i = 0; i < count; ++i) call(i, 0);
     return;
   }
