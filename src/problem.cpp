@@ -80,6 +80,18 @@ std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Optio
   return all;
 }
 
+// Multiply-adds of a call, at most, with what it takes to read and quantise the operands: for thread_count().
+double work_of(std::span<const Sequence> sequences, const Tensor& q, const Tensor& k, const Window& window) {
+  const auto span = static_cast<double>(window.left) + static_cast<double>(window.right) + 1;
+  double work = 0;
+  for (const Sequence& s : sequences) {
+    const auto queries = static_cast<double>(q.shape[1] * s.queries), keys = static_cast<double>(s.keys);
+    const double numbers = queries + 2 * static_cast<double>(k.shape[1]) * keys;  // dim times as many
+    work += (2 * queries * std::min(keys, span) + work_of_a_number * numbers) * static_cast<double>(q.shape[3]);
+  }
+  return work;
+}
+
 // Of tensors that come as they are; an operand that came quantised asks for more than its type.
 bool several_types(std::initializer_list<const Operand*> operands, DType out) {
   return std::any_of(operands.begin(), operands.end(), [&](const Operand* o) { return !o->quantized() && o->tensor().type != out; });
@@ -159,14 +171,15 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
   Options full = o;
   full.window = window;
   full.scale = scale;
-  full.threads = thread_count(o.threads);
+  std::vector<Sequence> sequences = sequences_of(q, k, o);
+  full.threads = thread_count(o.threads, work_of(sequences, q, k, window));
   return {.query = query,
           .key = key,
           .value = value,
           .output = output,
           .options = full,
           .needs = needs_of(query, key, value, output, o),
-          .sequences = sequences_of(q, k, o)};
+          .sequences = std::move(sequences)};
 }
 
 }  // namespace chitu

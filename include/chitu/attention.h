@@ -59,7 +59,7 @@ struct Options {
   std::span<const std::int64_t> query_starts{};
   std::span<const std::int64_t> key_starts{};
 
-  int threads = 0;         // for tensors on the CPU; 0: OpenMP's default. On a GPU it must be 0
+  int threads = 0;         // for tensors on the CPU; 0: OpenMP's default, fewer where a call is too short for them. On a GPU it must be 0
   void* stream = nullptr;  // a cudaStream_t, for tensors on a GPU. On the CPU it must be null
   // For tensors on a GPU: memory there for what one kernel leaves to the next. It starts at a multiple of 256 bytes and has at least
   // workspace_size() bytes; the call is done with it when the stream has done the call. Without it the library allocates in the stream's

@@ -66,7 +66,7 @@ typedef struct chitu_options {
   const int64_t* query_starts; /* packed sequences of a tensor with batch 1: query_starts_count entries, first 0, last the */
   const int64_t* key_starts;   /* number of tokens; NULL and 0 for none */
   size_t query_starts_count, key_starts_count;
-  int32_t threads;  /* for tensors on the CPU; 0: OpenMP's default. On a GPU it must be 0 */
+  int32_t threads;  /* for tensors on the CPU; 0: OpenMP's default, fewer where a call is too short for them. On a GPU it must be 0 */
   int32_t reserved; /* 0 */
   void* stream;     /* cudaStream_t, for tensors on a GPU. On the CPU it must be NULL */
   void* workspace;  /* for tensors on a GPU: memory there, from a multiple of 256 bytes on, of chitu_workspace_size() bytes or more, */

@@ -13,7 +13,8 @@ namespace chitu::cpu {
 void merge(const Output& a, const Output& b, const Output& result) {
   const Shape& shape = a.out.shape;
   const std::int64_t heads = shape[1], tokens = shape[2], dim = shape[3];
-  parallel_for(shape[0] * heads, thread_count(0), [&](std::int64_t i) {
+  const auto numbers = static_cast<double>(3 * shape[0] * heads * tokens * dim);
+  parallel_for(shape[0] * heads, thread_count(0, numbers * work_of_a_number), [&](std::int64_t i) {
     for (std::int64_t t = 0; t < tokens; ++t) {
       const auto lse = [&](const Output& o) { return reinterpret_cast<float*>(row(o.lse, i / heads, i % heads, t)); };
       const auto out = [&](const Output& o) { return row(o.out, i / heads, i % heads, t); };

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls after fork(), as the workers of a data loader make them. Each test is for a process of its own: what happens depends on whether
-// the process has started threads before.
+// When calls start threads: not for little work, and not in the child of a process that has some, as the workers of a data loader are.
+// Each test is for a process of its own: what happens depends on whether the process has started threads before.
 #include <gtest/gtest.h>
+#include <omp.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -54,6 +55,22 @@ struct Calls {
 
 std::ptrdiff_t threads_of_this_process() {
   return std::distance(std::filesystem::directory_iterator("/proc/self/task"), std::filesystem::directory_iterator());
+}
+
+TEST(Threads, AreNotStartedForLittleWork) {
+  const auto call = [](std::int64_t tokens) {
+    const Calls calls(tokens);
+    Result r = attend(calls.query.tensor(), calls.key.tensor(), calls.value.tensor());
+    const Output output{r.out, r.lse};
+    merge(output, output, output);
+    quantize(calls.key, Role::key, recipes::chitu);
+  };
+  expect_true_in_child([&] {
+    call(50);
+    const bool alone = threads_of_this_process() == 1;
+    call(1000);
+    return alone && threads_of_this_process() == omp_get_max_threads();
+  });
 }
 
 TEST(Fork, BeforeTheFirstCallLeavesTheChildItsThreads) {
