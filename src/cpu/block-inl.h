@@ -434,8 +434,12 @@ class Block {
     // Scores that overflowed have no softmax; nothing seen is 0.
     const float factor = x_.maximum[i] == infinity ? std::numeric_limits<float>::quiet_NaN() : sum == 0 ? 0 : 1 / sum;
     float* numbers = x_.out.data() + std::int64_t{r} * l_.width;
-    for (int c = 0; c < l_.width; c += W)
-      S::store(numbers + c, S::mul(S::load(numbers + c), S::mul(S::load(channel_scale_ + c), S::set(factor))));
+    // As within() does: NaN is the second operand, which min() and max() give then.
+    const F high = S::set(largest(output.out.type)), low = S::set(-largest(output.out.type));
+    for (int c = 0; c < l_.width; c += W) {
+      const F mean = S::mul(S::load(numbers + c), S::mul(S::load(channel_scale_ + c), S::set(factor)));
+      S::store(numbers + c, S::min(high, S::max(low, mean)));
+    }
     Quantizer<S>::from_f32(numbers, output.out.type, row(output.out, sequence_.batch, head(r), token), l_.dim);
     if (!output.lse.data) return;
     float lse = -infinity;

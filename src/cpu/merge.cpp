@@ -26,7 +26,8 @@ void merge(const Output& a, const Output& b, const Output& result) {
       for (std::int64_t c = 0; c < dim; ++c) {
         // A part that counts nothing is not looked at: 0 * NaN would be NaN.
         const double xa = wa != 0 ? wa * load(out(a), a.out.type, c) : 0, xb = wb != 0 ? wb * load(out(b), b.out.type, c) : 0;
-        store(out(result), result.out.type, c, none ? 0.f : static_cast<float>((xa + xb) / sum));
+        const double mean = (xa + xb) / sum;
+        store(out(result), result.out.type, c, none ? 0.f : static_cast<float>(std::isinf(mean) ? mean : within(result.out.type, mean)));
       }
       *lse(result) = none ? top : has_nan ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(top + std::log(sum));
     }

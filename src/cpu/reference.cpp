@@ -115,7 +115,7 @@ void attend(const Problem& p, const Operands& o, std::int64_t sequence, std::int
     const bool none = r.output_sum == 0;
     for (std::size_t c = 0; c < dim; ++c)
       store(row(p.output.out, s.batch, head, s.query_begin + i), p.output.out.type, static_cast<std::int64_t>(c),
-            none ? 0.f : static_cast<float>(r.out[c] / r.output_sum));
+            none ? 0.f : static_cast<float>(within(p.output.out.type, r.out[c] / r.output_sum)));
     if (!p.output.lse.data) continue;
     double lse = (r.maximum + std::log2(r.lse_sum / p.options.recipe.weights.top)) * std::numbers::ln2;
     if (o.query.correction.data)

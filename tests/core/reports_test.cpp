@@ -50,6 +50,30 @@ TEST_P(Report, StridesOfSizeOneAreNotLookedAt) {
   expect_alike({1, 3, 1, 16}, {1, 1, 200, 16});
 }
 
+// A weighted mean of finite numbers never leaves their type, though the methods' rounding may put it past the end.
+TEST_P(Report, LargestValuesGiveFiniteOutputs) {
+  Random random(201);
+  const auto peaked = [&](DType type, std::int64_t tokens) {
+    return Array(type, {1, 2, tokens, 64}).fill([&](auto...) { return 3 * random.normal(); });
+  };
+  for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
+    if (GetParam().name == "exact" && type != DType::f16) continue;
+    const Array q = peaked(type, 60), k = peaked(type, 200);
+    for (const float part : {1.f, .985f, -1.f})
+      for (const DType out : {type, DType::f16}) {
+        const float value = part * largest(type);
+        Array v(type, k.shape());
+        v.fill([&](auto...) { return value; });
+        for (const std::string& kernel : available_kernels()) {
+          SCOPED_TRACE(testing::Message() << name(type) << " " << part << " to " << name(out) << ", " << kernel);
+          const Result r = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipe(), .scale = 1.f, .kernel = kernel}, out);
+          for (const float x : r.out.numbers()) ASSERT_NEAR(x, within(out, value), .04 * largest(out));
+          for (const float x : r.lse.numbers()) ASSERT_TRUE(is_finite(x));
+        }
+      }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Methods, Report, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
 
 }  // namespace
