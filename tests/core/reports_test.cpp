@@ -57,7 +57,6 @@ TEST_P(Report, LargestValuesGiveFiniteOutputs) {
     return Array(type, {1, 2, tokens, 64}).fill([&](auto...) { return 3 * random.normal(); });
   };
   for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
-    if (GetParam().name == "exact" && type != DType::f16) continue;
     const Array q = peaked(type, 60), k = peaked(type, 200);
     for (const float part : {1.f, .985f, -1.f})
       for (const DType out : {type, DType::f16}) {
@@ -71,6 +70,48 @@ TEST_P(Report, LargestValuesGiveFiniteOutputs) {
           for (const float x : r.lse.numbers()) ASSERT_TRUE(is_finite(x));
         }
       }
+  }
+}
+
+// All scores are equal, so an output is the mean of many large values: their sum is beyond fp32. The last channel is small, and keeps its
+// bits beside the large ones.
+TEST_P(Report, SumsOfLargeValuesDoNotOverflow) {
+  Random random(202);
+  for (const DType type : {DType::f32, DType::bf16})
+    for (const float size : {3e35f, 1e37f, 3e38f})
+      for (const Window& window : {everything, causal}) {
+        const Array q = normal(random, type, {1, 1, 20, 33}), k = Array(type, {1, 1, 3000, 33}).fill([](auto...) { return 1.f; });
+        Array v(type, k.shape());
+        v.fill([&](auto, auto, std::int64_t t, std::int64_t c) {
+          return c == 32 ? static_cast<float>(t % 5) : (c % 2 ? -size : size) * (1 + .1f * std::min(random.normal(), 1.f));
+        });
+        const oracle::Exact exact = oracle::attention({q, k, v, {.window = window}});
+        for (const std::string& kernel : available_kernels()) {
+          SCOPED_TRACE(testing::Message() << name(type) << " " << size << ", " << kernel);
+          const Result r = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipe(), .window = window, .kernel = kernel}, type);
+          ASSERT_LE(relative_l1(r.out.numbers(), exact.out), GetParam().name == "exact" ? rounding_of(type) + 1e-4 : .05);
+          for (std::int64_t i = 0; i < 20; ++i) {
+            const double expected = exact.out[static_cast<std::size_t>(i * 33 + 32)];
+            ASSERT_NEAR(r.out.get(0, 0, i, 32), expected, recipe().value.scaling == Scaling::none ? rounding_of(type) * 3 + 1e-5 : 5);
+          }
+        }
+      }
+}
+
+// A value that the sample of λ missed, and beside which λ is so small that their quotient is beyond fp32.
+TEST_P(Report, OneHugeValueSpoilsNothing) {
+  Random random(203);
+  const Array q = normal(random, DType::f32, {1, 1, 300, 16}), k = normal(random, DType::f32, {1, 1, 300, 16});
+  for (std::int64_t place = 150; place < 160; ++place) {
+    Array v = normal(random, DType::f32, {1, 1, 300, 16});
+    v.fill([&](auto, auto, std::int64_t t, auto) { return t == place ? 3e38f : 1e-4f * random.normal(); });
+    for (const std::string& kernel : available_kernels()) {
+      SCOPED_TRACE(testing::Message() << place << ", " << kernel);
+      const Result r = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipe(), .window = causal, .kernel = kernel});
+      for (const float x : r.out.numbers()) ASSERT_TRUE(is_finite(x));
+      if (recipe().value.scaling != Scaling::tile && recipe().value.scaling != Scaling::none) continue;
+      for (std::int64_t i = 0; i < 128; ++i) ASSERT_LT(std::fabs(r.out.get(0, 0, i, 3)), 1e-3f);  // tiles before it
+    }
   }
 }
 
