@@ -46,8 +46,7 @@ class Attention {
 
   static std::vector<std::int64_t> nonfinite_tokens(const Quantized& x, std::int64_t sequence, std::int64_t head) {
     std::vector<std::int64_t> tokens;
-    for (const NonFinite& n : x.nonfinite)
-      if (n.sequence == sequence && n.head == head) tokens.push_back(n.token);
+    for (const NonFinite& n : nonfinite_of(x, sequence, head)) tokens.push_back(n.token);
     return tokens;
   }
 

@@ -95,8 +95,7 @@ void attend(const Problem& p, const Operands& o, std::int64_t sequence, std::int
   const auto q = stored(o.query, s, sequence, head, s.query_begin, s.queries);
   const auto k = stored(o.key, s, sequence, kv_head, s.key_begin, s.keys), v = stored(o.value, s, sequence, kv_head, s.key_begin, s.keys);
   std::vector<bool> masked(static_cast<std::size_t>(s.keys));
-  for (const NonFinite& n : o.key.nonfinite)
-    if (n.sequence == sequence && n.head == kv_head) masked[static_cast<std::size_t>(n.token)] = true;
+  for (const NonFinite& n : nonfinite_of(o.key, sequence, kv_head)) masked[static_cast<std::size_t>(n.token)] = true;
 
   for (std::int64_t i = 0; i < s.queries; ++i) {
     const Range seen = s.visible(p.options.window, i);

@@ -24,6 +24,9 @@ struct Locator {
   std::int64_t residual_size = 0;
 };
 
+// The tokens of one head of one sequence of an operand that are not finite, in their order.
+std::span<const NonFinite> nonfinite_of(const Quantized& x, std::int64_t sequence, std::int64_t head);
+
 void run_reference(const Problem& problem);
 
 // One struct of entry points an instruction set: attention-inl.h compiled for it.
