@@ -140,7 +140,7 @@ class Block {
     std::fill_n(x_.output_sum[r], W, 0.f);
     std::fill_n(x_.lse_sum[r], W, 0.f);
     if (r < rows_) {
-      const Quantized& q = shared_.operands.query;
+      const Indexed& q = shared_.operands.query;
       const Locator where(q, unit_.sequence, head(r));
       read(q, head(r), sequence_.query_begin + query(r), numbers);
       negate(numbers);
@@ -208,9 +208,10 @@ class Block {
           std::fill_n(numbers, l_.dim, std::remove_reference_t<decltype(*numbers)>{});
       };
     };
-    if constexpr (!int8_scores) Packer<S, Score>::keys(l_, x_.keys.data(), from(shared_.operands.key));
+    const int count = static_cast<int>(std::min<std::int64_t>(tile_tokens, sequence_.keys - first));
+    if constexpr (!int8_scores) Packer<S, Score>::keys(l_, count, x_.keys.data(), from(shared_.operands.key));
     if constexpr (!int8_weights)
-      Packer<S, Weight>::values(l_, x_.values.data(), [&, read = from(shared_.operands.value)](int j, auto* numbers) {
+      Packer<S, Weight>::values(l_, count, x_.values.data(), [&, read = from(shared_.operands.value)](int j, auto* numbers) {
         read(j, numbers);
         if (value_unit_ != 1) shrink(numbers);
       });

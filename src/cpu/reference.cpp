@@ -19,7 +19,7 @@ namespace {
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 // One head of one operand, as numbers: integers times scales. NaN and infinity are 0 (propagate_nonfinite() comes after).
-std::vector<double> stored(const Quantized& x, const Sequence& s, std::int64_t sequence, std::int64_t head, std::int64_t begin,
+std::vector<double> stored(const Indexed& x, const Sequence& s, std::int64_t sequence, std::int64_t head, std::int64_t begin,
                            std::int64_t count) {
   const std::int64_t dim = x.values.shape[3];
   const Locator where(x, sequence, head);

@@ -68,6 +68,28 @@ TEST_P(Pace, NonFiniteInputsTakeNoLonger) {
   }
 }
 
+// Bar: twice the time of `exact` for those that compute in INT8. Ten times as many sequences must not take a hundred times as long.
+TEST_P(Pace, ManyShortSequences) {
+  Random random(221);
+  std::vector<std::int64_t> starts{0};
+  while (starts.size() <= 8000) starts.push_back(starts.back() + 1 + random.below(16));
+  const Array x = normal(random, DType::f16, {1, 1, starts.back(), 32});
+  Array out(DType::f16, x.shape());
+  const auto time = [&](const Recipe& recipe, std::size_t count) {
+    const std::span<const std::int64_t> some(starts.data(), count + 1);
+    const Tensor part = tokens_of(x, 0, some.back());
+    return seconds(
+        [&] {
+          attention(part, part, part, tokens_of(out, 0, some.back()),
+                    {.recipe = recipe, .window = causal, .query_starts = some, .key_starts = some, .threads = 1});
+        },
+        3);
+  };
+  const double all = time(GetParam().recipe, 8000);
+  EXPECT_LE(all, 4 * time(recipes::exact, 8000));
+  EXPECT_LE(all, 30 * time(GetParam().recipe, 800));
+}
+
 INSTANTIATE_TEST_SUITE_P(Methods, Pace, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
 
 }  // namespace
