@@ -96,7 +96,8 @@ class Job {
     allocate_scales();
     allocate_vectors();
     const std::int64_t heads = x_.shape[1];
-    const int threads = thread_count(options_.threads);
+    const auto [batch, kv_heads, tokens, dim] = x_.shape;
+    const int threads = thread_count(options_.threads, static_cast<double>(batch * kv_heads * tokens * dim) * work_of_a_number);
     parallel_for(static_cast<std::int64_t>(spans_.size()) * heads, threads, [&](std::int64_t i) { prepare_head(i / heads, i % heads); });
 
     std::vector<std::int64_t> first{0};  // chunk of each sequence
