@@ -262,7 +262,7 @@ __device__ double over_threads(double x, ConcludeShared& shared, Join join) {
   return x;
 }
 
-// The scale for numbers up to `maximum`, and what they are multiplied by. f16 inputs do not get here: they have no records.
+// The scale for numbers up to `maximum`, and what they are multiplied by.
 __device__ float2 scaling_of(float maximum, DType type) {
   const float m = fmaxf(maximum, smallest_maximum), most = largest(type);
   return type == DType::f16 && m >= least_plain_f16 && m <= most ? make_float2(1, 1) : make_float2(m / most, most / m);
@@ -305,7 +305,9 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
     const Quant& quant = call.recipe.value;
     const Total all = total(Role::value);
     float2 scaling = make_float2(1, 1);
-    if (quant.scaling == Scaling::head) scaling = head_scaling(all.maximum, quant.type, shared);
+    // f16 values that stay f16 have no records: they are stored as they came.
+    const bool has_maximum = collected(call.recipe, Role::value, is_bf16<T>);
+    if (quant.scaling == Scaling::head && has_maximum) scaling = head_scaling(all.maximum, quant.type, shared);
     if (quant.scaling == Scaling::channel) scaling = scaling_of(all.maximum, quant.type);
     if (quant.scaling == Scaling::tile) {
       const float lambda = lambda_of(all, p.dim, shared);
