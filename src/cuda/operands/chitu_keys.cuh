@@ -130,7 +130,8 @@ struct KeyPart {
   // Index of a chunk among the thread's Chunks.
   static constexpr __device__ int chunk(int h, int s, int m) { return (h * strips + s) * (dim / 32) + m; }
   __device__ __forceinline__ bool exists_row(int h, int s) const { return s * 16 + h * 4 < left; }
-  // Where the integers of chunks m and m + 1 of a row go in the tile. Between the rows of one thread the swizzle differs as little as this.
+  // Where the integers of chunks m and m + 1 of a row go in the tile. It is computed from the thread's first row, because the swizzles of
+  // its rows differ only as these terms say.
   __device__ __forceinline__ int to(int h, int s, int m) const {
     const int first = row * dim + swizzled<dim>(share.quad, row) * 16;
     return dim == 128 ? first + h * 4 * dim + ((m >> 1) ^ h) * 64 : (first ^ (h * 32)) + (s * 16 + h * 4) * dim;

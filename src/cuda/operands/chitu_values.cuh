@@ -12,8 +12,8 @@
 namespace chitu::cuda {
 namespace {  // part of chitu.cu
 
-// A warp has 64 keys x 32 channels of a tile. A thread has 8 keys x 8 channels. 16 keys of a channel make a 16-byte chunk of the operand,
-// of which a thread has numbers 0 ... 3 and 8 ... 11, or those + 4: their integers follow each other there.
+// A warp has 64 keys x 32 channels of a tile. A thread has 8 keys x 8 channels. 16 keys of a channel make a 16-byte chunk of the operand. A
+// thread has numbers 0 ... 3 and 8 ... 11 of it, or those + 4; their integers follow each other in the order of stored_key().
 template <class T, int dim>
 struct ValuePart {
   static constexpr int keys = 8, parts = dim / 32, warps = 2 * parts, groups = 8 / warps;  // warps: of a tile; groups: tiles of a CTA
@@ -101,8 +101,8 @@ __device__ __forceinline__ void load_factors(const ValuePart<T, dim>& part, floa
   }
 }
 
-// The B operand of measure(): 1/λ in 16 bits in even columns, what is left of it in odd ones. Both are times `unit`, a power of two which
-// brings them into the range of f16.
+// The B operand of measure(): 1/λ in 16 bits in even columns, and in odd columns what this rounding has left. Both are times `unit`, a
+// power of two that brings them into the range of f16.
 template <class T, int dim>
 __device__ __forceinline__ void size_weights(const ValuePart<T, dim>& part, const float (&factor)[8], float unit,
                                              std::uint32_t (&weight)[4]) {

@@ -56,7 +56,7 @@ __device__ __forceinline__ uint4 load_input(const T* p) {
 
 __device__ __forceinline__ std::uint32_t sizes_of(std::uint32_t w) { return w & 0x7fff7fffu; }
 __device__ __forceinline__ std::uint32_t larger_sizes(std::uint32_t sizes, std::uint32_t w) { return __vmaxu2(sizes, sizes_of(w)); }
-// Two sizes, the larger of which is the largest of all eight: of sizes that are in `sizes` already, or of numbers.
+// Two sizes, the larger of which is the largest of eight: of those in `sizes`, or of the sizes of eight numbers.
 __device__ __forceinline__ std::uint32_t largest_sizes(const std::uint32_t (&sizes)[4]) {
   return larger_sizes(larger_sizes(larger_sizes(sizes[0], sizes[1]), sizes[2]), sizes[3]);
 }
@@ -85,7 +85,7 @@ __device__ __forceinline__ bool has_nonfinite(const std::uint32_t (&w)[4]) {
   return max(sizes & 0xffffu, sizes >> 16) >= infinity_bits<T>;
 }
 
-// Puts 0 for numbers that are not finite.
+// Replaces numbers that are not finite by 0.
 template <class T>
 __device__ __forceinline__ std::uint32_t finite_part(std::uint32_t w) {
   const std::uint32_t both = infinity_bits<T> | infinity_bits<T> << 16;
