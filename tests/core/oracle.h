@@ -38,7 +38,7 @@ struct Run {
   std::int64_t batch, sequence, query_begin, query_end, key_begin, key_end;
 };
 std::vector<Run> runs(const Call& call);
-// Of tokens of the tensors: their positions, and whether the query sees the key.
+// For tokens of the tensors: a query's position, and whether the query sees the key.
 std::int64_t query_position(const Call& call, const Run& run, std::int64_t query);
 std::int64_t key_position(const Call& call, const Run& run, std::int64_t key);
 bool sees(const Call& call, const Run& run, std::int64_t query, std::int64_t key);

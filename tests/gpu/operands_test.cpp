@@ -79,7 +79,7 @@ std::vector<SequenceLayout> layouts_of(const Shape& q, const Shape& k, const std
 
 enum class By { pack, quantise };  // the latter: keys and values, by chitu's own quantiser
 
-// Three tensors as an attention kernel wants them, here.
+// Three tensors as an attention kernel wants them, copied back from the GPU.
 struct Packed {
   Form form;
   std::vector<SequenceLayout> layouts;
@@ -147,14 +147,14 @@ struct Packed {
     passes.fetch(), key_scale.fetch(), ranges.fetch(), nonfinite_queries.fetch(), nonfinite_keys.fetch(), nonfinite_values.fetch();
     counters.fetch();
     if (recipe.value.type != DType::i8) return;
-    // As quantize() has them: without the offset.
+    // Remove the offset: quantize() has none.
     for (std::int64_t i = 0; i < static_cast<std::int64_t>(tiles.numbers().size()); ++i)
       if (i % form.tile_bytes() >= form.key_bytes()) tiles[i] ^= value_offset;
     for (std::int64_t i = 0; i < static_cast<std::int64_t>(residuals.numbers().size()); ++i)
       residuals[i] = static_cast<std::int8_t>(residuals[i] ^ value_offset);
   }
 
-  // Byte of a number in an operand of 16- or 8-bit rows; the operand has `rows` rows.
+  // The byte at which a number begins in an operand of 16- or 8-bit rows; the operand has `rows` rows.
   std::int64_t in_panels(int bytes, std::int64_t rows, std::int64_t row, std::int64_t channel) const {
     const std::int64_t row_bytes = std::int64_t{form.dim} * bytes, panel = std::min<std::int64_t>(row_bytes, 128), at = channel * bytes;
     const std::int64_t chunk = at % panel / 16, stands = panel == 128 ? chunk ^ (row % 8) : chunk ^ (row / 2 % 4);
@@ -167,7 +167,7 @@ struct Packed {
   const std::uint8_t* key(std::int64_t tile, std::int64_t row, std::int64_t channel) const {
     return &tiles[tile * form.tile_bytes() + in_panels(form.score_bytes, tile_tokens, row, channel)];
   }
-  // Of a plane of 8-bit values: where a key stands in a channel's row.
+  // The byte of a key's number in a plane of 8-bit values.
   static std::int64_t in_columns(std::int64_t row, std::int64_t channel) {
     constexpr int order[] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
     const std::int64_t at = std::find(std::begin(order), std::end(order), row % 16) - order;
@@ -180,7 +180,7 @@ struct Packed {
   }
 };
 
-// A place among the numbers of a type, so that neighbours differ by one.
+// The index of a number among those of its type, so that neighbours differ by one.
 std::int64_t step_of(DType type, const std::uint8_t* number) {
   if (type == DType::i8) return static_cast<std::int8_t>(*number);
   std::uint16_t bits = *number;
@@ -224,7 +224,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
     if (x.quant.scaling == Scaling::head) return load(row(x.scales, sequence, head, 0), DType::f32, 0);
     return 1.f;
   };
-  // What is stored for a number; zeros where there is none.
+  // Compares what is stored for a number. Where there is no number, a zero must be stored.
   const auto expect_number = [&](Tally& tally, const Quantized& x, const std::uint8_t* stored, float factor, std::int64_t sequence,
                                  std::int64_t batch, std::int64_t head, std::int64_t begin, std::int64_t tokens, std::int64_t token,
                                  std::int64_t channel) {
@@ -346,7 +346,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
   EXPECT_FALSE(got.p.tuned_quantizer && any_query) << "flags of queries are the attention kernel's to set";
   EXPECT_EQ(got.counters[0], 0);
   EXPECT_EQ(got.counters[1] != 0, any_nonfinite);
-  // Sums of a rotation may be rounded otherwise, and those of a sample, so that one channel's λ is another number.
+  // The GPU may round the sums of a rotation and of a sample differently; a channel's λ then differs.
   const auto expect_tally = [&](const Tally& t, const char* what, double part) {
     if (t.different == 0) return;
     std::printf("  %s: %lld of %lld numbers differ, by %lld at most\n", what, static_cast<long long>(t.different),
@@ -396,7 +396,8 @@ void run(By by, const Method& method, std::int64_t dim, const Case& c) {
   Random random(static_cast<std::uint64_t>(dim) * 131 + static_cast<std::uint64_t>(c.keys));
   Array q = normal(random, c.type, {c.batch, c.heads, c.queries, dim}), k = normal(random, c.type, {c.batch, c.kv_heads, c.keys, dim}),
         v = normal(random, c.type, k.shape());
-  // Keys with a common part; values of which one is smaller than its tile's others, about as much as a flag needs, and one larger.
+  // Keys share an offset. In each tile of values one key is smaller than the others, by about the ratio that flags a tile, and one key is
+  // larger.
   k.fill([&](auto, auto h, auto, std::int64_t channel) { return random.normal() + static_cast<float>(channel * (h + 1) % 7); });
   v.fill([&](auto, auto h, std::int64_t t, auto) {
     const float small = 0.12f + 0.02f * static_cast<float>((t / 131 + 3 * h + dim / 8) % 10);
@@ -426,7 +427,7 @@ TEST_P(Pack, MakesWhatQuantizeMakes) {
     }
 }
 
-// So many tiles that a chunk of the statistics has several, and a head many chunks.
+// So many tiles that a span of the statistics has several, and a head has many spans.
 Case long_case(DType type) { return {"long", type, Layout::bhsd, 1, 4, 4, 100, 40000, {}, {}, 0.1f, true}; }
 Case long_packed() {
   return {"long, packed", DType::bf16, Layout::bshd, 1, 4, 4, 300, 40000, {0, 100, 200, 300}, {0, 30000, 30003, 40000}, 0.1f, false};
