@@ -310,7 +310,8 @@ void add_bench(CLI::App& app, const std::string& command_line) {
       ->excludes(command->get_option("--batch"))
       ->excludes(command->get_option("--input"));
   add_runs(*command, flags->settings);
-  command->add_option("--rows", flags->rows, "Query rows of a head compared with double precision; unless given, those of a few seconds");
+  command->add_option("--rows", flags->rows,
+                      "Query rows of a head compared with double precision; unless given, as many as a few seconds allow");
   command->add_option("--sample-above", flags->sample_above,
                       fmt::format("Seconds: on a CPU, a method whose call would take longer ({:g}, unless given) is timed on a sample of "
                                   "query rows, and the table says so",

@@ -57,7 +57,7 @@ std::string beyond_it(const Architecture& architecture, const Problem& p) {
   const Tensor &q = p.query.tensor(), &k = p.key.tensor(), &v = p.value.tensor(), &out = p.output.out;
   if (!has_kernel_of(architecture, p.options.recipe)) {
     const auto method = std::find_if(methods.begin(), methods.end(), [&](const Method& m) { return m.recipe == p.options.recipe; });
-    return method == methods.end() ? "does the library's methods only, and this recipe is none of them"
+    return method == methods.end() ? "runs the library's methods only, and this recipe is not one of them"
                                    : "has no kernel for the method " + std::string(method->name);
   }
   if (p.query.quantized() || p.key.quantized() || p.value.quantized())
