@@ -48,7 +48,7 @@ __device__ float over_group(const Groups& groups, float top, RowsShared& shared)
   return top;
 }
 
-// Rotates a row, of which a lane has the 8 channels of chunk `chunk`. All lanes of the row call it together.
+// Rotates a row. Each lane has 8 channels of it, those of chunk `chunk`, and all lanes of the row call it together.
 __device__ __forceinline__ void rotate(float (&y)[8], int chunk, int block) {
 #pragma unroll
   for (int c = 0; c < 8; ++c)

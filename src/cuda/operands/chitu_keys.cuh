@@ -10,8 +10,8 @@
 namespace chitu::cuda {
 namespace {  // part of chitu.cu
 
-// What a thread has of 16 rows: two of them, `row` and `row` + 4. In a row it has channels 16 quad ... 16 quad + 15 and (dim 128) those +
-// 64, in chunks of 8.
+// A thread has two of 16 rows, `row` and `row` + 4. In each it has channels 16 quad ... 16 quad + 15 and, with dim 128, those + 64, in
+// chunks of 8.
 template <int dim>
 struct RowShare {
   int g, quad, row;

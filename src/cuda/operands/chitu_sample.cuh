@@ -45,7 +45,7 @@ __device__ __forceinline__ double total(double x, double (&of_warps)[count / 32]
   return sum;
 }
 
-// A head's sampled tokens. `lanes` neighbours have a token, each a 16-byte chunk of it.
+// A head's sampled tokens. `lanes` neighbouring threads have a token, each a 16-byte chunk of it.
 template <class T, int dim>
 struct SampledTokens {
   static constexpr unsigned lanes = dim / 8;
@@ -81,7 +81,7 @@ struct SampledTokens {
 // A thread's sums of 8 channels over its tokens: sums of keys, or of the sizes of values.
 template <class T, bool is_value>
 struct SampleSums {
-  float sum[8] = {};              // an eighth of it, so that the sum of sample_loads numbers is finite
+  float sum[8] = {};              // an eighth of the sum, so that it is finite for sample_loads numbers
   std::uint32_t largest[4] = {};  // sizes of values, two in a word
 
   __device__ __forceinline__ void add(const uint4& y) {

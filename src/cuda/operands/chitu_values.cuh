@@ -22,7 +22,7 @@ struct ValuePart {
   int chunk;
   bool exists;
   TileLocation at;
-  int valid;              // keys behind the thread's first
+  int valid;              // keys of the sequence from the thread's first on
   const T* from;          // its first key's first channel
   const float* channels;  // λ of its first channel
 
@@ -54,7 +54,7 @@ struct ValuePart {
     *reinterpret_cast<uint2*>(to) = make_uint2(ptx::pack_i8(number(0), number(1), number(4), number(5)) ^ value_offsets,
                                                ptx::pack_i8(number(2), number(3), number(6), number(7)) ^ value_offsets);
   }
-  // One thread of the tile's speaks for all.
+  // True in one thread of the tile, which writes for all.
   __device__ __forceinline__ bool speaks() const { return warp == 0 && lane == 0; }
 };
 

@@ -42,7 +42,8 @@ __device__ __forceinline__ void unpack(const uint4& x, float (&y)[8]) {
   for (int c = 0; c < 8; ++c) y[c] = low<T>(word(x, c / 2) >> c % 2 * 16 & 0xffff);
 }
 
-// Brings the rest of the 128-byte line to L2, too. Volatile, so that such loads stay in the order in which they are written.
+// Loads 16 bytes and brings the rest of the 128-byte line to L2, too. It is volatile, so that such loads stay in the order in which they
+// are written.
 template <class T>
 __device__ __forceinline__ uint4 load_input(const T* p) {
   uint4 r;

@@ -86,7 +86,7 @@ __device__ __forceinline__ int collect_finite(const Tokens<T>& tokens, int chunk
                                               Part<T, with_sums>& part, CollectShared& shared) {
   constexpr int warps = collect_threads / 32;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int taken = 0;  // by the warp
+  int taken = 0;  // tokens that count, of the warp's
   part = {};
   for (int i = warp; i < tokens.count; i += warps) {
     uint4 x = lane < chunks ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);

@@ -60,7 +60,7 @@ struct Config {
 
   static constexpr int row_bytes = dim * form.score_bytes, panel = row_bytes < 128 ? row_bytes : 128, panels = row_bytes / panel;
   static constexpr int query_bytes = form.block_queries * row_bytes, key_bytes = form.key_bytes();
-  static constexpr int block_bytes = quantizes_queries ? form.block_queries * dim * 2 : query_bytes;  // queries as they are brought
+  static constexpr int block_bytes = quantizes_queries ? form.block_queries * dim * 2 : query_bytes;  // a block of queries as it is brought
   static constexpr int value_bytes = form.tile_bytes() - key_bytes;
   static constexpr int halves = dim == 256 ? 2 : 1, width = dim / halves;  // channels of a product with values
   // Products with the values of the first keys start while the weights of the others are computed. This is done only where registers allow
