@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What bench and accuracy measure: the flags that say it, and the tensors that come of them.
+// What bench and accuracy measure: the flags that describe it, and the tensors that are made from them.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Second implementations of what the library computes, plain and slow, from its specification (docs/numerics.md). They share no code
-// with it, but for changed_score(), which is a specification itself: number formats, masks, exact attention, the quantisers, and attention
-// over quantised numbers.
+// Second implementations of what the library computes: number formats, masks, exact attention, the quantisers, and attention over quantised
+// numbers. They are plain and slow, and written from the specification (docs/numerics.md). They share no code with the library except
+// changed_score(), which is a specification itself.
 #pragma once
 
 #include <array>

@@ -95,7 +95,7 @@ void by_tokens(Head& head, const std::vector<Row>& rows, const Groups& groups, f
   const std::int64_t blocks = (head.tokens + groups.block - 1) / groups.block;
   Row maximum(static_cast<std::size_t>(blocks * groups.lanes), tiny * unit);
   for (std::int64_t t = 0; t < head.tokens; ++t) {
-    // Of 8 consecutive rows, neighbours share a lane: 8 / lanes of them.
+    // 8 / lanes neighbours among 8 consecutive rows share a lane.
     const std::int64_t lane = groups.lanes == 1 ? 0 : t % 8 / (8 / groups.lanes);
     head.group.push_back(t / groups.block * groups.lanes + lane);
     float& m = maximum[static_cast<std::size_t>(head.group.back())];
@@ -254,7 +254,7 @@ HeadResult attention(std::string_view method, const std::vector<float>& query, c
       running = std::max(running, tile_top);
       relative_to.resize(scores.size(), how.by_tile ? tile_top : running);
     }
-    // Second pass: weights relative to the row's maximum, rounded as they were relative to something else.
+    // Second pass: weights relative to the row's maximum, but rounded as they were relative to another score.
     double output_sum = 0, lse_sum = 0;
     std::vector<double> out(static_cast<std::size_t>(dim));
     for (std::int64_t j = 0; j < keys; ++j) {
