@@ -90,7 +90,7 @@ class Library:
         raise Unsupported(text) if status == UNSUPPORTED else RuntimeError(f"chitu: {text}")
 
     def attention(self, query, key, value, out, method, lse=None, causal=False, threads=0, stream=None):
-        """A function that makes this call whenever it is called: what Python has to prepare is then not in its time.
+        """A function that makes this call whenever it is called. Python prepares the call once, so that its time does not count.
 
         query, key, value, out: [batch, heads, tokens, dim]; lse: None, or float32 [batch, heads, queries, 1]."""
         options = Options()

@@ -41,11 +41,11 @@ void add_runs(CLI::App& command, MeasureSettings& settings) {
       ->check(CLI::Range(1, 1000));
   command
       .add_option("--in-a-row", settings.in_a_row,
-                  "Timed runs of a method before it is another's turn: a GPU that another method has driven to its power limit is slower "
+                  "Timed runs of a method before another method's turn: a GPU that another method has driven to its power limit is slower "
                   "for some calls")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
-  command.add_option("--rest", settings.rest_ms, "Milliseconds before each turn in which the device does nothing, against the same")
+  command.add_option("--rest", settings.rest_ms, "Milliseconds before each turn in which the device does nothing, for the same reason")
       ->capture_default_str()
       ->check(CLI::Range(0, 60000));
 }

@@ -49,7 +49,7 @@ Options options_of(const Words& words) {
           .kernel = words.kernel};
 }
 
-// The file for a result of this type; refused before the work is done where it could not be written after it.
+// The file for a result of this type. A file that could not be written is refused here, before the work is done.
 std::unique_ptr<NewFile> result_file(const std::string& option, const std::string& path, DType type) {
   const std::string extension = std::filesystem::path(path).extension().string();
   require(extension == npy || extension == safetensors, option, " ", path, " must end in .npy or .safetensors");

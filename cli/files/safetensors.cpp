@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The .safetensors format: length of the header (u64), a JSON object of {dtype, shape, data_offsets} by tensor name, data.
-// The JSON is read as a stream of events, so that nothing but what the format has is ever stored, however it nests.
+// The .safetensors format: length of the header (u64), a JSON object of {dtype, shape, data_offsets} by tensor name, data. The JSON is read
+// as a stream of events, so only what the format has is ever stored, however deep the input nests.
 #include <algorithm>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -80,7 +80,7 @@ class HeaderEvents : public json::json_sax_t {
   }
 
  private:
-  // Where the next event stands: at the outermost, among the tensors, within __metadata__, a tensor, its shape, its data_offsets.
+  // Where the next event stands: outermost, among the tensors, within __metadata__, a tensor, its shape, its data_offsets.
   enum class Place : std::uint8_t { file, tensors, metadata, tensor, shape, offsets };
 
   bool enter(Place place) {
@@ -113,7 +113,7 @@ class HeaderEvents : public json::json_sax_t {
   Entries entries_;
 };
 
-// The data must be the tensors one after the other, as the format has it: none overlaps, none leaves a hole.
+// The data must be the tensors one after the other, as the format says: no overlap, no hole.
 void check_offsets(const Entries& entries, std::int64_t data_bytes) {
   std::vector<const Entries::value_type*> order;
   for (const auto& entry : entries) order.push_back(&entry);

@@ -72,7 +72,7 @@ Workload WorkloadSource::check(std::span<const Method* const> methods, std::int6
     w.query = tensor(flags_.heads);
     w.key = w.value = tensor(flags_.kv_heads);
   }
-  // What a GPU's kernels do not take is listed with the results: for those, explain() checks the words and sizes alone.
+  // A method that the GPU's kernels do not take is listed with the results. So here explain() only checks words and sizes.
   for (const Method* m : methods) {
     const Options options{.recipe = m->recipe, .window = window_, .threads = threads(), .kernel = flags_.kernel};
     if (device_ == Device::cpu)

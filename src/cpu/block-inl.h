@@ -323,8 +323,8 @@ class Block {
       S::store(now_->weight + r, S::mul(weight, S::set(unit)));
       S::store(now_->residual_weight + r, S::mul(weight, S::set(unit / residual_parts)));
       S::store(now_->sum_weight + r, S::mul(weight, S::set(shared_.sum_unit)));
-      // Beside scores from 1e5 on log2_top_ is rounded here, so that u8 weights may saturate: an error no larger than those of such
-      // scores, and a faster loop. exponential() adds it itself, for where sums are of unrounded weights.
+      // Adding log2_top_ here makes the loop faster. With scores from 1e5 on the sum is rounded, so that u8 weights may saturate; such
+      // scores have larger errors of their own. Where unrounded weights are summed, exponential() adds it instead.
       S::store(x_.offset + r, S::sub(S::set(int8_weights ? shared_.log2_top : 0), relative_to));
     }
     now_->kept = S::reduce_max(change) == 0;
@@ -344,8 +344,8 @@ class Block {
     int left() const { return static_cast<int>(end - next); }
     [[gnu::always_inline]] void operator()() {
       const unsigned r = next / vectors;
-      // The product is rounded as find_maximum() rounds that of the maximum, which fma() would not: from scores of 2^31 on, 2^(their
-      // difference) is anything but 1.
+      // No fma() here: the product must be rounded as find_maximum() rounded the maximum's. Otherwise, from scores of 2^31 on, the largest
+      // weight would not be 2^0.
       const F p = exp2_u8<S>(S::add(S::mul(S::load(x->scores + next * W), S::load(x->factor[r])), S::set(x->offset[r])));
       S::store_u8(weights + next * W, S::to_int(p));
       if constexpr (unrounded) S::store(sums[r], S::add(S::load(sums[r]), p));

@@ -37,8 +37,8 @@ struct Shared {
   const L layout;
   const Weights& weights = problem.options.recipe.weights;
   const float log2_top = std::log2(weights.top) - (int8_weights ? exp2_u8_shift<S> : 0);
-  // Where running maxima lag, sums are this much smaller: else a tile's large scale times 2^lag could overflow, even in rows that do not
-  // see the value it comes from.
+  // A running maximum that lags lets sums grow by 2^lag. They are made smaller by that factor, because a large scale times 2^lag could
+  // overflow in rows whose result is finite.
   const bool lags = weights.by_tile && int8_weights;
   const float sum_unit = lags ? std::exp2(-lag) : 1;
   const bool sums_unrounded = weights.output == Sum::unrounded || weights.lse == Sum::unrounded;

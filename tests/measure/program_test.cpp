@@ -113,7 +113,7 @@ class TensorFile {
   std::filesystem::path path_;
 };
 
-// The words for a file of random tensors; nan: of so many elements of the queries.
+// The words for a file of random tensors; nan: how many elements of the queries are NaN.
 std::string file_of(const Folder& folder, const Shape& query, const Shape& key, std::int64_t nan = 0) {
   const HostTensor q = random_tensor(DType::f32, query, 1), k = random_tensor(DType::f32, key, 2), v = random_tensor(DType::f32, key, 3);
   std::fill_n(static_cast<float*>(q.tensor.data), nan, std::nanf(""));
@@ -140,7 +140,7 @@ TEST(NotFinite, WhereNothingIsComparedNothingIsRecommended) {
         EXPECT_TRUE(report.at("rows")[0].at(key).is_null()) << key;
     }
     const Outcome bench = chitu("bench" + file);
-    if (bench.status == refused) return;  // of a file with fewer queries than keys
+    if (bench.status == refused) return;  // bench refuses a file with fewer queries than keys
     EXPECT_NE(bench.out.find("Nothing was compared: " + why), std::string::npos) << bench.out;
     EXPECT_EQ(bench.out.find("0.0e+00"), std::string::npos) << bench.out;
   };
@@ -161,7 +161,7 @@ TEST(NotFinite, RowsLeftOutAreNamed) {
   }
 }
 
-// Without a heading that says what is not so, or seconds of work.
+// A refused file prints no heading that would be untrue, and costs no seconds of work.
 TEST(Refusals, OfAFileComeFirst) {
   const Folder folder;
   const auto expect_refused = [](const std::string& words, const char* named) {

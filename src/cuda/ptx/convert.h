@@ -18,8 +18,8 @@ __device__ __forceinline__ float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// Rounded to even and saturated: a and b as two bytes, then the first two of `next`. One instruction; not with .ftz, which would keep the
-// compiler from fusing conversion and packing.
+// a and b as two bytes, rounded to even and saturated, followed by the first two bytes of `next`. It is one instruction. With .ftz the
+// compiler would not fuse conversion and packing.
 __device__ __forceinline__ std::uint32_t pack_u8(float a, float b, std::uint32_t next) {
   std::uint32_t r;
   asm("{ .reg .s32 x, y;\n"
@@ -40,7 +40,7 @@ __device__ __forceinline__ std::uint32_t pack_i8(float a, float b, float c, floa
   return r;
 }
 
-// Of e4m3, the first as of u8.
+// The same for e4m3, in the order of pack_u8() and of pack_i8().
 __device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, std::uint32_t next) {
   std::uint32_t r;
   asm("{ .reg .b16 x, y, z;\n"
