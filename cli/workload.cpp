@@ -24,7 +24,7 @@ Tensor first_tokens(Tensor tensor, std::int64_t tokens, const std::string& file)
 
 Operands read(const std::string& file) {
   const std::string names[] = {"q", "k", "v"};
-  auto tensors = read_safetensors(file, names);
+  auto tensors = read_safetensors(file, names, Others::refused);
   return {tensors.at("q"), tensors.at("k"), tensors.at("v")};
 }
 
@@ -32,7 +32,10 @@ Operands read(const std::string& file) {
 
 void WorkloadFlags::add_to(CLI::App& command) {
   command.add_option("--method", method, "all, or names: NAME,... (chitu methods lists them)")->capture_default_str();
-  CLI::Option* file = command.add_option("--input", input, "A .safetensors file with tensors q, k and v, instead of --data");
+  CLI::Option* file = command.add_option(
+      "--input", input,
+      "A .safetensors file with tensors q, k and v, instead of --data. Any other tensor is refused by name, but for out, lse and NAME.q, "
+      "NAME.k, NAME.v");
   command.add_option("--layout", layout, "Order of the file's sizes: bhsd or bshd")->capture_default_str()->needs(file);
   CLI::Option* const of_data[] = {
       command.add_option("--data", data, "all, or names: NAME,... (listed below)")->capture_default_str(),

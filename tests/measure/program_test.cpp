@@ -123,6 +123,28 @@ TEST(NotFinite, WhereNothingIsComparedNothingIsRecommended) {
   expect_none(file_of(folder, {1, 2, 0, 16}, {1, 2, 0, 16}), "there are no query rows");
 }
 
+// Whoever puts a mask into a file expects it to count.
+TEST(Program, TensorsThatWouldNotCountAreRefused) {
+  const Folder folder;
+  const HostTensor x = random_tensor(DType::f32, small, 1);
+  const auto file = [&](const std::string& name, const std::vector<std::string>& others) {
+    std::vector<NamedTensor> tensors{{"q", x.tensor}, {"k", x.tensor}, {"v", x.tensor}};
+    for (const std::string& other : others) tensors.push_back({other, x.tensor});
+    write_safetensors(folder / name, tensors);
+    return " --input '" + (folder / name).string() + "' --threads 1";
+  };
+  const std::string commands[] = {"accuracy --runs 1", "bench --runs 1", "run --out '" + (folder / "out.npy").string() + "'"};
+  const std::string masked = file("masked.safetensors", {"attn_mask", "layers.3.bias", "lse"});
+  const std::string more = file("more.safetensors", {"layers.3.q", "1.k", "out", "lse"});
+  for (const std::string& command : commands) {
+    const Outcome o = chitu(command + masked);
+    EXPECT_EQ(o.status, refused) << o.out;
+    EXPECT_NE(o.error.find("masked.safetensors: has tensors that would not count: 'attn_mask', 'layers.3.bias';"), std::string::npos)
+        << o.error;
+    EXPECT_EQ(chitu(command + more).status, 0);
+  }
+}
+
 TEST(NotFinite, RowsLeftOutAreNamed) {
   const Folder folder;
   const auto json = folder / "a.json";
