@@ -89,6 +89,9 @@ Workload WorkloadSource::check(std::span<const Method* const> methods, std::int6
   Workload w;
   if (is_file()) {
     w = make(data_.front(), tokens);
+    for (const auto& [name, tensor] : {std::pair{"q", &w.query}, {"k", &w.key}})
+      require(std::find(tensor->shape.begin(), tensor->shape.end(), 0) == tensor->shape.end(), flags_.input, ": ", name, " has shape ",
+              text(tensor->shape), ", so there is nothing to measure");
   } else {
     static float no_data;  // the library looks at none
     const auto tensor = [&](std::int64_t heads) {
