@@ -90,11 +90,11 @@ HostTensor read_npy(const fs::path& path) {
   });
 }
 
-std::map<std::string, HostTensor> read_safetensors(const fs::path& path, std::span<const std::string> names) {
+std::map<std::string, HostTensor> read_safetensors(const fs::path& path, std::span<const std::string> names, Others others) {
   return naming(path, [&] {
     const InputFile file(path);
     std::map<std::string, HostTensor> tensors;
-    for (const auto& [name, stored] : parse_safetensors(file.start(safetensors_header_limit), file.bytes(), names))
+    for (const auto& [name, stored] : parse_safetensors(file.start(safetensors_header_limit), file.bytes(), names, others))
       tensors.emplace(name, file.tensor(stored));
     return tensors;
   });

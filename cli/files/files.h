@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -23,10 +24,14 @@ struct HostTensor {
 
 HostTensor allocate(DType type, const Shape& shape);  // not initialised
 
-// Both want rank 4 and give the shape that the file has.
+// The tensors of a file that are not asked for. Refused: but for results (out, lse) and the q, k and v of other heads or layers
+// (layers.3.q), for any other might be a mask or a bias that the caller expects to count.
+enum class Others : std::uint8_t { ignored, refused };
+
+// Both readers want rank 4 and give the shape that the file has.
 HostTensor read_npy(const std::filesystem::path& path);  // f32, f16
-std::map<std::string, HostTensor> read_safetensors(const std::filesystem::path& path,
-                                                   std::span<const std::string> names);  // f32, f16, bf16
+std::map<std::string, HostTensor> read_safetensors(const std::filesystem::path& path, std::span<const std::string> names,
+                                                   Others others = Others::ignored);  // f32, f16, bf16
 
 // The view [batch, heads, tokens, dim] of a tensor whose sizes are in the order of `layout`, "bhsd" or "bshd"; and back.
 Tensor as_bhsd(const Tensor& tensor, std::string_view layout);

@@ -29,7 +29,7 @@ inline constexpr std::uint64_t safetensors_header_limit = std::uint64_t{1} << 24
 
 Stored parse_npy(std::span<const std::byte> start, std::uint64_t file_bytes);
 std::map<std::string, Stored> parse_safetensors(std::span<const std::byte> start, std::uint64_t file_bytes,
-                                                std::span<const std::string> names);
+                                                std::span<const std::string> names, Others others = Others::ignored);
 
 std::string npy_header(DType type, std::span<const std::int64_t> shape);
 std::string safetensors_header(std::span<const NamedTensor> tensors);

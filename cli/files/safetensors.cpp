@@ -142,6 +142,18 @@ std::string names_in(const Entries& entries) {
   return names.empty() ? "none" : names;
 }
 
+void refuse_others(const Entries& entries, const std::map<std::string, Stored>& tensors) {
+  const auto may_stay = [](const std::string& name) {
+    const bool elsewhere = name.ends_with(".q") || name.ends_with(".k") || name.ends_with(".v");
+    return elsewhere || name == "out" || name == "lse";
+  };
+  Entries unknown;
+  for (const auto& entry : entries)
+    if (!tensors.contains(entry.first) && !may_stay(entry.first)) unknown.insert(entry);
+  require(unknown.empty(), "has tensors that would not count: ", names_in(unknown),
+          "; take them out (out, lse and those of other heads or layers, like layers.3.q, may stay)");
+}
+
 DType parse_dtype(const std::string& dtype) {
   if (dtype == "F32") return DType::f32;
   if (dtype == "F16") return DType::f16;
@@ -164,7 +176,7 @@ Stored stored(const Entry& entry, std::uint64_t data) {
 }  // namespace
 
 std::map<std::string, Stored> parse_safetensors(std::span<const std::byte> start, std::uint64_t file_bytes,
-                                                std::span<const std::string> names) {
+                                                std::span<const std::string> names, Others others) {
   require(start.size() >= prefix, "is not a .safetensors file: it has only ", file_bytes, " bytes");
   std::uint64_t length = 0;
   for (std::size_t i = 0; i < prefix; ++i) length |= std::to_integer<std::uint64_t>(start[i]) << (8 * i);
@@ -190,6 +202,7 @@ std::map<std::string, Stored> parse_safetensors(std::span<const std::byte> start
       throw Error(error.code(), "tensor " + in_quotes(name) + " " + error.what());
     }
   }
+  if (others == Others::refused) refuse_others(entries, tensors);
   return tensors;
 }
 

@@ -148,7 +148,8 @@ struct QuantizeOptions {
 Quantized quantize(const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options = {});
 
 // Joins the attention of the same queries over two disjoint sets of keys: result = softmax-weighted mean of a and b.
-// All three: out and lse as in Output, equal shapes; result may be a or b. A part whose lse is -inf counts nothing.
+// All three: out and lse as in Output, equal shapes; result may be a or b. A part whose lse is -inf counts nothing. A learned sink is a
+// part with output 0 and the sink as lse (docs/numerics.md, "Learned sinks").
 void merge(const Output& a, const Output& b, const Output& result);
 
 // The kernels in the order they are tried, up to the first that takes the call, and why each is refused or taken, a line each. Looks at
