@@ -13,7 +13,7 @@
 
 #include "common/numbers.h"
 #include "common/parallel.h"
-#include "cpu/block-inl.h"
+#include "cpu/finish-inl.h"
 
 namespace chitu::cpu {
 
