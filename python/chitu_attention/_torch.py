@@ -105,15 +105,19 @@ def _method(text):
     return Recipe._unpacked(bytes.fromhex(text[7:])) if text.startswith("recipe:") else text
 
 
-def _numbers(given):
-    """Positions or starts as the operators take them."""
+def _positions(given):
+    """(first, step) as the operators take it."""
+    return given if given is None else [given, 1] if isinstance(given, (int, torch.SymInt)) else list(given)
+
+
+def _starts(given):
     if given is None:
         return None
     if isinstance(given, torch.Tensor):
         if given.device.type != "cpu":
             raise NotImplementedError("query_starts and key_starts must be in CPU memory: give .cpu(), once for all layers")
         return given.tolist()
-    return [given] if isinstance(given, int) else list(given)
+    return list(given)
 
 
 def dispatched(query, key, value, method, layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts, query_positions,
@@ -133,8 +137,8 @@ def dispatched(query, key, value, method, layout, causal, window, scale, return_
         raise NotImplementedError("out and lse cannot be given with backward=\"exact\"")
     text = method if isinstance(method, str) else "recipe:" + method._packed.hex()
     sides = None if window is None else [-1 if side is None else side for side in window]
-    arguments = (query, key, value, text, layout, bool(causal), sides, scale, bool(return_lse) or lse is not None, _numbers(query_starts),
-                 _numbers(key_starts), _numbers(query_positions), _numbers(key_positions), kernel, threads, backward or "none")
+    arguments = (query, key, value, text, layout, bool(causal), sides, scale, bool(return_lse) or lse is not None, _starts(query_starts),
+                 _starts(key_starts), _positions(query_positions), _positions(key_positions), kernel, threads, backward or "none")
     if out is None and lse is None:
         result, result_lse = _ops.forward(*arguments)
     else:
