@@ -3,7 +3,10 @@
 
 A call is honoured in every argument, or it goes to PyTorch and is counted with the reason; `strict` raises instead."""
 
-from types import FunctionType
+import sys
+import threading
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
 
 import torch
 from torch.nn.attention.bias import CausalBias, CausalVariant
@@ -15,6 +18,28 @@ _TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _SDPA = torch.nn.functional.scaled_dot_product_attention
 _MULTI_HEAD = torch.nn.functional.multi_head_attention_forward
 _FUSED = (torch._native_multi_head_attention, torch._transformer_encoder_layer_fwd)
+
+
+# PyTorch's multi_head_attention_forward() with its call of scaled_dot_product_attention() turned to the mode that met it: a mode does not
+# see what a function of PyTorch's calls itself. It stands in a module of its own, for PyTorch's compiler looks names up by module.
+_modes = threading.local()
+_functional = ModuleType(f"{__package__}._functional")
+_functional.__dict__.update({name: value for name, value in _MULTI_HEAD.__globals__.items() if name == "__builtins__" or not name.startswith("__")})
+_functional.scaled_dot_product_attention = lambda *args, **kwargs: _modes.current.call(*args, **kwargs)
+_functional.has_torch_function = lambda tensors: False
+sys.modules[_functional.__name__] = _functional
+_multi_head = FunctionType(_MULTI_HEAD.__code__, _functional.__dict__, _MULTI_HEAD.__name__, _MULTI_HEAD.__defaults__)
+_multi_head.__kwdefaults__ = _MULTI_HEAD.__kwdefaults__
+
+
+@contextmanager
+def _within(mode):
+    before = getattr(_modes, "current", None)
+    _modes.current = mode
+    try:
+        yield
+    finally:
+        _modes.current = before
 
 
 class Report:
@@ -110,18 +135,11 @@ class SdpaMode(TorchFunctionMode):
         if func is _SDPA:
             return self.call(*args, **kwargs)
         if func is _MULTI_HEAD:
-            return self._multi_head()(*args, **kwargs)
+            with _within(self):
+                return _multi_head(*args, **kwargs)
         if func in _FUSED:
             self._count("the fused path of nn.MultiheadAttention and nn.TransformerEncoder")
         return func(*args, **kwargs)
-
-    def _multi_head(self):
-        """nn.functional's function with its call of scaled_dot_product_attention turned to self.call(): a mode does not see what a function
-        of PyTorch's calls itself."""
-        names = {**_MULTI_HEAD.__globals__, "scaled_dot_product_attention": self.call, "has_torch_function": lambda tensors: False}
-        function = FunctionType(_MULTI_HEAD.__code__, names, _MULTI_HEAD.__name__, _MULTI_HEAD.__defaults__)
-        function.__kwdefaults__ = _MULTI_HEAD.__kwdefaults__
-        return function
 
     def _count(self, reason):
         """A call goes to PyTorch."""
