@@ -161,3 +161,17 @@ def test_other_libraries():
 
 def test_doctor():
     assert "cuda." in ca.doctor()
+
+
+def test_registry():
+    from torch.nn.attention import SDPBackend, activate_flash_attention_impl, restore_flash_attention_impl, sdpa_kernel
+    q, k, v = make(kv_heads=4, queries=700)
+    activate_flash_attention_impl(ca.register_flash_attention("exact"))
+    ca.report(reset=True)
+    try:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            got = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    finally:
+        restore_flash_attention_impl()
+    assert ca.report().chitu == 1
+    torch.testing.assert_close(got, torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), rtol=2e-2, atol=2e-2)

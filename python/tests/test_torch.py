@@ -242,7 +242,7 @@ def test_inductor(dynamic):
 
     def block(q, k, v):
         out, lse = ca.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), method="sage2", causal=True, return_lse=True)
-        return out.transpose(1, 2).sin(), lse.exp()
+        return out.transpose(1, 2) * 2, lse + 1
 
     compiled, compiled_out = (torch.compile(f, fullgraph=True, dynamic=dynamic) for f in (block, with_out))
     for queries in (40, 41, 57):
