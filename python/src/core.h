@@ -11,8 +11,8 @@
 #include "chitu/c.h"
 #include "dlpack.h"
 
-/* Each function of the C interface that the module calls, by name. */
-/* clang-format off: its version 14 moves this list at every run */
+/* Each function of the C interface that the module calls, by name. The formatter would move this list at every run. */
+/* clang-format off */
 #define CHITU_FUNCTIONS(X) \
   X(abi_version) X(version) X(last_error) X(options_init) X(attention) X(workspace_size) \
   X(quantize) X(quantized_free) X(quantized_part) X(attention_quantized) X(merge) X(explain) \
