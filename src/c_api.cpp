@@ -109,14 +109,63 @@ std::int64_t bound(int64_t given, const char* name) {
   return given == -1 ? chitu::unbounded : given;
 }
 
+template <class Enum>
+Enum enumeration(int32_t number, Enum last, const char* what) {
+  require(number >= 0 && number <= static_cast<int32_t>(last), "recipe: ", what, " is ", number, "; it must be 0 ... ",
+          static_cast<int32_t>(last));
+  return static_cast<Enum>(number);
+}
+
+chitu::Quant quant(const chitu_quant& q) {
+  return {.type = enumeration(q.dtype, chitu::DType::e4m3, "dtype"),
+          .scaling = enumeration(q.scaling, chitu::Scaling::tile, "scaling"),
+          .groups = {q.group_block, q.group_lanes},
+          .centre = enumeration(q.centre, chitu::Centre::sampled_mean, "centre"),
+          .rotated = q.rotated != 0};
+}
+
+chitu_quant number(const chitu::Quant& q) {
+  return {static_cast<int32_t>(q.type),
+          static_cast<int32_t>(q.scaling),
+          q.groups.block,
+          q.groups.lanes,
+          static_cast<int32_t>(q.centre),
+          q.rotated};
+}
+
+chitu_recipe numbers(const chitu::Recipe& r) {
+  return {number(r.query),
+          number(r.key),
+          number(r.value),
+          static_cast<int32_t>(r.weights.type),
+          r.weights.top,
+          r.weights.by_tile,
+          static_cast<int32_t>(r.weights.output),
+          static_cast<int32_t>(r.weights.lse)};
+}
+
+// owner: the text before a field's name in messages.
+chitu::Recipe recipe(const char* method, const chitu_recipe* given, const char* owner) {
+  require(method || given, owner, "method is NULL");
+  if (!given) return chitu::find_method(method).recipe;
+  require(!method, owner, "method and recipe are both given; one must be NULL");
+  return {.query = quant(given->query),
+          .key = quant(given->key),
+          .value = quant(given->value),
+          .weights = {.type = enumeration(given->weights_dtype, chitu::DType::e4m3, "weights_dtype"),
+                      .top = given->weights_top,
+                      .by_tile = given->weights_by_tile != 0,
+                      .output = enumeration(given->weights_output, chitu::Sum::rounded, "weights_output"),
+                      .lse = enumeration(given->weights_lse, chitu::Sum::rounded, "weights_lse")}};
+}
+
 chitu::Options options(const chitu_options* given) {
   const chitu_options o = known(given, default_options(), "chitu_options");
   // The defaults have step 1, used or not; a struct of zeros would ask for a window of (0, 0).
   require(o.query_positions.step != 0 && o.key_positions.step != 0, "chitu_options has positions with step 0, used or not; ",
           "fill it with chitu_options_init() first");
-  require(o.method, "chitu_options.method is NULL");
   chitu::Options result;
-  result.recipe = chitu::find_method(o.method).recipe;
+  result.recipe = recipe(o.method, o.recipe, "chitu_options.");
   result.window = {bound(o.window_left, "window_left"), bound(o.window_right, "window_right")};
   if (o.has_scale) result.scale = o.scale;
   if (o.has_query_positions) result.query_positions = {o.query_positions.first, o.query_positions.step};
@@ -180,7 +229,6 @@ chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* met
                             chitu_quantized** quantized) {
   return guarded([&] {
     require(quantized, "quantized is NULL");
-    require(method, "method is NULL");
     require(role >= CHITU_QUERY && role <= CHITU_VALUE, "role is ", role, "; it must be 0 (query), 1 (key) or 2 (value)");
     const chitu_quantize_options o = known(given, {}, "chitu_quantize_options");
     const chitu::QuantizeOptions options{.starts = starts(o.starts, o.starts_count, "starts"),
@@ -189,7 +237,7 @@ chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* met
                                          .channels = tensor_or_none(o.channels, "channels"),
                                          .threads = o.threads};
     *quantized =
-        new chitu_quantized{chitu::quantize(tensor(x, "x"), static_cast<chitu::Role>(role), chitu::find_method(method).recipe, options)};
+        new chitu_quantized{chitu::quantize(tensor(x, "x"), static_cast<chitu::Role>(role), recipe(method, o.recipe, ""), options)};
   });
 }
 
@@ -200,6 +248,17 @@ chitu_status chitu_quantized_vectors(const chitu_quantized* quantized, chitu_ten
     require(quantized, "quantized is NULL");
     if (centre) *centre = view(quantized->value.centre);
     if (channels) *channels = view(quantized->value.channels);
+  });
+}
+
+chitu_status chitu_quantized_part(const chitu_quantized* quantized, int32_t part, chitu_tensor* result) {
+  return guarded([&] {
+    require(quantized, "quantized is NULL");
+    require(result, "view is NULL");
+    require(part >= CHITU_VALUES && part <= CHITU_RESIDUALS, "part is ", part, "; it must be 0 ... ", int{CHITU_RESIDUALS});
+    const chitu::Quantized& q = quantized->value;
+    const chitu::Tensor* const parts[] = {&q.values, &q.scales, &q.centre, &q.channels, &q.correction, &q.residuals};
+    *result = view(*parts[part]);
   });
 }
 
@@ -243,5 +302,14 @@ chitu_status chitu_kernel_info(size_t index, chitu_kernel* info) {
 
 size_t chitu_method_count(void) { return chitu::methods.size(); }
 const char* chitu_method_name(size_t index) { return index < chitu::methods.size() ? chitu::methods[index].name.data() : nullptr; }
+
+chitu_status chitu_method_info(size_t index, chitu_method* info) {
+  return guarded([&] {
+    require(info, "info is NULL");
+    require(index < chitu::methods.size(), "method index is ", index, "; there are ", chitu::methods.size(), " methods");
+    const chitu::Method& m = chitu::methods[index];  // its texts are literals, which end with a 0
+    *info = {m.name.data(), m.summary.data(), m.origin.data(), numbers(m.recipe)};
+  });
+}
 
 }  // extern "C"

@@ -50,6 +50,20 @@ typedef struct chitu_positions {
   int64_t first, step;
 } chitu_positions;
 
+/* How one operand is stored, and how weights meet values: the fields of chitu::Quant and chitu::Weights (method.h), enumerations as
+ * numbers in the order of their declaration there. */
+typedef struct chitu_quant {
+  int32_t dtype, scaling, group_block, group_lanes, centre, rotated;
+} chitu_quant;
+
+/* A quantisation method as a value: chitu::Recipe. Start from one of chitu_method_info()'s, and change what is to differ. */
+typedef struct chitu_recipe {
+  chitu_quant query, key, value;
+  int32_t weights_dtype;
+  float weights_top;
+  int32_t weights_by_tile, weights_output, weights_lse;
+} chitu_recipe;
+
 /* Fill with chitu_options_init(), which alone gives the defaults, then change what is to differ. Zeros are not the defaults: a window of
  * (0, 0) lets a query see one key. A struct whose positions have step 0, used or not, was not filled and is refused. struct_size says which
  * fields the caller knows: fields past it take their defaults; bytes past what the library knows must be zero. */
@@ -71,6 +85,7 @@ typedef struct chitu_options {
   void* stream;     /* cudaStream_t, for tensors on a GPU. On the CPU it must be NULL */
   void* workspace;  /* for tensors on a GPU: memory there, from a multiple of 256 bytes on, of chitu_workspace_size() bytes or more, */
   size_t workspace_bytes; /* which the call uses until the stream has done it; NULL and 0: allocated, but not while a graph is captured */
+  const chitu_recipe* recipe; /* instead of a method, which must then be NULL; NULL: none */
 } chitu_options;
 
 /* The defaults. struct_size: sizeof(chitu_options) as the caller was compiled. */
@@ -99,7 +114,8 @@ typedef struct chitu_quantize_options {
   const chitu_tensor* centre;   /* for keys: f32 [sequences, heads, 1, dim] instead of their mean; NULL: their mean */
   const chitu_tensor* channels; /* for values of "chitu": the same shape instead of a sampled vector; NULL: sampled */
   int32_t threads;
-  int32_t reserved; /* 0 */
+  int32_t reserved;           /* 0 */
+  const chitu_recipe* recipe; /* instead of a method, which must then be NULL; NULL: none */
 } chitu_quantize_options;
 
 /* role: CHITU_QUERY, CHITU_KEY or CHITU_VALUE. options: NULL for the defaults. On success *quantized is the caller's to free. Where the
@@ -111,6 +127,11 @@ void chitu_quantized_free(chitu_quantized* quantized); /* NULL is fine */
 /* Views of the vectors that other quantisations can be given, to freeze them: the keys' centre, the values' channels; data is NULL
  * where there is none. Either may be NULL. They live as long as `quantized`. */
 chitu_status chitu_quantized_vectors(const chitu_quantized* quantized, chitu_tensor* centre, chitu_tensor* channels);
+
+enum { CHITU_VALUES = 0, CHITU_SCALES = 1, CHITU_CENTRE = 2, CHITU_CHANNELS = 3, CHITU_CORRECTION = 4, CHITU_RESIDUALS = 5 };
+
+/* A view of one part of it: CHITU_VALUES ...; data is NULL where there is none. It lives as long as `quantized`. */
+chitu_status chitu_quantized_part(const chitu_quantized* quantized, int32_t part, chitu_tensor* view);
 
 /* Just one of the two is not NULL. */
 typedef struct chitu_operand {
@@ -144,6 +165,13 @@ chitu_status chitu_kernel_info(size_t index, chitu_kernel* info);
 
 size_t chitu_method_count(void);
 const char* chitu_method_name(size_t index); /* NULL past the last */
+
+/* A row of the table of methods. The strings live as long as the library. */
+typedef struct chitu_method {
+  const char *name, *summary, *origin;
+  chitu_recipe recipe;
+} chitu_method;
+chitu_status chitu_method_info(size_t index, chitu_method* info);
 
 #ifdef __cplusplus
 }

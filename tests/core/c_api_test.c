@@ -187,10 +187,56 @@ static void test_errors(void) {
   expect_error(chitu_kernel_info(chitu_kernel_count(), NULL), CHITU_BAD_ARGUMENT, "info is NULL");
 }
 
+static int same_bits(void) { return memcmp(out_data, out_2, sizeof out_data) == 0 && memcmp(lse_data, lse_2, sizeof lse_data) == 0; }
+
+static void test_recipes(void) {
+  chitu_options o, by_recipe;
+  chitu_quantize_options qo;
+  chitu_quantized* keys = NULL;
+  chitu_method info;
+  chitu_recipe changed;
+  for (size_t m = 0; m < chitu_method_count(); ++m) {
+    expect(chitu_method_info(m, &info) == CHITU_OK && strcmp(info.name, chitu_method_name(m)) == 0, "method info");
+    expect(info.summary && *info.summary && info.origin && *info.origin, "a method's texts");
+    chitu_options_init(&o, sizeof o);
+    chitu_options_init(&by_recipe, sizeof by_recipe);
+    o.method = info.name;
+    by_recipe.method = NULL;
+    by_recipe.recipe = &info.recipe;
+    expect(chitu_attention(&q, &k, &v, &out, &lse, &o) == CHITU_OK, info.name);
+    expect(chitu_attention(&q, &k, &v, &out2, &lse2, &by_recipe) == CHITU_OK, "a method's recipe");
+    expect(same_bits(), "a recipe gives its method's bits");
+    if (strcmp(info.name, "chitu") == 0) {
+      changed = info.recipe;
+      changed.query.rotated = changed.key.rotated = 0;
+      by_recipe.recipe = &changed;
+      expect(chitu_attention(&q, &k, &v, &out2, &lse2, &by_recipe) == CHITU_OK && !same_bits(), "a changed recipe changes bits");
+    }
+  }
+  expect_error(chitu_method_info(chitu_method_count(), &info), CHITU_BAD_ARGUMENT, "method index");
+  by_recipe.method = "chitu";
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &by_recipe), CHITU_BAD_ARGUMENT, "both given");
+  by_recipe.method = NULL;
+  by_recipe.recipe = &changed;
+  changed.key.scaling = 9;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &by_recipe), CHITU_BAD_ARGUMENT, "scaling is 9");
+  changed.key.scaling = 1;
+  changed.weights_output = -1;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &by_recipe), CHITU_BAD_ARGUMENT, "weights_output is -1");
+  memset(&qo, 0, sizeof qo);
+  qo.struct_size = sizeof qo;
+  changed.weights_output = 1;
+  qo.recipe = &changed;
+  expect(chitu_quantize(&k, CHITU_KEY, NULL, &qo, &keys) == CHITU_OK, "keys by a recipe");
+  chitu_quantized_free(keys);
+  expect_error(chitu_quantize(&k, CHITU_KEY, "chitu", &qo, &keys), CHITU_BAD_ARGUMENT, "both given");
+  expect_error(chitu_quantize(&k, CHITU_KEY, NULL, NULL, &keys), CHITU_BAD_ARGUMENT, "method is NULL");
+}
+
 static void test_quantized(void) {
   chitu_quantized *keys = NULL, *values = NULL, *queries = NULL, *frozen = NULL;
   chitu_quantize_options qo;
-  chitu_tensor centre, channels;
+  chitu_tensor centre, channels, part;
   chitu_operand a, b, c;
   memset(&qo, 0, sizeof qo);
   qo.struct_size = sizeof qo;
@@ -213,6 +259,10 @@ static void test_quantized(void) {
 
   expect(chitu_quantized_vectors(keys, &centre, NULL) == CHITU_OK && centre.data && centre.shape[3] == DIM, "centre of the keys");
   expect(chitu_quantized_vectors(values, &centre, &channels) == CHITU_OK && !centre.data && channels.data, "channels of the values");
+  expect(chitu_quantized_part(keys, CHITU_VALUES, &part) == CHITU_OK && part.dtype == CHITU_I8 && part.shape[2] == KEYS, "integers");
+  expect(chitu_quantized_part(keys, CHITU_SCALES, &part) == CHITU_OK && part.dtype == CHITU_F32 && part.data, "scales of the keys");
+  expect(chitu_quantized_part(keys, CHITU_CORRECTION, &part) == CHITU_OK && !part.data, "keys have no correction");
+  expect_error(chitu_quantized_part(keys, 6, &part), CHITU_BAD_ARGUMENT, "part is 6");
   qo.keys = NULL;
   qo.channels = &channels;
   expect(chitu_quantize(&v, CHITU_VALUE, "chitu", &qo, &frozen) == CHITU_OK, "frozen channels");
@@ -292,6 +342,7 @@ int main(void) {
   test_attention();
   test_options();
   test_errors();
+  test_recipes();
   test_quantized();
   test_packed_and_merge();
   test_tables();

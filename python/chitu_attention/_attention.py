@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""attention() and what belongs to it, for arrays of any library.
+
+What drop-in functions and plug-ins build on is attention() itself, by keywords; what they may rely on:
+
+    attention(query, key, value, *, method="chitu", layout="bhsd", causal=False, window=None, scale=None, return_lse=False, out=None,
+              lse=None, query_starts=None, key_starts=None, query_positions=None, key_positions=None, kernel=None, threads=0, stream=None,
+              backward=None) -> out | (out, lse)
+
+- layout "bshd" for (batch, tokens, heads, dim), "shd" for packed sequences (tokens, heads, dim) with query_starts and key_starts, which
+  are lists or arrays in CPU memory.
+- lse is float32 (batch, heads, queries) for all layouts, (heads, tokens) where the layout has no "b"; natural logarithm, -inf and zeros
+  for a query that sees no key.
+- causal is bottom-right; query_positions=0 makes it top-left.
+- It works under torch.compile and autocast, and refuses tensors that require gradients unless backward="exact"."""
+
+from collections import namedtuple
+from sys import modules
+
+from . import _library  # opens the library  # noqa: F401
+from . import _core
+from ._recipe import Recipe
+
+_attention = _core.attention
+version = _core.version
+release_workspaces = _core.release_workspaces
+
+
+def _is_compiling():  # until the first tensor of PyTorch; then it is PyTorch's own function
+    torch = modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
+
+
+def attention(query, key, value, *, method="chitu", layout="bhsd", causal=False, window=None, scale=None, return_lse=False, out=None,
+              lse=None, query_starts=None, key_starts=None, query_positions=None, key_positions=None, kernel=None, threads=0, stream=None,
+              backward=None):
+    """softmax(scale * query . key^T) value, with operands quantised as `method` says.
+
+    query: (batch, heads, queries, dim); key, value: (batch, kv heads, keys, dim); heads is a multiple of kv heads. float32, float16 or
+    bfloat16, all in CPU memory or all on one GPU, with any strides except that the last dimension is contiguous; dim is at most 256. Key
+    and value, or all three, may have been made by quantize(). Nothing is copied.
+
+    method: a name of methods(), or a Recipe. "exact" does not quantise.
+    layout: the order of the dimensions: b (batch, may be absent), h (heads), s (tokens), d (dim); "bshd" for (batch, tokens, heads, dim).
+    causal: a query sees the keys up to its own position. The last query stands at the last key, unless positions are given.
+    window: (left, right): how many tokens before and behind its own position a query sees; None or -1 for all.
+    scale: of the scores; 1 / sqrt(dim) unless given.
+    return_lse: return (out, lse); lse: float32 (batch, heads, queries), log of the sum of exp(score). A query that sees no key has out 0
+        and lse -inf.
+    out, lse: arrays to write to.
+    query_starts, key_starts: packed sequences, batch 1 or a layout such as "shd": lists, or integer arrays in CPU memory, of where each
+        sequence begins; the last is the number of tokens.
+    query_positions, key_positions: where the first token stands in the whole sequence, or (first, step).
+    kernel: a name of kernels(), to insist on it.
+    threads: on the CPU; 0 is OpenMP's default.
+    stream: a CUDA stream, which must be done before memory of the arrays is used again; PyTorch's current one unless given.
+    backward: "exact": gradients as of exact attention, recomputed by PyTorch. None: a tensor that requires a gradient is refused.
+
+    Raises ValueError or TypeError that names the argument, NotImplementedError if no kernel takes the call; explain() tells why."""
+    if backward is None and not _is_compiling():
+        return _attention(query, key, value, method, layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts,
+                          query_positions, key_positions, kernel, threads, stream)
+    from . import _torch
+    return _torch.dispatched(query, key, value, method, layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts,
+                             query_positions, key_positions, kernel, threads, stream, backward)
+
+
+def explain(query, key, value, *, method="chitu", layout="bhsd", causal=False, window=None, scale=None, return_lse=False,
+            query_starts=None, key_starts=None, query_positions=None, key_positions=None, kernel=None, threads=0, stream=None):
+    """Which kernel takes this call of attention(), and why those before it do not: a line each. Computes nothing."""
+    return _core.explain(query, key, value, method, layout, causal, window, scale, return_lse, None, None, query_starts, key_starts,
+                         query_positions, key_positions, kernel, threads, stream)
+
+
+def quantize(x, role, *, method="chitu", layout="bhsd", starts=None, keys=None, centre=None, channels=None, threads=0):
+    """Quantises one operand once, for many calls of attention(): a KV cache. Gives a Quantized.
+
+    x: as in attention(), in CPU memory. role: "query", "key" or "value".
+    starts: packed sequences, as in attention(). keys: for a query, the keys it will meet; needed if an lse will be asked for.
+    centre: for keys, float32 (sequences, heads, 1, dim) to subtract instead of their mean. channels: for values of "chitu", the same shape
+    to divide by instead of a sampled vector: `quantized.part("centre")` and `.part("channels")` give those of an earlier one."""
+    torch = modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor) and x.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError("x requires a gradient, which quantize() has none of: call it under torch.no_grad()")
+    return _core.quantize(x, role, method, layout, starts, keys, centre, channels, threads)
+
+
+def merge(out_a, lse_a, out_b, lse_b, *, out=None, lse=None, layout="bhsd"):
+    """Joins the attention of the same queries over two disjoint sets of keys: (out, lse) of the whole.
+
+    out, lse: arrays to write to, which may be those of a or b."""
+    torch = modules.get("torch")
+    if torch is not None and torch.is_grad_enabled():
+        for name, array in (("out_a", out_a), ("lse_a", lse_a), ("out_b", out_b), ("lse_b", lse_b), ("out", out), ("lse", lse)):
+            if isinstance(array, torch.Tensor) and array.requires_grad:
+                raise NotImplementedError(f"{name} requires a gradient, which merge() does not compute: call it under torch.no_grad()")
+    return _core.merge(out_a, lse_a, out_b, lse_b, out, lse, layout)
+
+
+Method = namedtuple("Method", "name summary origin recipe")
+Kernel = namedtuple("Kernel", "name scores weights available device")
+
+
+def methods():
+    """The quantisation methods by name: name, summary, origin, recipe."""
+    return {name: Method(name, summary, origin, Recipe._unpacked(packed)) for name, summary, origin, packed in _core.methods()}
+
+
+def kernels():
+    """The kernels of this build in the order in which they are tried: name, what scores and weights are computed in, whether this machine
+    can run it, the device of its tensors."""
+    return [Kernel(*row) for row in _core.kernels()]
