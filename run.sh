@@ -9,17 +9,29 @@ source tools/common.sh
 if [[ ${1-} == -h || ${1-} == --help ]]; then
   cat <<'EOF'
 ./run.sh            installs what is missing (Debian, Ubuntu), builds build/chitu, prints speed and accuracy of every method on
-                    captured and on normal tensors
+                    captured and on normal tensors, each table as soon as it is measured
 ./run.sh ARGUMENTS  the same, but prints what `build/chitu bench ARGUMENTS` does, for example:
                     ./run.sh --method exact,chitu --lengths 16K --heads 2 --dim 128 --causal
+./run.sh --cuda ... compiles the GPU kernels, which takes minutes, even where there is no GPU; otherwise they are compiled where there
+                    is one, and nvcc of CUDA 13
 EOF
   exit
 fi
 
+if [[ ${1-} == --cuda ]]; then
+  shift
+  cuda=-DCHITU_CUDA=ON
+elif has_gpu; then
+  cuda=-UCHITU_CUDA # as CMake finds nvcc
+else
+  cuda=-DCHITU_CUDA=OFF
+  say "there is no GPU here, so its kernels are not compiled (./run.sh --cuda compiles them all the same)"
+fi
+
 need_to_build
-configure build -DCMAKE_BUILD_TYPE=Release -DCHITU_TESTS=OFF
+configure build -DCMAKE_BUILD_TYPE=Release -DCHITU_TESTS=OFF "$cuda"
 cmake --build build
-say "build/chitu is ready; build/chitu --help tells what it does"
+say "build/chitu is ready after $SECONDS s; build/chitu --help tells what it does"
 
 if (($#)); then
   exec build/chitu bench "$@"

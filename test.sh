@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds everything and runs every test: formatting, generated documents, the suites, the suites under sanitizers, the fuzz targets.
+# Builds everything and runs every test: formatting, sizes, generated documents, the suites, the suites under sanitizers, the fuzz targets.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=tools/common.sh
@@ -14,7 +14,8 @@ for argument in "$@"; do
     -h | --help)
       cat <<'EOF'
 ./test.sh           installs what is missing (Debian, Ubuntu), builds, runs every test; under 10 minutes on two cores
-./test.sh --fast    the same without sanitizers and fuzzing
+./test.sh --fast    the same without sanitizers, fuzzing, the build of another project on this one (tests/install) and, where there is
+                    no GPU, its kernels; under 4 minutes. What is left out is counted as skipped
 It ends with a line "N passed, N failed, N skipped" and a status other than 0 if something failed.
 EOF
       exit
@@ -63,12 +64,21 @@ formatted() {
   git ls-files -z --cached --others --exclude-standard -- '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -0 clang-format-14 --dry-run --Werror
 }
 methods_are_current() { build/chitu methods --markdown | diff -u docs/methods.md -; }
+figure_is_current() { tools/plot_peers.py bench/results/gpu_peers.csv | diff -q docs/figures/speed.svg -; }
+# finished PID LOG: of a command in the background, whose output is shown if it fails.
+finished() { wait "$1" || { cat "$2"; return 1; }; }
 
 need_to_build
 need git git - libgtest-dev python3 python3
 if available clang-format-14; then need clang-format-14 clang-format-14; fi
 
-configure build -DCMAKE_BUILD_TYPE=Release -DCHITU_TESTS=ON
+cuda=-UCHITU_CUDA # as CMake finds nvcc
+unit_tests=()
+if $fast; then
+  unit_tests=(-LE install)
+  has_gpu || cuda=-DCHITU_CUDA=OFF
+fi
+configure build -DCMAKE_BUILD_TYPE=Release -DCHITU_TESTS=ON "$cuda"
 cmake --build build
 
 if command -v clang-format-14 >/dev/null; then
@@ -76,14 +86,20 @@ if command -v clang-format-14 >/dev/null; then
 else
   skip "formatting" "this distribution has no clang-format 14, and others format differently"
 fi
+check "no function in src/ over 80 lines, no file over 500" tools/check_sizes.py
+check "src/cuda/sm90 holds what needs Hopper" tools/check_sm90.py
+check "docs/figures/speed.svg is what tools/plot_peers.py draws" figure_is_current
 check "docs/methods.md is what build/chitu methods --markdown prints" methods_are_current
 
 # Two tests at a time, each with threads of its own: they must sleep, not spin, while they wait for each other.
 export OMP_WAIT_POLICY=passive
-suite "tests" build # those that need a GPU are skipped, counted, where there is none
+suite "tests" build "${unit_tests[@]}" # those that need a GPU are skipped, counted, where there is none
 
 if $fast; then
-  skip "sanitizers and fuzzing" "--fast"
+  skip "sanitizers" "--fast"
+  skip "fuzzing" "--fast"
+  skip "tests/install" "--fast"
+  [[ $cuda == -U* ]] || skip "GPU kernels" "--fast, and there is no GPU here"
 else
   need clang++ clang - libomp-dev
   runtime=libclang-rt-$(clang++ -dumpversion | cut -d . -f 1)-dev
@@ -98,15 +114,20 @@ else
     suite "tests/$part under address and undefined-behaviour sanitizers" "build-sanitize/tests/$part" -E 'SameBitsOnEveryRun|second_half|NoSpaceLeavesNoOutput'
   done
 
+  declare -A fuzzers # side by side: what they do is not measured
   for target in npy safetensors words; do
     mkdir -p "build-sanitize/corpus/$target"
     options=(-max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 -artifact_prefix=build-sanitize/ -verbosity=0)
     if [[ -f fuzz/$target.dict ]]; then options+=(-dict="fuzz/$target.dict"); fi
-    check "fuzz_$target for $fuzz_seconds s" "build-sanitize/fuzz/fuzz_$target" "${options[@]}" "build-sanitize/corpus/$target" "fuzz/seeds/$target"
+    "build-sanitize/fuzz/fuzz_$target" "${options[@]}" "build-sanitize/corpus/$target" "fuzz/seeds/$target" >"build-sanitize/fuzz_$target.log" 2>&1 &
+    fuzzers[$target]=$!
+  done
+  for target in "${!fuzzers[@]}"; do
+    check "fuzz_$target for $fuzz_seconds s" finished "${fuzzers[$target]}" "build-sanitize/fuzz_$target.log"
   done
 fi
 
-say "summary"
+say "summary, after $SECONDS s"
 printf '%s\n' "${summary[@]}"
 printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 ((failed == 0))

@@ -7,7 +7,7 @@ All run in one process on the same tensors, in turn, timed by the GPU's events; 
 it; "kernel" is attention alone where an interface offers it apart. What is not installed, or refuses a call, is listed with the reason.
 Kernels that drive the GPU to its power limit make those after them slower: --in-a-row and --rest keep them apart.
 
-    cmake -S . -B build-shared -G Ninja -DBUILD_SHARED_LIBS=ON -DCHITU_CLI=OFF -DCHITU_TESTS=OFF && cmake --build build-shared
+    pip install .
     bench/peers.py --csv peers.csv
 
 Prints Markdown; the CSV has a row for each time, and the machine in its first line.
@@ -25,7 +25,7 @@ import time
 
 import torch
 
-from chitu_ctypes import Library
+from library import Library
 
 DEVICE = "cuda"
 HALF = {"bf16": torch.bfloat16, "f16": torch.float16}
@@ -51,11 +51,10 @@ class Contender:
 def ours(library, method, build):
     def make(tensors, dtype, causal):
         query, key, value = tensors[dtype]
-        out, lse = torch.empty_like(query), torch.empty(*query.shape[:3], 1, device=query.device)
-        stream = torch.cuda.current_stream().cuda_stream
-        call = library.attention(query, key, value, out, method, causal=causal, stream=stream)
-        with_lse = library.attention(query, key, value, out, method, lse=lse, causal=causal, stream=stream)
-        return Contender(f"chitu {method}{build}", dtype, False, call, out=lambda: with_lse(), lse=lambda: lse)
+        out, lse = torch.empty_like(query), torch.empty(query.shape[:3], device=query.device)
+        call = library.attention(query, key, value, out, method, causal=causal)
+        with_lse = library.attention(query, key, value, out, method, lse=lse, causal=causal)
+        return Contender(f"chitu {method}{build}", dtype, False, call, out=lambda: with_lse(), lse=lambda: lse.unsqueeze(-1))
 
     return make
 
@@ -370,7 +369,7 @@ def shapes_of(flags):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", default="build-shared/libchitu.so", help="PATH,...: of several builds the names end with the path")
+    parser.add_argument("--library", default="", help="PATH,... of libchitu.so; of several builds the names end with the path; else the package's")
     parser.add_argument("--methods", default="all", help="this library's: all, or NAME,... (those that no kernel takes are listed)")
     parser.add_argument("--lengths", type=counts, default=[1024, 4096, 16384], help="tokens, like 1K,4K,16K")
     parser.add_argument("--dims", type=counts, default=[128, 64], help="channels of a head")

@@ -6,7 +6,7 @@ Both run in one process on the same tensors, in turn, so that a drift of the mac
 quantisation in it. Run it on a quiet machine:
 
     pip install torch==2.13.0 numpy
-    cmake -S . -B build-shared -G Ninja -DBUILD_SHARED_LIBS=ON -DCHITU_CLI=OFF -DCHITU_TESTS=OFF && cmake --build build-shared
+    pip install .
     bench/torch_sdpa.py --csv torch_sdpa.csv
 
 Prints a Markdown table; the CSV has every run.
@@ -20,7 +20,7 @@ import time
 
 import torch
 
-from chitu_ctypes import Library
+from library import Library
 
 
 def relative_l1(out, query, key, value, rows):
@@ -47,7 +47,7 @@ def measure(contenders, runs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--library", default="build-shared/libchitu.so")
+    parser.add_argument("--library", default="", help="another libchitu.so than the installed package's")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--dim", type=int, default=128)

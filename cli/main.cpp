@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "chitu/chitu.h"
-#include "cli/commands.h"
+#include "cli/commands/commands.h"
 
 namespace {
 
@@ -40,6 +40,20 @@ std::string no_command(const CLI::App& app, const CLI::ExtrasError& error) {
   for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
     names += (names.empty() ? "" : ", ") + command->get_name();
   return "there is no command '" + words.front() + "'; the commands are " + names;
+}
+
+// As it could be typed again: words with anything but harmless characters in quotes.
+std::string command_line(int argc, char** argv) {
+  constexpr std::string_view harmless = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=,.:/+@%";
+  std::string line = "chitu";
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    const bool plain = !word.empty() && word.find_first_not_of(harmless) == word.npos;
+    line += plain ? " " : " '";
+    for (const char c : word) line += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    if (!plain) line += '\'';
+  }
+  return line;
 }
 
 int parse_and_run(CLI::App& app, int argc, char** argv) {
@@ -71,8 +85,8 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "chitu " CHITU_VERSION);
   app.require_subcommand(0, 1);  // none is refused after parsing, so that a word that is no command is named
   chitu::cli::add_run(app);
-  chitu::cli::add_bench(app);
-  chitu::cli::add_accuracy(app);
+  chitu::cli::add_bench(app, command_line(argc, argv));
+  chitu::cli::add_accuracy(app, command_line(argc, argv));
   chitu::cli::add_explain(app);
   chitu::cli::add_methods(app);
   chitu::cli::add_doctor(app);

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <span>
 
-#include "cli/formats.h"
+#include "cli/files/formats.h"
 
 namespace chitu::fuzz {
 

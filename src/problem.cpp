@@ -38,8 +38,8 @@ void check_correction(const Operand& query, const Operand& key, const Recipe& re
   require(given(with), "query was quantised without keys, but an LSE is asked for: give QuantizeOptions::keys, or the query as it came");
   require(key.quantized(), "query is quantised for given keys, but key is not quantised: give both, or the query as it came");
   const Tensor& centre = key.quantized()->centre;
-  require(with.shape == centre.shape &&
-              (empty(centre) || std::memcmp(with.data, centre.data, static_cast<std::size_t>(centre.stride[0] * centre.shape[0]) * 4) == 0),
+  const auto numbers = static_cast<std::size_t>(centre.shape[0] * centre.shape[1] * centre.shape[3]);  // dense
+  require(with.shape == centre.shape && (empty(centre) || std::memcmp(with.data, centre.data, numbers * sizeof(float)) == 0),
           "query was quantised for keys with another centre, so the LSE would be wrong");
 }
 
@@ -78,6 +78,18 @@ std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Optio
   for (std::size_t i = 0; i + 1 < o.query_starts.size(); ++i)
     add(0, o.query_starts[i], o.query_starts[i + 1] - o.query_starts[i], o.key_starts[i], o.key_starts[i + 1] - o.key_starts[i]);
   return all;
+}
+
+// Multiply-adds of a call, at most, with what it takes to read and quantise the operands: for thread_count().
+double work_of(std::span<const Sequence> sequences, const Tensor& q, const Tensor& k, const Window& window) {
+  const auto span = static_cast<double>(window.left) + static_cast<double>(window.right) + 1;
+  double work = 0;
+  for (const Sequence& s : sequences) {
+    const auto queries = static_cast<double>(q.shape[1] * s.queries), keys = static_cast<double>(s.keys);
+    const double numbers = queries + 2 * static_cast<double>(k.shape[1]) * keys;  // dim times as many
+    work += (2 * queries * std::min(keys, span) + work_of_a_number * numbers) * static_cast<double>(q.shape[3]);
+  }
+  return work;
 }
 
 // Of tensors that come as they are; an operand that came quantised asks for more than its type.
@@ -159,14 +171,15 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
   Options full = o;
   full.window = window;
   full.scale = scale;
-  full.threads = thread_count(o.threads);
+  std::vector<Sequence> sequences = sequences_of(q, k, o);
+  full.threads = thread_count(o.threads, work_of(sequences, q, k, window));
   return {.query = query,
           .key = key,
           .value = value,
           .output = output,
           .options = full,
           .needs = needs_of(query, key, value, output, o),
-          .sequences = sequences_of(q, k, o)};
+          .sequences = std::move(sequences)};
 }
 
 }  // namespace chitu

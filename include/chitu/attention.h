@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention with quantised operands: attention(), quantize(), merge(), explain().
 // All functions may be called from several threads at once, also with the same inputs and the same Quantized: inputs are never written.
+// They may be called after fork() too, for tensors on the CPU: in the child of a process in which the library has started threads they
+// compute on one thread, with the same result. A child of a process in which it has not starts its own.
 // Outputs must not overlap inputs or each other (merge() is the exception). That is not checked.
 #pragma once
 
@@ -57,7 +59,7 @@ struct Options {
   std::span<const std::int64_t> query_starts{};
   std::span<const std::int64_t> key_starts{};
 
-  int threads = 0;         // for tensors on the CPU; 0: OpenMP's default. On a GPU it must be 0
+  int threads = 0;         // for tensors on the CPU; 0: OpenMP's default, fewer where a call is too short for them. On a GPU it must be 0
   void* stream = nullptr;  // a cudaStream_t, for tensors on a GPU. On the CPU it must be null
   // For tensors on a GPU: memory there for what one kernel leaves to the next. It starts at a multiple of 256 bytes and has at least
   // workspace_size() bytes; the call is done with it when the stream has done the call. Without it the library allocates in the stream's
@@ -123,9 +125,9 @@ struct Output {
 
 // out = softmax(scale * query . key^T within the window) value.
 // query [batch, heads, queries, dim], key and value [batch, kv heads, keys, dim]; heads is a multiple of kv heads, query head h
-// reads kv head h / (heads / kv heads); dim 1 ... max_dim; any length from 0 to max_tokens; any strides with the last 1. Operands may
-// differ in type. docs/kernels/sm90.md has what the GPU's kernels take. Throws Error: bad_argument, unsupported (with explain()'s
-// text), out_of_memory.
+// reads kv head h / (heads / kv heads); dim 1 ... max_dim; any length from 0 to max_tokens; any strides with the last 1; that of a size of
+// 1 is not looked at. Operands may differ in type. docs/kernels/sm90.md has what the GPU's kernels take. Throws Error: bad_argument,
+// unsupported (with explain()'s text), out_of_memory.
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
 
 // The bytes that Options::workspace must have for this call; 0 on the CPU. Looks at no data: that of tensors may be null still, and an

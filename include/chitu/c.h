@@ -34,7 +34,8 @@ enum { CHITU_F32 = 0, CHITU_F16 = 1, CHITU_BF16 = 2, CHITU_I8 = 3, CHITU_U8 = 4,
 enum { CHITU_CPU = 0, CHITU_CUDA = 1 };
 enum { CHITU_QUERY = 0, CHITU_KEY = 1, CHITU_VALUE = 2 };
 
-/* A view of the caller's memory: [batch, heads, tokens, dim], strides in elements, the last 1. Inputs are never written. */
+/* A view of the caller's memory: [batch, heads, tokens, dim], strides in elements, the last 1; that of a size of 1 is not looked
+ * at. Inputs are never written. */
 typedef struct chitu_tensor {
   void* data;
   int32_t dtype;  /* CHITU_F32 ... */
@@ -79,7 +80,7 @@ typedef struct chitu_options {
   const int64_t* query_starts; /* packed sequences of a tensor with batch 1: query_starts_count entries, first 0, last the */
   const int64_t* key_starts;   /* number of tokens; NULL and 0 for none */
   size_t query_starts_count, key_starts_count;
-  int32_t threads;  /* for tensors on the CPU; 0: OpenMP's default. On a GPU it must be 0 */
+  int32_t threads;  /* for tensors on the CPU; 0: OpenMP's default, fewer where a call is too short for them. On a GPU it must be 0 */
   int32_t reserved; /* 0 */
   void* stream;     /* cudaStream_t, for tensors on a GPU. On the CPU it must be NULL */
   void* workspace;  /* for tensors on a GPU: memory there, from a multiple of 256 bytes on, of chitu_workspace_size() bytes or more, */

@@ -27,7 +27,7 @@ struct Tensor {
   Device device = Device::cpu;
   int device_id = 0;
   Shape shape{};
-  Shape stride{};  // the last is 1; the others may be anything, but in outputs 0 only along a size of 0 or 1
+  Shape stride{};  // the last is 1; the others may be anything, but not 0 in outputs. That of a size of 1 is never looked at
 };
 
 constexpr Shape contiguous_strides(const Shape& shape) { return {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1}; }

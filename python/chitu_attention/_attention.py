@@ -53,7 +53,7 @@ def attention(query, key, value, *, method="chitu", layout="bhsd", causal=False,
     query_positions, key_positions: where the first token stands in the whole sequence, or (first, step).
     kernel: a name of kernels(), to insist on it.
     threads: on the CPU; 0 is OpenMP's default.
-    stream: a CUDA stream; PyTorch's current one unless given.
+    stream: a CUDA stream, which must be done before memory of the arrays is used again; PyTorch's current one unless given.
     backward: "exact": gradients as of exact attention, recomputed by PyTorch. None: a tensor that requires a gradient is refused.
 
     Raises ValueError or TypeError that names the argument, NotImplementedError if no kernel takes the call; explain() tells why."""

@@ -56,16 +56,23 @@ class Recipe(namedtuple("Recipe", "query key value weights", defaults=(Quant(), 
     def replace(self, **changes):
         return self._replace(**changes)
 
+    def _numbers(self):
+        """The fields of chitu_recipe in their order."""
+        w = self.weights
+        return (*self.query._numbers(), *self.key._numbers(), *self.value._numbers(), _number(_DTYPES, w.dtype, "dtype"), w.top, bool(w.by_tile),
+                _number(_SUMS, w.output, "output"), _number(_SUMS, w.lse, "lse"))
+
     @property
     def _packed(self):
-        w = self.weights
-        return _LAYOUT.pack(*self.query._numbers(), *self.key._numbers(), *self.value._numbers(), _number(_DTYPES, w.dtype, "dtype"), w.top,
-                            bool(w.by_tile), _number(_SUMS, w.output, "output"), _number(_SUMS, w.lse, "lse"))
+        return _LAYOUT.pack(*self._numbers())
 
     @classmethod
-    def _unpacked(cls, packed):
-        numbers = _LAYOUT.unpack(packed)
+    def _of_numbers(cls, numbers):
         quants = [Quant(_DTYPES[d], _SCALINGS[s], (block, lanes), _CENTRES[c], bool(r))
                   for d, s, block, lanes, c, r in (numbers[i:i + 6] for i in (0, 6, 12))]
         dtype, top, by_tile, output, lse = numbers[18:]
-        return cls(*quants, Weights(_DTYPES[dtype], top, bool(by_tile), _SUMS[output], _SUMS[lse]))
+        return cls(*quants, Weights(_DTYPES[dtype], float(top), bool(by_tile), _SUMS[output], _SUMS[lse]))
+
+    @classmethod
+    def _unpacked(cls, packed):
+        return cls._of_numbers(_LAYOUT.unpack(packed))

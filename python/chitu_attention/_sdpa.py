@@ -141,6 +141,10 @@ class SdpaMode(TorchFunctionMode):
             self._count("the fused path of nn.MultiheadAttention and nn.TransformerEncoder")
         return func(*args, **kwargs)
 
+    def _count_ours(self):
+        self.report.chitu += 1
+        _all.chitu += 1
+
     def _count(self, reason):
         """A call goes to PyTorch."""
         if self.strict and self.method != "torch":
@@ -163,8 +167,7 @@ class SdpaMode(TorchFunctionMode):
                 except NotImplementedError as error:
                     reason = str(error).strip().splitlines()[-1].strip()
             if reason is None:
-                self.report.chitu += 1
-                _all.chitu += 1
+                self._count_ours()
                 return out
         self._count(reason)
         with torch._C.DisableTorchFunction():  # nor an outer block of this kind

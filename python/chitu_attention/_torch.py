@@ -100,9 +100,11 @@ torch.library.register_autograd("chitu_attention::backward", _no_second_backward
 
 
 def _method(text):
-    """A method's name, or a recipe as the operators carry it: in hexadecimal digits."""
+    """A method's name, or a recipe as the operators carry it: "recipe:" and its numbers."""
     from ._recipe import Recipe
-    return Recipe._unpacked(bytes.fromhex(text[7:])) if text.startswith("recipe:") else text
+    if not text.startswith("recipe:"):
+        return text
+    return Recipe._of_numbers([float(number) if "." in number else int(number) for number in text[7:].split(",")])
 
 
 def _positions(given):
@@ -135,7 +137,7 @@ def dispatched(query, key, value, method, layout, causal, window, scale, return_
         _guard_gradients((query, key, value, out, lse))
     elif out is not None or lse is not None:
         raise NotImplementedError("out and lse cannot be given with backward=\"exact\"")
-    text = method if isinstance(method, str) else "recipe:" + method._packed.hex()
+    text = method if isinstance(method, str) else "recipe:" + ",".join([str(number + 0) for number in method._numbers()])
     sides = None if window is None else [-1 if side is None else side for side in window]
     arguments = (query, key, value, text, layout, bool(causal), sides, scale, bool(return_lse) or lse is not None, _starts(query_starts),
                  _starts(key_starts), _positions(query_positions), _positions(key_positions), kernel, threads, backward or "none")

@@ -219,9 +219,11 @@ static chitu_status workspace_size(State* state, const Job* job, PyObject* const
 }
 
 static PyObject* new_workspace(State* state, const Job* job, size_t bytes, void** data) {
+  int i = 0; /* a tensor of PyTorch, or there were no current stream */
+  while (!job->in[i].exchange) ++i;
   PyObject* made = PyObject_CallFunction(state->torch.new_workspace, "in", (int)job->tensors[0].device_id, (Py_ssize_t)bytes);
   dl_tensor dl;
-  if (made && job->in[0].exchange->view(made, &dl) == 0) {
+  if (made && job->in[i].exchange->view(made, &dl) == 0) {
     *data = (char*)dl.data + dl.byte_offset;
     return made;
   }
@@ -259,7 +261,11 @@ static bool workspace_take(State* state, Job* job, PyObject* const* args) {
     void* data;
     PyObject* made = new_workspace(state, job, bytes, &data);
     if (!made) return false;
-    Py_XDECREF(state->workspaces[i].array); /* another thread may have been here meanwhile */
+    if (state->workspaces[i].array) { /* another thread has been here meanwhile, and may be launching */
+      o->workspace = data;
+      job->fresh_workspace = made;
+      return true;
+    }
     state->workspaces[i].array = made;
     state->workspaces[i].data = data;
     state->workspaces[i].bytes = bytes;

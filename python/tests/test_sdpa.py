@@ -98,7 +98,7 @@ def test_blocks_nest_and_end():
         with ca.sdpa("exact") as inner:
             attend(Q, K, V)
         with ca.sdpa("torch") as left_alone:
-            assert torch.equal(attend(Q, K, V), torch.nn.functional._sdpa if False else left_alone.call(Q, K, V))
+            attend(Q, K, V)
         attend(Q, K, V)
     attend(Q, K, V)
     assert inner.report.chitu == 1 and outer.report.chitu == 1 and left_alone.report.chitu == 0 and left_alone.report.torch
@@ -152,7 +152,7 @@ def test_replace(model):
     replaced = ca.replace(model, "chitu")
     after = model(Q)
     assert replaced.report.chitu == 2 and not torch.equal(after, before) and isinstance(model, Model) and type(model).__name__ == "Model"
-    thread = threading.Thread(target=lambda: model(Q))
+    thread = threading.Thread(target=torch.no_grad()(model), args=(Q,))
     thread.start()
     thread.join()
     assert replaced.report.chitu == 4
@@ -232,5 +232,39 @@ def test_encoder_layers():
             torch.testing.assert_close(encoder(x), wanted, rtol=1e-4, atol=1e-5)
         assert block.report.chitu == 2
         with ca.sdpa("exact") as block:
-            torch.compile(encoder, fullgraph=True, backend="aot_eager")(x)
+            torch.compile(encoder, fullgraph=True, backend="eager")(x)
         assert list(block.report.torch) == ["the fused path of nn.MultiheadAttention and nn.TransformerEncoder"]
+
+
+@pytest.fixture
+def registered():
+    from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl
+    activate_flash_attention_impl(ca.register_flash_attention("exact"))
+    ca.report(reset=True)
+    yield
+    restore_flash_attention_impl()
+
+
+def test_registry(registered):
+    from torch.nn.attention import current_flash_attention_impl, restore_flash_attention_impl
+    assert current_flash_attention_impl() == "CHITU"
+    cases = {case: arguments for case, arguments in HONOURED.items() if case in ("plain", "causal", "causal, fewer queries", "causal, fewer keys", "scale",
+                                                                               "grouped", "views")}
+    results = {case: attend(*tensors, **options) for case, (tensors, options) in cases.items()}
+    mask = torch.ones(24, 24, dtype=torch.bool).tril()
+    masked = attend(Q, K, V, attn_mask=mask)
+    leaf = Q.clone().requires_grad_()
+    attend(leaf, K, V).sum().backward()
+    compiled = torch.compile(lambda *qkv: attend(*qkv), fullgraph=True, backend="aot_eager")(Q, K, V)
+    assert ca.report().chitu == len(cases) + 1 and ca.report().torch == {
+        "attn_mask is given": 1, "query requires a gradient (backward=\"exact\" would give one)": 1}
+    restore_flash_attention_impl()
+    for case, (tensors, options) in cases.items():
+        wanted = attend(*tensors, **options)
+        torch.testing.assert_close(results[case], wanted, rtol=1e-4, atol=1e-5)
+        assert results[case].stride() == wanted.stride(), case
+    assert torch.equal(masked, attend(Q, K, V, attn_mask=mask)) and ca.report().chitu == len(cases) + 1
+    torch.testing.assert_close(compiled, attend(Q, K, V), rtol=1e-4, atol=1e-5)
+    again = Q.clone().requires_grad_()
+    attend(again, K, V).sum().backward()
+    assert torch.equal(leaf.grad, again.grad)

@@ -204,7 +204,8 @@ def test_dispatch_modes_and_transforms():
     q, k, v = make()
     wanted = ca.attention(q, k, v)
     with Log():
-        same(ca.attention(q, k, v), wanted)
+        out = ca.attention(q, k, v)
+    same(out, wanted)
     assert seen == ["chitu_attention.forward.default"]
     graph = make_fx(lambda *qkv: ca.attention(*qkv))(q, k, v)
     assert "chitu_attention.forward" in graph.code
@@ -213,7 +214,7 @@ def test_dispatch_modes_and_transforms():
     same(traced(q + 1, k, v), ca.attention(q + 1, k, v))
     both = torch.vmap(lambda x: ca.attention(x, k, v))(torch.stack([q, q + 1]))
     same(both, torch.stack([wanted, ca.attention(q + 1, k, v)]))
-    with pytest.raises(RuntimeError, match="no gradient|Trying to use"):
+    with pytest.raises(NotImplementedError, match="query requires a gradient"):
         torch.func.grad(lambda x: ca.attention(x, k, v).sum())(q)
 
 
@@ -241,7 +242,7 @@ def test_inductor(dynamic):
 
     def block(q, k, v):
         out, lse = ca.attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), method="sage2", causal=True, return_lse=True)
-        return out.transpose(1, 2).sin(), lse.exp()
+        return out.transpose(1, 2) * 2, lse + 1
 
     compiled, compiled_out = (torch.compile(f, fullgraph=True, dynamic=dynamic) for f in (block, with_out))
     for queries in (40, 41, 57):

@@ -78,7 +78,16 @@ inline std::array<float, 256> e4m3_table() {
 constexpr bool is_finite(float x) { return (std::bit_cast<std::uint32_t>(x) & 0x7f800000u) != 0x7f800000u; }
 
 constexpr float largest(DType type) {
-  return type == DType::i8 ? 127 : type == DType::u8 ? 255 : type == DType::e4m3 ? e4m3_max : type == DType::f16 ? 65504 : 0;
+  constexpr float all[] = {0x1.fffffep127f, 65504, 0x1.fep127f, 127, 255, e4m3_max};  // in the order of DType
+  return all[static_cast<int>(type)];
+}
+
+// x as an output of this type: a weighted mean of finite numbers never leaves their type, though its rounding or that of the weights may
+// put it past the end. NaN stays.
+template <class Float>
+constexpr Float within(DType type, Float x) {
+  const Float end = largest(type);
+  return x > end ? end : x < -end ? -end : x;
 }
 
 constexpr bool is_float(DType type) { return type == DType::f32 || type == DType::f16 || type == DType::bf16; }

@@ -46,8 +46,7 @@ class Attention {
 
   static std::vector<std::int64_t> nonfinite_tokens(const Quantized& x, std::int64_t sequence, std::int64_t head) {
     std::vector<std::int64_t> tokens;
-    for (const NonFinite& n : x.nonfinite)
-      if (n.sequence == sequence && n.head == head) tokens.push_back(n.token);
+    for (const NonFinite& n : nonfinite_of(x, sequence, head)) tokens.push_back(n.token);
     return tokens;
   }
 
@@ -61,7 +60,7 @@ class Attention {
       std::int64_t tasks = 0, bytes = 0;
       while (last < units_.size() && (last == first || tasks < 8 * threads_ || bytes < (std::int64_t{8} << 20))) {
         tasks += tasks_of(units_[last]);
-        bytes += shared_.sequence_of(units_[last]).keys * 2 * shared_.layout.width;
+        bytes += tiles_of(shared_.sequence_of(units_[last]).keys) * tile_tokens * 2 * shared_.layout.width;
         ++last;
       }
       run_wave(first, last);
@@ -120,6 +119,7 @@ class Attention {
   // An INT8 operand's tile into the panels of its head.
   void pack(const Unit& u, std::int64_t tile, Panels<S>& to) const {
     const Sequence& s = shared_.sequence_of(u);
+    const int count = static_cast<int>(std::min<std::int64_t>(tile_tokens, s.keys - tile * tile_tokens));
     const auto copy = [&](const Quantized& x, int j, std::int8_t* numbers) {
       const std::int64_t token = tile * tile_tokens + j;
       if (token < s.keys)
@@ -128,9 +128,9 @@ class Attention {
         std::memset(numbers, 0, static_cast<std::size_t>(shared_.layout.dim));
     };
     if constexpr (int8_scores) {
-      const Quantized& k = shared_.operands.key;
+      const Indexed& k = shared_.operands.key;
       const Locator where(k, u.sequence, u.head);
-      Packer<S, Int8>::keys(shared_.layout, to.keys + tile * shared_.tile_key_bytes, [&](int j, std::int8_t* numbers) {
+      Packer<S, Int8>::keys(shared_.layout, count, to.keys + tile * shared_.tile_key_bytes, [&](int j, std::int8_t* numbers) {
         copy(k, j, numbers);
         const std::int64_t token = tile * tile_tokens + j;
         std::int32_t sum = 0;
@@ -141,15 +141,16 @@ class Attention {
       });
     }
     if constexpr (int8_weights) {
-      const Quantized& v = shared_.operands.value;
-      Packer<S, Int8>::values(shared_.layout, to.values + tile * shared_.tile_value_bytes,
+      const Indexed& v = shared_.operands.value;
+      Packer<S, Int8>::values(shared_.layout, count, to.values + tile * shared_.tile_value_bytes,
                               [&](int j, std::int8_t* numbers) { copy(v, j, numbers); });
       const std::int32_t flagged = to.residual_of.empty() ? -1 : to.residual_of[static_cast<std::size_t>(tile)];
       if (flagged < 0) return;
       const std::int8_t* residual = Locator(v, u.sequence, u.head).residual(tile);
-      Packer<S, Int8>::values(shared_.layout, to.residuals.data() + flagged * shared_.tile_value_bytes, [&](int j, std::int8_t* numbers) {
-        std::memcpy(numbers, residual + j * shared_.layout.dim, static_cast<std::size_t>(shared_.layout.dim));
-      });
+      Packer<S, Int8>::values(shared_.layout, count, to.residuals.data() + flagged * shared_.tile_value_bytes,
+                              [&](int j, std::int8_t* numbers) {
+                                std::memcpy(numbers, residual + j * shared_.layout.dim, static_cast<std::size_t>(shared_.layout.dim));
+                              });
     }
   }
 

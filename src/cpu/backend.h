@@ -48,10 +48,17 @@ const Backend& best_backend();
 Quantized quantize_with(const Backend& backend, const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options);
 void merge(const Output& a, const Output& b, const Output& result);
 
+// A quantised operand, and where the scales of each sequence of a packed batch begin.
+struct Indexed : Quantized {
+  Indexed() = default;
+  explicit Indexed(Quantized operand);
+  std::vector<std::int64_t> first;  // group or tile of each sequence; empty unless packed
+};
+
 // The problem's operands, those that came as tensors quantised now.
 struct Operands {
   explicit Operands(const Problem& problem);
-  Quantized query, key, value;
+  Indexed query, key, value;
 };
 
 // After a kernel has left out the tokens of NonFinite lists: puts NaN and infinity into just the outputs that they would reach in exact

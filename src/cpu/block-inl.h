@@ -14,6 +14,7 @@
 #include <limits>
 #include <numbers>
 #include <utility>
+#include <vector>
 
 #include "common/limits.h"
 #include "common/numbers.h"
@@ -62,6 +63,14 @@ class Block {
   }
 
   void run() {
+    attend();
+    for (int r = 0; r < rows_; ++r) finish_row(r);
+    if (overflowed_) attend_again();
+  }
+
+ private:
+  // From the queries to unscaled outputs and their sums.
+  void attend() {
     Range all{std::numeric_limits<std::int64_t>::max(), 0};
     for (int r = 0; r < round_up(rows_, R); ++r) all = join(all, start_row(r));
     std::fill_n(x_.out.data(), std::int64_t{round_up(rows_, R)} * l_.width, 0.f);
@@ -92,10 +101,25 @@ class Block {
       }
     }
     if (before.rows) accumulate(before, nothing_);
-    for (int r = 0; r < rows_; ++r) finish_row(r);
   }
 
- private:
+  // Sums of large values overflowed whose mean does not: once more with values that are so much smaller that no sum can, for just those
+  // numbers of the outputs. All others keep their bits, and calls without such values pay nothing.
+  void attend_again() {
+    const float* numbers = x_.out.data();
+    const std::vector<float> first(numbers, numbers + std::int64_t{rows_} * l_.width);
+    value_unit_ = 0x1p-40f;  // 2^31 keys, weights up to 255 or 448
+    attend();
+    for (int r = 0; r < rows_; ++r) {
+      const float* before = first.data() + std::int64_t{r} * l_.width;
+      if (Quantizer<S>::finite(before, l_.width)) continue;
+      scale_row(r);
+      float* now = x_.out.data() + std::int64_t{r} * l_.width;
+      for (int c = 0; c < l_.dim; ++c) now[c] = is_finite(before[c]) ? before[c] : now[c] / value_unit_;
+      store_row(r);
+    }
+  }
+
   static Range join(const Range& a, const Range& b) { return b.empty() ? a : Range{std::min(a.begin, b.begin), std::max(a.end, b.end)}; }
   std::int64_t head(int r) const { return unit_.head * p_.group() + (first_row_ + r) / sequence_.queries; }
   std::int64_t query(int r) const { return (first_row_ + r) % sequence_.queries; }
@@ -116,7 +140,7 @@ class Block {
     std::fill_n(x_.output_sum[r], W, 0.f);
     std::fill_n(x_.lse_sum[r], W, 0.f);
     if (r < rows_) {
-      const Quantized& q = shared_.operands.query;
+      const Indexed& q = shared_.operands.query;
       const Locator where(q, unit_.sequence, head(r));
       read(q, head(r), sequence_.query_begin + query(r), numbers);
       negate(numbers);
@@ -184,8 +208,20 @@ class Block {
           std::fill_n(numbers, l_.dim, std::remove_reference_t<decltype(*numbers)>{});
       };
     };
-    if constexpr (!int8_scores) Packer<S, Score>::keys(l_, x_.keys.data(), from(shared_.operands.key));
-    if constexpr (!int8_weights) Packer<S, Weight>::values(l_, x_.values.data(), from(shared_.operands.value));
+    const int count = static_cast<int>(std::min<std::int64_t>(tile_tokens, sequence_.keys - first));
+    if constexpr (!int8_scores) Packer<S, Score>::keys(l_, count, x_.keys.data(), from(shared_.operands.key));
+    if constexpr (!int8_weights)
+      Packer<S, Weight>::values(l_, count, x_.values.data(), [&, read = from(shared_.operands.value)](int j, auto* numbers) {
+        read(j, numbers);
+        if (value_unit_ != 1) shrink(numbers);
+      });
+  }
+
+  void shrink(float* numbers) const {
+    for (int c = 0; c < l_.dim; ++c) numbers[c] *= value_unit_;
+  }
+  void shrink(std::uint16_t* numbers) const {
+    for (int c = 0; c < l_.dim; ++c) numbers[c] = f32_to_bf16(bf16_to_f32(numbers[c]) * value_unit_);
   }
 
   void score(const Step& s) {
@@ -267,8 +303,9 @@ class Block {
   // With the maxima of all rows: what the step's weights, sums and products are multiplied by.
   void update_maxima(const Step& s) {
     const bool by_tile = shared_.weights.by_tile;
-    const float unit =
-        shared_.sum_unit * (value_.scales && shared_.operands.value.quant.scaling == Scaling::tile ? value_.scales[s.tile] : 1);
+    const float unit = shared_.sum_unit *
+                       (value_.scales && shared_.operands.value.quant.scaling == Scaling::tile ? value_.scales[s.tile] : 1) *
+                       (int8_weights ? value_unit_ : 1);
     const int rows = round_up(s.rows, R), padded = round_up(rows, W);
     std::fill(x_.tile_maximum + rows, x_.tile_maximum + padded, -infinity);
     float* running = x_.maximum.data() + s.row;
@@ -426,27 +463,48 @@ class Block {
     call(std::integral_constant<int, NV>{});
   }
 
-  void finish_row(int r) {
+  // What a row's output is multiplied by, beside the channels' scales.
+  float factor_of(int r) const {
     const auto i = static_cast<std::size_t>(r);
-    const Output& output = p_.output;
-    const std::int64_t token = sequence_.query_begin + query(r);
     const float sum = S::reduce_add(S::load(x_.output_sum[i]));
     // Scores that overflowed have no softmax; nothing seen is 0.
-    const float factor = x_.maximum[i] == infinity ? std::numeric_limits<float>::quiet_NaN() : sum == 0 ? 0 : 1 / sum;
+    return x_.maximum[i] == infinity ? std::numeric_limits<float>::quiet_NaN() : sum == 0 ? 0 : 1 / sum;
+  }
+
+  void scale_row(int r) {
     float* numbers = x_.out.data() + std::int64_t{r} * l_.width;
-    for (int c = 0; c < l_.width; c += W)
-      S::store(numbers + c, S::mul(S::load(numbers + c), S::mul(S::load(channel_scale_ + c), S::set(factor))));
-    Quantizer<S>::from_f32(numbers, output.out.type, row(output.out, sequence_.batch, head(r), token), l_.dim);
+    const F factor = S::set(factor_of(r));
+    for (int c = 0; c < l_.width; c += W) S::store(numbers + c, S::mul(S::load(numbers + c), S::mul(S::load(channel_scale_ + c), factor)));
+  }
+
+  std::int64_t token(int r) const { return sequence_.query_begin + query(r); }
+
+  void store_row(int r) {
+    const Tensor& out = p_.output.out;
+    const float* numbers = x_.out.data() + std::int64_t{r} * l_.width;
+    alignas(64) float within[max_dim + W];  // the type, as within() does it: min() and max() give their second operand where that is NaN
+    const F high = S::set(largest(out.type)), low = S::set(-largest(out.type));
+    for (int c = 0; c < l_.width; c += W) S::store(within + c, S::min(high, S::max(low, S::load(numbers + c))));
+    Quantizer<S>::from_f32(within, out.type, row(out, sequence_.batch, head(r), token(r)), l_.dim);
+  }
+
+  void finish_row(int r) {
+    const auto i = static_cast<std::size_t>(r);
+    const float factor = factor_of(r);
+    scale_row(r);
+    overflowed_ |= !std::isnan(factor) && !Quantizer<S>::finite(x_.out.data() + std::int64_t{r} * l_.width, l_.width);
+    store_row(r);
+    const Output& output = p_.output;
     if (!output.lse.data) return;
     float lse = -infinity;
     if (factor != 0) {
       const bool same = shared_.weights.lse == shared_.weights.output;
-      const float total = same ? sum : S::reduce_add(S::load(x_.lse_sum[i]));
+      const float total = S::reduce_add(S::load(same ? x_.output_sum[i] : x_.lse_sum[i]));
       lse = (x_.maximum[i] + std::log2(total / (shared_.weights.top * shared_.sum_unit))) * std::numbers::ln2_v<float>;
       if (const Tensor& correction = shared_.operands.query.correction; correction.data)
-        lse += p_.scale() * *reinterpret_cast<const float*>(row(correction, sequence_.batch, head(r), token));
+        lse += p_.scale() * *reinterpret_cast<const float*>(row(correction, sequence_.batch, head(r), token(r)));
     }
-    *reinterpret_cast<float*>(row(output.lse, sequence_.batch, head(r), token)) = lse;
+    *reinterpret_cast<float*>(row(output.lse, sequence_.batch, head(r), token(r))) = lse;
   }
 
   const Common& shared_;
@@ -465,6 +523,8 @@ class Block {
     void operator()() {}
   } nothing_;
   bool biased_ = false;                                // the tile has a bias
+  bool overflowed_ = false;                            // a row's output
+  float value_unit_ = 1;                               // what values are multiplied by, in attend_again()
   F key_scale_;                                        // of the tile's keys, lane by lane, where the products have left it out; else 1
   alignas(64) float channel_scale_[max_dim + W] = {};  // what each channel of the output is multiplied by at the end
 };

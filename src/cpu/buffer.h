@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 #endif
 
+#include <pthread.h>
+
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -68,7 +70,12 @@ class Pool {
     void* data;
     std::size_t bytes;
   };
-  Pool() { blocks_.reserve(limit / huge_page); }
+  Pool() {
+    blocks_.reserve(limit / huge_page);
+    // A fork waits until no thread is between take()'s or give()'s lock and unlock, or the child would inherit the lock from a thread that
+    // it does not have.
+    pthread_atfork([] { get().mutex_.lock(); }, [] { get().mutex_.unlock(); }, [] { get().mutex_.unlock(); });
+  }
 
   std::mutex mutex_;
   std::vector<Block> blocks_;  // oldest first

@@ -68,7 +68,8 @@ struct Layout {
   int panel_width(int first_channel) const { return std::min(panel, width - first_channel); }
 };
 
-// One tile of one kv head into panels. Rows come from read(j, numbers): the numbers of key j of the tile, zeros past the last.
+// The first `count` keys of a tile of one kv head into panels, the last of which is filled up; what is behind it stays as it is. Rows come
+// from read(j, numbers): the numbers of key j of the tile, zeros past the last.
 template <class S, class N>
 struct Packer {
   using F = typename S::F;
@@ -96,10 +97,10 @@ struct Packer {
 
   // [panel of keys][lane][key][4 bytes]
   template <class Read>
-  static void keys(const L& l, std::byte* to, const Read& read) {
+  static void keys(const L& l, int count, std::byte* to, const Read& read) {
     alignas(64) Stored rows[W][row_numbers];
     const int lanes = l.template lanes<N>();
-    for (int j = 0; j < tile_tokens; j += W) {
+    for (int j = 0; j < round_up(count, L::panel); j += W) {
       for (int i = 0; i < W; ++i) {
         std::fill(rows[i] + l.dim, rows[i] + row_numbers, Stored{});
         read(j + i, rows[i]);
@@ -116,10 +117,10 @@ struct Packer {
 
   // [panel of channels][lane of keys][channel][4 bytes]
   template <class Read>
-  static void values(const L& l, std::byte* to, const Read& read) {
+  static void values(const L& l, int count, std::byte* to, const Read& read) {
     Stored rows[N::group][row_numbers];
     for (int i = 0; i < N::group; ++i) std::fill(rows[i] + l.dim, rows[i] + row_numbers, Stored{});
-    for (int lane = 0; lane < tile_tokens / N::group; ++lane) {
+    for (int lane = 0; lane * N::group < count; ++lane) {
       for (int i = 0; i < N::group; ++i) read(lane * N::group + i, rows[i]);
       for (int first = 0; first < l.width; first += L::panel) {
         const int width = l.panel_width(first);

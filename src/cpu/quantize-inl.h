@@ -222,11 +222,17 @@ struct Quantizer {
                reinterpret_cast<std::int8_t*>(t.values) + std::int64_t{i} * t.dim, t.dim);
   }
 
-  static void by_tile(TokenChunk& t, const Rows& rows, int padded) {
+  static void by_tile(TokenChunk& t, Rows& rows, int padded) {
     float m = 0, smallest = std::numeric_limits<float>::infinity();  // mean size of the smallest key that is not zero
     for (int i = 0; i < t.count; ++i) {
       m = std::max(m, maximum(rows[i], padded));
       if (const float size = sum_of_sizes(rows[i], padded) / static_cast<float>(t.dim); size > 0) smallest = std::min(smallest, size);
+    }
+    if (!is_finite(m)) {  // numbers so much larger than λ are not exact, but spoil nothing
+      const F high = S::set(largest(DType::f32)), low = S::set(-largest(DType::f32));
+      for (int i = 0; i < t.count; ++i)
+        for (int c = 0; c < padded; c += W) S::store(rows[i] + c, S::max(S::min(S::load(rows[i] + c), high), low));
+      m = largest(DType::f32);
     }
     t.flagged = m > flag_ratio * smallest;
     m = std::max(m, smallest_maximum);

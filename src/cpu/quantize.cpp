@@ -96,7 +96,8 @@ class Job {
     allocate_scales();
     allocate_vectors();
     const std::int64_t heads = x_.shape[1];
-    const int threads = thread_count(options_.threads);
+    const auto [batch, kv_heads, tokens, dim] = x_.shape;
+    const int threads = thread_count(options_.threads, static_cast<double>(batch * kv_heads * tokens * dim) * work_of_a_number);
     parallel_for(static_cast<std::int64_t>(spans_.size()) * heads, threads, [&](std::int64_t i) { prepare_head(i / heads, i % heads); });
 
     std::vector<std::int64_t> first{0};  // chunk of each sequence
@@ -201,8 +202,9 @@ class Job {
     if (quant_.scaling == Scaling::head) {
       const Statistics all = of_all(s, head);
       const float maximum = std::max(*std::max_element(all.maximum.begin(), all.maximum.end()), smallest_maximum);
-      // FP16 is a floating format with room: it is scaled only when it would overflow.
-      const bool as_it_is = quant_.type == DType::f16 && maximum <= largest(DType::f16);
+      // FP16 is a floating format with room: it is scaled only where numbers would overflow or become subnormal.
+      const bool fits = maximum >= least_plain_f16 && maximum <= largest(DType::f16);
+      const bool as_it_is = quant_.type == DType::f16 && (x_.type == DType::f16 || fits);
       at(q_.scales, sequence, head)[0] = as_it_is ? 1 : maximum / largest(quant_.type);
       head_factors_[static_cast<std::size_t>(unit)] = as_it_is ? 1 : largest(quant_.type) / maximum;
     }

@@ -19,7 +19,7 @@ namespace {
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
 // One head of one operand, as numbers: integers times scales. NaN and infinity are 0 (propagate_nonfinite() comes after).
-std::vector<double> stored(const Quantized& x, const Sequence& s, std::int64_t sequence, std::int64_t head, std::int64_t begin,
+std::vector<double> stored(const Indexed& x, const Sequence& s, std::int64_t sequence, std::int64_t head, std::int64_t begin,
                            std::int64_t count) {
   const std::int64_t dim = x.values.shape[3];
   const Locator where(x, sequence, head);
@@ -95,8 +95,7 @@ void attend(const Problem& p, const Operands& o, std::int64_t sequence, std::int
   const auto q = stored(o.query, s, sequence, head, s.query_begin, s.queries);
   const auto k = stored(o.key, s, sequence, kv_head, s.key_begin, s.keys), v = stored(o.value, s, sequence, kv_head, s.key_begin, s.keys);
   std::vector<bool> masked(static_cast<std::size_t>(s.keys));
-  for (const NonFinite& n : o.key.nonfinite)
-    if (n.sequence == sequence && n.head == kv_head) masked[static_cast<std::size_t>(n.token)] = true;
+  for (const NonFinite& n : nonfinite_of(o.key, sequence, kv_head)) masked[static_cast<std::size_t>(n.token)] = true;
 
   for (std::int64_t i = 0; i < s.queries; ++i) {
     const Range seen = s.visible(p.options.window, i);
@@ -115,7 +114,7 @@ void attend(const Problem& p, const Operands& o, std::int64_t sequence, std::int
     const bool none = r.output_sum == 0;
     for (std::size_t c = 0; c < dim; ++c)
       store(row(p.output.out, s.batch, head, s.query_begin + i), p.output.out.type, static_cast<std::int64_t>(c),
-            none ? 0.f : static_cast<float>(r.out[c] / r.output_sum));
+            none ? 0.f : static_cast<float>(within(p.output.out.type, r.out[c] / r.output_sum)));
     if (!p.output.lse.data) continue;
     double lse = (r.maximum + std::log2(r.lse_sum / p.options.recipe.weights.top)) * std::numbers::ln2;
     if (o.query.correction.data)

@@ -76,16 +76,21 @@ const Backend& best_backend() {
   return best;
 }
 
-Locator::Locator(const Quantized& x, std::int64_t sequence, std::int64_t head) {
+Indexed::Indexed(Quantized operand) : Quantized(std::move(operand)) {
+  if (quant.scaling != Scaling::tokens && quant.scaling != Scaling::tile) return;
+  std::int64_t next = 0;
+  for (std::size_t s = 0; s + 1 < starts.size(); ++s) {
+    const std::int64_t count = starts[s + 1] - starts[s];
+    first.push_back(next);
+    next += quant.scaling == Scaling::tile ? tiles_of(count) : quant.groups.count(count);
+  }
+}
+
+Locator::Locator(const Indexed& x, std::int64_t sequence, std::int64_t head) {
   if (!x.scales.data) return;
   const bool by_token = x.quant.scaling == Scaling::tokens || x.quant.scaling == Scaling::tile;
   const std::int64_t batch = x.starts.empty() ? sequence : 0;
-  std::int64_t first = 0;  // group or tile of a packed sequence
-  if (by_token && !x.starts.empty())
-    for (std::int64_t s = 0; s < sequence; ++s) {
-      const std::int64_t count = x.starts[static_cast<std::size_t>(s) + 1] - x.starts[static_cast<std::size_t>(s)];
-      first += x.quant.scaling == Scaling::tile ? tiles_of(count) : x.quant.groups.count(count);
-    }
+  const std::int64_t first = x.first.empty() ? 0 : x.first[static_cast<std::size_t>(sequence)];
   scales = reinterpret_cast<const float*>(row(x.scales, by_token ? batch : sequence, head, first));
   if (x.quant.scaling != Scaling::tile) return;
   channels = reinterpret_cast<const float*>(row(x.channels, sequence, head, 0));
@@ -96,10 +101,11 @@ Locator::Locator(const Quantized& x, std::int64_t sequence, std::int64_t head) {
 
 namespace {
 
-Quantized operand(const Problem& p, const Operand& o, Role role, const Quantized* keys) {
-  if (o.quantized()) return *o.quantized();
+Indexed operand(const Problem& p, const Operand& o, Role role, const Quantized* keys) {
+  if (o.quantized()) return Indexed(*o.quantized());
   const auto starts = role == Role::query ? p.options.query_starts : p.options.key_starts;
-  return quantize_with(best_backend(), o.tensor(), role, p.options.recipe, {.starts = starts, .keys = keys, .threads = p.options.threads});
+  return Indexed(
+      quantize_with(best_backend(), o.tensor(), role, p.options.recipe, {.starts = starts, .keys = keys, .threads = p.options.threads}));
 }
 
 }  // namespace

@@ -11,7 +11,7 @@ std::span<const Kernel> kernels();  // best first
 
 // The scales and vectors of one head of one sequence of an operand.
 struct Locator {
-  Locator(const Quantized& x, std::int64_t sequence, std::int64_t head);
+  Locator(const Indexed& x, std::int64_t sequence, std::int64_t head);
 
   const std::int8_t* residual(std::int64_t tile) const {
     return residual_of && residual_of[tile] >= 0 ? residuals + std::int64_t{residual_of[tile]} * residual_size : nullptr;
@@ -23,6 +23,9 @@ struct Locator {
   const std::int8_t* residuals = nullptr;
   std::int64_t residual_size = 0;
 };
+
+// The tokens of one head of one sequence of an operand that are not finite, in their order.
+std::span<const NonFinite> nonfinite_of(const Quantized& x, std::int64_t sequence, std::int64_t head);
 
 void run_reference(const Problem& problem);
 

@@ -70,9 +70,10 @@ std::string beyond_it(const Architecture& architecture, const Problem& p) {
     return "has no kernel for this recipe in " + std::string(name(q.type)) + " at dim " + std::to_string(p.dim());
   for (const auto& [t, what] : {std::pair{&q, "query"}, {&k, "key"}, {&v, "value"}, {&out, "out"}})
     if (std::string why = misaligned(*t, what); !why.empty()) return why;
-  const std::int64_t tokens = std::max(q.shape[2], k.shape[2]),
-                     tiles = tokens / tile_tokens + static_cast<std::int64_t>(p.sequences.size());
-  if (tokens > most_tokens || q.shape[0] * q.shape[1] * tiles > most_tokens)
+  // Tiles of all sequences have one index with 31 bits, and so have the tokens of a head in whole tiles.
+  const std::int64_t tokens = std::max(q.shape[2], k.shape[2]), sequences = static_cast<std::int64_t>(p.sequences.size()),
+                     tiles = p.packed() ? tokens / tile_tokens + sequences : sequences * tiles_of(tokens);
+  if (tokens > most_tokens || q.shape[1] * tiles > most_tokens)
     return "is for up to 2^30 tokens and tiles of all heads: give fewer heads a call";
   return {};
 }

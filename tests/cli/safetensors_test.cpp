@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The .safetensors format on bytes in memory.
-#include "cli/formats.h"
+#include "cli/files/formats.h"
 #include "support.h"
 
 namespace chitu::cli::test {

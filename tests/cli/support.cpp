@@ -5,7 +5,7 @@
 
 #include <cstdlib>
 
-#include "cli/gpu.h"
+#include "cli/measure/gpu.h"
 
 namespace chitu::cli::test {
 

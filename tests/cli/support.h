@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "chitu/chitu.h"
-#include "cli/files.h"
+#include "cli/files/files.h"
 
 namespace chitu::cli::test {
 

@@ -8,81 +8,34 @@
 #include <limits>
 #include <tuple>
 
+#include "../cases.h"
 #include "oracle.h"
 #include "support.h"
 
 namespace chitu::test {
 namespace {
 
-enum class Mask { none, causal, window, positions, packed };
-
-// A call with data of its own.
-struct Case {
-  Array query, key, value;
-  Options options;
-  std::vector<std::int64_t> query_starts, key_starts;  // what the spans in options view
-  DType type;                                          // of the output
-  Layout layout;                                       // of the output
-  std::string text;
-};
-
-const std::vector<std::int64_t> lengths{0, 1, 2, 5, 127, 128, 129, 257, 500};
-const std::vector<std::int64_t> dims{1, 2, 33, 64, 72, 80, 96, 128, 160, 256};
-const std::vector<std::int64_t> head_ratios{1, 4, 8};
-const std::vector<DType> types{DType::f32, DType::f16, DType::bf16};
-const std::vector<Layout> layouts{Layout::bhsd, Layout::bshd, Layout::padded};
-
-void set_mask(Case& c, Mask mask, Random& random) {
-  const std::int64_t queries = c.query.shape()[2], keys = c.key.shape()[2];
-  Options& o = c.options;
-  if (mask == Mask::causal || (mask != Mask::none && random.below(2))) o.window = causal;
-  if (mask == Mask::window) o.window = {random.below(200), random.below(3) ? random.below(60) : 0};
-  if (mask == Mask::positions) {
-    if (random.below(2)) o.window.left = random.below(300);
-    o.key_positions = Positions{random.below(200) - 100, 1 + random.below(4)};
-    // Some queries before all keys, some among them.
-    if (random.below(3)) o.query_positions = Positions{o.key_positions->first - 5 + random.below(keys + 10), 1 + random.below(3)};
-  }
-  if (mask == Mask::packed) {
-    c.query_starts = random_starts(random, queries);
-    c.key_starts = random_starts(random, keys);
-    o.query_starts = c.query_starts;
-    o.key_starts = c.key_starts;
-  }
-}
-
 constexpr std::size_t case_count = 180;
 
-// The i-th case: steps through dims, lengths, masks and ratios of heads at rates that meet in all pairs, and draws the rest.
-void make_case(Case& c, std::size_t i) {
-  Random random(1000 + i);
-  const auto mask = static_cast<Mask>(i / 10 % 5);
-  const std::int64_t kv_heads = 1 + random.below(2), ratio = head_ratios[i / 9 % 3], dim = dims[i % dims.size()];
-  const std::int64_t batch = mask == Mask::packed ? 1 : 1 + random.below(2);
-  const std::int64_t keys = lengths[i % lengths.size()];
-  // The reference is slow: fewer queries where one of them is much already.
-  const std::int64_t of_a_query = batch * kv_heads * ratio * keys * dim, affordable = 3'000'000 / std::max<std::int64_t>(of_a_query, 1);
-  const std::int64_t queries = std::min(random.below(2) ? keys : random.pick(lengths), std::max<std::int64_t>(affordable, 1));
-  const auto in = [&] { return random.pick(types); };
-  c.query = normal(random, in(), {batch, kv_heads * ratio, queries, dim}, random.pick(layouts));
-  c.key = normal(random, in(), {batch, kv_heads, keys, dim}, random.pick(layouts));
-  c.value = normal(random, in(), c.key.shape(), random.pick(layouts));
-  c.type = random.pick(types);
-  c.layout = random.pick(layouts);
-  set_mask(c, mask, random);
-  const float scales[] = {0.3f, -0.2f, 0.f};
-  if (random.below(3) == 0) c.options.scale = scales[random.below(3)];
-  c.options.threads = static_cast<int>(1 + random.below(3));
-  c.text = "case " + std::to_string(i) + ": batch " + std::to_string(batch) + ", heads " + std::to_string(kv_heads) + " x " +
-           std::to_string(ratio) + ", queries " + std::to_string(queries) + ", keys " + std::to_string(keys) + ", dim " +
-           std::to_string(dim) + ", mask " + std::to_string(static_cast<int>(mask)) + ", out " + name(c.type);
+Case make_case(std::size_t i) {
+  static const std::vector<DType> types{DType::f32, DType::f16, DType::bf16};
+  static const CaseSpace space{.seed = 1000,
+                               .dims = {1, 2, 33, 64, 72, 80, 96, 128, 136, 160, 256},
+                               .lengths = {0, 1, 2, 5, 127, 128, 129, 257, 500},
+                               .inputs = types,
+                               .outputs = types,
+                               .mixed = true,
+                               .most_work = 3'000'000};
+  Case c = test::make_case(space, i);
+  c.options.threads = static_cast<int>(1 + i % 3);
+  return c;
 }
 
 Result run(const Case& c, const Recipe& recipe, std::string_view kernel, DType type) {
   Options options = c.options;
   options.recipe = recipe;
   options.kernel = kernel;
-  return attend(c.query.tensor(), c.key.tensor(), c.value.tensor(), options, type, c.layout);
+  return attend(c.query.tensor(), c.key.tensor(), c.value.tensor(), options, type, c.out);
 }
 
 std::vector<double> to_double(const std::vector<float>& x) { return {x.begin(), x.end()}; }
@@ -97,8 +50,7 @@ TEST_P(Conformance, EveryKernelDoesWhatTheRecipeSays) {
   // Weights in 8 bits are computed with 2^x good to 7.5e-5, which moves a weight by one unit now and then.
   const bool int8_weights = recipe.weights.type == DType::u8;
   for (std::size_t i = first; i < first + case_count / 2; ++i) {
-    Case c;
-    make_case(c, i);
+    const Case c = make_case(i);
     const Result expected = run(c, recipe, "cpu.reference", DType::f32);
     for (const std::string& kernel : available_kernels()) {
       SCOPED_TRACE(c.text + ", " + kernel);
@@ -140,8 +92,7 @@ INSTANTIATE_TEST_SUITE_P(All, Kernels, testing::ValuesIn(all_kernels()), [](cons
 
 TEST(Reference, OfExactIsExactAttention) {
   for (std::size_t i = 0; i < case_count; ++i) {
-    Case c;
-    make_case(c, i);
+    const Case c = make_case(i);
     SCOPED_TRACE(c.text);
     const oracle::Exact exact = oracle::attention({c.query, c.key, c.value, c.options});
     const Result got = run(c, recipes::exact, "cpu.reference", c.type);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "common/numbers.h"
 #include "oracle.h"
 #include "support.h"
 
@@ -68,6 +69,18 @@ TEST(Merge, NaNComesThrough) {
   const Result only_out = merged(part(nan, 1), part(7, 2));  // a NaN among the values leaves the LSE as it is
   EXPECT_TRUE(std::isnan(out_of(only_out)));
   EXPECT_NEAR(lse_of(only_out), std::log(std::exp(1.) + std::exp(2.)), 1e-6);
+}
+
+TEST(Merge, NeverLeavesTheTypeOfFiniteParts) {
+  Random random(2);
+  for (const DType from : {DType::f32, DType::f16, DType::bf16})
+    for (const DType to : {DType::f32, DType::f16, DType::bf16})
+      for (const float sign : {1.f, -1.f})
+        for (int i = 0; i < 30; ++i) {
+          const float x = sign * largest(from), lse = random.normal();
+          EXPECT_EQ(out_of(merged(part(x, lse, from), part(x, 0, from), to)), oracle::round_to(to, within(to, x)));
+          EXPECT_EQ(out_of(merged(part(sign * infinity, lse, from), part(x, 0, from), to)), sign * infinity);
+        }
 }
 
 TEST(Merge, WorksInPlace) {

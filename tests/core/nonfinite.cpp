@@ -100,6 +100,36 @@ NonFiniteCall random_nonfinite(std::uint64_t seed, const std::vector<std::int64_
   return call;
 }
 
+NonFiniteCall crowded_nonfinite(std::uint64_t seed, const std::vector<std::int64_t>& dims, const Types& types) {
+  NonFiniteCall call = random_nonfinite(seed, dims, types);
+  Random random(300 + seed);
+  const std::int64_t dim = call.query.shape()[3], sign = random.below(2) ? 1 : -1;
+  const auto spoil = [&](Array& x, std::int64_t one_in, std::int64_t channels, const std::vector<float>& with) {
+    for (std::int64_t h = 0; h < x.shape()[1]; ++h)
+      for (std::int64_t t = 0; t < x.shape()[2]; ++t)
+        for (std::int64_t c = 0; c < channels; ++c)
+          if (random.below(one_in) == 0) x.set(0, h, t, c, random.pick(with));
+  };
+  const std::vector<std::vector<float>> kinds{{nan}, {infinity}, {-infinity}, {infinity, -infinity}, {nan, infinity, -infinity}};
+  const std::vector<std::int64_t> rarities{1, 20, 200};
+  // Scores are -inf where a channel of keys is infinite and that of the queries has the opposite sign.
+  const auto oppose = [&](Array& infinite, Array& finite) {
+    for (std::int64_t h = 0; h < finite.shape()[1]; ++h)
+      for (std::int64_t t = 0; t < finite.shape()[2]; ++t)
+        if (const float x = finite.get(0, h, t, 0); random.below(8)) finite.set(0, h, t, 0, static_cast<float>(sign) * std::fabs(x) + 0.f);
+    spoil(infinite, random.pick(rarities), 1, {static_cast<float>(-sign) * infinity});
+  };
+  if (random.below(3) == 0) oppose(call.key, call.query);
+  if (random.below(3) == 0) oppose(call.query, call.key);
+  if (random.below(4) == 0) spoil(call.query, random.pick(rarities), 1 + random.below(dim), random.pick(kinds));
+  if (random.below(4) == 0) spoil(call.key, random.pick(rarities), 1 + random.below(dim), random.pick(kinds));
+  if (random.below(2) == 0) spoil(call.value, random.pick(rarities), 1 + random.below(dim), random.pick(kinds));
+  if (random.below(4) == 0) call.options.scale = random.pick<float>({-.3f, 0.f, 1.f});
+  if (random.below(4) == 0) call.options.query_positions = Positions{random.below(200) - 50, 1 + random.below(3)};
+  if (random.below(4) == 0) call.options.key_positions = Positions{random.below(100) - 50, 1 + random.below(3)};
+  return call;
+}
+
 Spoilt expect_spoilt_alike(const std::vector<float>& out, const std::vector<float>& lse, const oracle::Exact& exact) {
   Spoilt result;
   EXPECT_EQ(out.size(), exact.out.size());

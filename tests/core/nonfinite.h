@@ -44,6 +44,9 @@ NonFiniteCall call_of(const Scene& scene, std::int64_t dim, const Types& types);
 // Random places, lengths and masks, packed sequences and grouped heads among them.
 NonFiniteCall random_nonfinite(std::uint64_t seed, const std::vector<std::int64_t>& dims, const Types& types);
 
+// As many of them as there can be: all numbers of an operand, a channel, one in 20 or in 200; keys that weigh nothing among them.
+NonFiniteCall crowded_nonfinite(std::uint64_t seed, const std::vector<std::int64_t>& dims, const Types& types);
+
 // Expects that each output and LSE is NaN or an infinity where the exact one is, of the same sign, and a number elsewhere.
 // out [rows, dim], lse [rows], dense.
 struct Spoilt {

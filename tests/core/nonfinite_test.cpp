@@ -70,6 +70,22 @@ TEST_P(NonFinitePlaces, AnywhereSpoilOnlyTheirOwn) {
   }
 }
 
+TEST_P(NonFinitePlaces, ManySpoilWhatExactAttentionSpoils) {
+  for (std::uint64_t seed = 0; seed < 150; ++seed) {
+    NonFiniteCall call = crowded_nonfinite(seed, {1, 8, 33}, {DType::f32, DType::f32, DType::f32});
+    call.options.recipe = GetParam().recipe;
+    const oracle::Exact exact = call.exact();
+    for (const std::string& kernel : available_kernels()) {
+      const DType type = seed % 3 == 0 ? DType::f32 : seed % 3 == 1 ? DType::f16 : DType::bf16;
+      SCOPED_TRACE(testing::Message() << "seed " << seed << ", " << kernel << ", " << chitu::name(type));
+      call.options.kernel = kernel;
+      const Result r = attend(call.query.tensor(), call.key.tensor(), call.value.tensor(), call.options, type);
+      expect_spoilt_alike(r.out.numbers(), r.lse.numbers(), exact);
+      if (HasFailure()) return;
+    }
+  }
+}
+
 // The other rows are not only finite: where nothing else changes, they do not change at all.
 TEST_P(NonFinitePlaces, OtherRowsKeepTheirBits) {
   Random random(31);

@@ -118,6 +118,13 @@ Exact attention(const Call& call) {
                   : -infinity;
         const auto at = static_cast<std::size_t>((run.batch * heads + h) * queries + i);
         row_of(scores, v, run.key_begin, dim, &result.out[at * dim], result.lse[at]);
+        // A value counts as it is where it is not finite, also under a score of -inf. Not so in a row that the query itself spoils.
+        const bool finite_query = std::all_of(&q[static_cast<std::size_t>(i) * dim], &q[static_cast<std::size_t>(i + 1) * dim - 1] + 1,
+                                              [](double x) { return std::isfinite(x); });
+        for (std::int64_t j = run.key_begin; j < run.key_end; ++j)
+          for (std::size_t c = 0; c < dim; ++c)
+            if (const double x = v[static_cast<std::size_t>(j) * dim + c]; finite_query && !std::isfinite(x) && sees(call, run, i, j))
+              result.out[at * dim + c] += x;
       }
     }
   return result;

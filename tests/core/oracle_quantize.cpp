@@ -146,13 +146,13 @@ void by_tile(Head& head, const std::vector<Row>& rows, const std::vector<std::in
   }
 }
 
-void by_factor(Head& head, const std::vector<Row>& rows, const Quant& quant) {
+void by_factor(Head& head, const std::vector<Row>& rows, DType type, const Quant& quant) {
   const auto dim = static_cast<std::size_t>(head.dim);
   const float top = quant.type == DType::i8 ? 127.f : quant.type == DType::f16 ? 65504.f : 448.f;
   Row maxima = largest_by_channel(rows, all_tokens(head.tokens), dim);
   if (quant.scaling == Scaling::head) maxima.assign(dim, largest_of(maxima));
   for (float& m : maxima) m = std::max(m, tiny);
-  const bool as_it_is = quant.type == DType::f16 && maxima[0] <= top;
+  const bool as_it_is = quant.type == DType::f16 && (type == DType::f16 || (maxima[0] >= 1. / 1024 && maxima[0] <= top));
   for (std::size_t c = 0; c < (quant.scaling == Scaling::head ? 1 : dim); ++c) head.scales.push_back(as_it_is ? 1 : maxima[c] / top);
   for (const Row& row : rows)
     for (std::size_t c = 0; c < dim; ++c) {
@@ -194,7 +194,7 @@ Head quantize(const std::vector<float>& numbers, std::int64_t dim, DType type, c
   }
   if (quant.scaling == Scaling::tokens) by_tokens(head, rows, quant.groups, unit);
   if (quant.scaling == Scaling::tile) by_tile(head, rows, sample);
-  if (quant.scaling == Scaling::head || quant.scaling == Scaling::channel) by_factor(head, rows, quant);
+  if (quant.scaling == Scaling::head || quant.scaling == Scaling::channel) by_factor(head, rows, type, quant);
   return head;
 }
 

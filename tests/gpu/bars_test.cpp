@@ -8,7 +8,7 @@
 #include "common/numbers.h"
 #include "support.h"
 #ifdef CHITU_TEST_DATA  // with the command, whose reader of files the test borrows
-#include "cli/files.h"
+#include "cli/files/files.h"
 #endif
 
 namespace chitu::test {

@@ -7,9 +7,9 @@
 #include <nlohmann/json.hpp>
 
 #include "../cli/support.h"
-#include "cli/data.h"
-#include "cli/gpu.h"
-#include "cli/statistics.h"
+#include "cli/measure/data.h"
+#include "cli/measure/gpu.h"
+#include "cli/measure/statistics.h"
 
 namespace chitu::cli::test {
 namespace {

@@ -15,7 +15,7 @@ constexpr float infinity = std::numeric_limits<float>::infinity(), nan = std::nu
 
 class GpuNonFinite : public NeedsGpu<testing::TestWithParam<Method>> {
  protected:
-  Spoilt expect_exact(NonFiniteCall& call, DType type, GpuLayout in, GpuLayout out) const {
+  Spoilt expect_exact(NonFiniteCall& call, DType type, Layout in, Layout out) const {
     call.options.recipe = GetParam().recipe;
     const GpuResult r = attend_on_gpu(call.query, call.key, call.value, call.options, type, in, out);
     return expect_spoilt_alike(r.out, r.lse, call.exact());
@@ -28,7 +28,7 @@ TEST_P(GpuNonFinite, SpoilsWhatExactAttentionSpoils) {
       for (const DType type : {DType::f16, DType::bf16}) {
         SCOPED_TRACE(std::string(scene.name) + ", dim " + std::to_string(dim) + ", " + name(type));
         NonFiniteCall call = call_of(scene, dim, {type, type, type});
-        const Spoilt spoilt = expect_exact(call, type, GpuLayout::gaps, GpuLayout::bshd);
+        const Spoilt spoilt = expect_exact(call, type, Layout::padded, Layout::bshd);
         if (HasFailure()) return;
         EXPECT_GT(spoilt.count, 0) << "the scene spoils nothing, so it tests nothing";
         EXPECT_LE(spoilt.relative_l1, 0.09);  // no bad number leaked into a scale or a mean
@@ -41,7 +41,7 @@ TEST_P(GpuNonFinite, AnywhereSpoilsOnlyItsOwn) {
     const DType type = seed % 2 ? DType::f16 : DType::bf16;
     SCOPED_TRACE("seed " + std::to_string(seed));
     NonFiniteCall call = random_nonfinite(seed, {8, 40, 64, 72, 128, 136, 256}, {type, type, type});
-    expect_exact(call, seed % 3 ? DType::f16 : DType::bf16, GpuLayout::bhsd, GpuLayout::bhsd);
+    expect_exact(call, seed % 3 ? DType::f16 : DType::bf16, Layout::bhsd, Layout::bhsd);
     if (HasFailure()) return;
   }
 }
@@ -64,7 +64,7 @@ TEST_P(GpuNonFinite, InManyTiles) {
         else
           call.set({kind == 2 ? Role::value : Role::key, 0, random.below(2), random.below(5000), channel, kind == 0 ? infinity : x});
       }
-      const Spoilt spoilt = expect_exact(call, DType::f16, GpuLayout::bshd, GpuLayout::bhsd);
+      const Spoilt spoilt = expect_exact(call, DType::f16, Layout::bshd, Layout::bhsd);
       if (HasFailure()) return;
       EXPECT_GT(spoilt.count, 0);
       EXPECT_LE(spoilt.relative_l1, 0.09);

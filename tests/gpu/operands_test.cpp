@@ -362,7 +362,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
 struct Case {
   const char* name;
   DType type;
-  GpuLayout layout;
+  Layout layout;
   std::int64_t batch, heads, kv_heads, queries, keys;
   std::vector<std::int64_t> query_starts, key_starts;
   float scale;
@@ -371,13 +371,13 @@ struct Case {
 
 const std::vector<Case>& cases() {
   static const std::vector<Case> all{
-      {"grouped heads", DType::bf16, GpuLayout::bhsd, 2, 4, 2, 300, 385, {}, {}, 0.1f, false},
-      {"few queries, negative scale", DType::f16, GpuLayout::bshd, 1, 3, 3, 1, 129, {}, {}, -0.3f, false},
-      {"packed", DType::bf16, GpuLayout::gaps, 1, 2, 1, 336, 581, {0, 5, 205, 205, 335, 336}, {0, 200, 200, 264, 564, 581}, 0.1f, false},
-      {"not finite", DType::bf16, GpuLayout::gaps, 2, 2, 2, 260, 200, {}, {}, -0.1f, true},
+      {"grouped heads", DType::bf16, Layout::bhsd, 2, 4, 2, 300, 385, {}, {}, 0.1f, false},
+      {"few queries, negative scale", DType::f16, Layout::bshd, 1, 3, 3, 1, 129, {}, {}, -0.3f, false},
+      {"packed", DType::bf16, Layout::padded, 1, 2, 1, 336, 581, {0, 5, 205, 205, 335, 336}, {0, 200, 200, 264, 564, 581}, 0.1f, false},
+      {"not finite", DType::bf16, Layout::padded, 2, 2, 2, 260, 200, {}, {}, -0.1f, true},
       {"packed, not finite",
        DType::f16,
-       GpuLayout::bshd,
+       Layout::bshd,
        1,
        2,
        2,
@@ -427,9 +427,9 @@ TEST_P(Pack, MakesWhatQuantizeMakes) {
 }
 
 // So many tiles that a chunk of the statistics has several, and a head many chunks.
-Case long_case(DType type) { return {"long", type, GpuLayout::bhsd, 1, 4, 4, 100, 40000, {}, {}, 0.1f, true}; }
+Case long_case(DType type) { return {"long", type, Layout::bhsd, 1, 4, 4, 100, 40000, {}, {}, 0.1f, true}; }
 Case long_packed() {
-  return {"long, packed", DType::bf16, GpuLayout::bshd, 1, 4, 4, 300, 40000, {0, 100, 200, 300}, {0, 30000, 30003, 40000}, 0.1f, false};
+  return {"long, packed", DType::bf16, Layout::bshd, 1, 4, 4, 300, 40000, {0, 100, 200, 300}, {0, 30000, 30003, 40000}, 0.1f, false};
 }
 
 TEST_P(Pack, LongSequences) {

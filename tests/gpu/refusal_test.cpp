@@ -24,6 +24,12 @@ Call call() {
 
 std::string why(const Call& c) { return explain(c.query, c.key, c.value, {c.out, c.lse}, c.options); }
 
+bool gets_as_far_as_the_gpu(const Call& c) {
+  const std::string text = why(c), first = text.substr(0, text.find('\n'));
+  return first.find("there is no GPU") != std::string::npos || first.find("is for compute capability 9.0") != std::string::npos ||
+         first.find("memory is not on GPU") != std::string::npos;
+}
+
 TEST(GpuRefusals, AreByName) {
   const std::vector<std::pair<std::string, std::function<void(Call&)>>> cases{
       {"is for dims that are multiples of 8, not 100: pad with zeros and give the scale",
@@ -98,12 +104,20 @@ TEST(GpuRefusals, AreNoMore) {
           t->stride = contiguous_strides(t->shape);
         }
         if (packed) c.options.query_starts = c.options.key_starts = starts;
-        const std::string text = why(c), first = text.substr(0, text.find('\n'));
-        EXPECT_TRUE(first.find("there is no GPU") != std::string::npos ||
-                    first.find("is for compute capability 9.0") != std::string::npos ||
-                    first.find("memory is not on GPU") != std::string::npos)
-            << method.name << ", dim " << dim << ": " << text;
+        EXPECT_TRUE(gets_as_far_as_the_gpu(c)) << method.name << ", dim " << dim << ": " << why(c);
       }
+}
+
+// The limit on tiles is of what the kernels index: not of batch entries times the sequences that they are.
+TEST(GpuRefusals, TakeManyShortSequences) {
+  Call c = call();
+  for (Tensor* t : {&c.query, &c.key, &c.value, &c.out}) {
+    t->shape = {70000, 1, 64, 64};
+    t->stride = contiguous_strides(t->shape);
+  }
+  EXPECT_TRUE(gets_as_far_as_the_gpu(c)) << why(c);
+  for (Tensor* t : {&c.query, &c.key, &c.value, &c.out}) t->shape = {1 << 20, 1 << 11, 1, 64}, t->stride = contiguous_strides(t->shape);
+  EXPECT_NE(why(c).find("is for up to 2^30 tokens and tiles of all heads"), std::string::npos) << why(c);
 }
 
 TEST(GpuRefusals, OperandsThatCameQuantised) {

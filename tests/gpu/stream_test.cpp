@@ -28,10 +28,10 @@ struct Tensors {
 
   Tensors(Random& random, const Recipe& recipe, DType type, std::int64_t batch, std::int64_t tokens, std::int64_t dim)
       : query(normal(random, type, {batch, 4, tokens, dim})),
-        key(normal(random, type, {batch, 2, tokens, dim}), GpuLayout::bshd),
+        key(normal(random, type, {batch, 2, tokens, dim}), Layout::bshd),
         value(normal(random, type, {batch, 2, tokens, dim})),
-        out(type, query.tensor().shape, GpuLayout::bhsd),
-        lse(DType::f32, {batch, 4, tokens, 1}, GpuLayout::bhsd),
+        out(type, query.tensor().shape, Layout::bhsd),
+        lse(DType::f32, {batch, 4, tokens, 1}, Layout::bhsd),
         options{.recipe = recipe, .window = causal} {}
 
   void give_workspace() {

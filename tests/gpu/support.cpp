@@ -17,10 +17,10 @@ void check(cudaError_t e) {
   if (e != cudaSuccess) throw std::runtime_error(cudaGetErrorString(e));
 }
 
-Shape strides_of(const Shape& s, GpuLayout layout) {
+Shape strides_of(const Shape& s, Layout layout) {
   const auto [batch, heads, tokens, dim] = s;
-  if (layout == GpuLayout::bhsd) return contiguous_strides(s);
-  if (layout == GpuLayout::bshd) return {tokens * heads * dim, dim, heads * dim, 1};
+  if (layout == Layout::bhsd) return contiguous_strides(s);
+  if (layout == Layout::bshd) return {tokens * heads * dim, dim, heads * dim, 1};
   const std::int64_t token = dim + 8, head = tokens * token + 16;
   return {heads * head + 24, head, token, 1};
 }
@@ -42,10 +42,10 @@ std::string_view gpu_kernel() {
 
 bool has_gpu() { return !gpu_kernel().empty(); }
 
-GpuArray::GpuArray(DType type, const Shape& shape, GpuLayout layout)
+GpuArray::GpuArray(DType type, const Shape& shape, Layout layout)
     : tensor_{nullptr, type, Device::cuda, 0, shape, strides_of(shape, layout)} {
   bytes_ = static_cast<std::size_t>((shape[0] * tensor_.stride[0] + 64) * bytes(type));
-  if (layout == GpuLayout::bshd) bytes_ += static_cast<std::size_t>(shape[1] * shape[3] * bytes(type));
+  if (layout == Layout::bshd) bytes_ += static_cast<std::size_t>(shape[1] * shape[3] * bytes(type));
   void* memory = nullptr;
   check(cudaMalloc(&memory, bytes_));
   memory_ = std::shared_ptr<void>(memory, cudaFree);
@@ -53,7 +53,7 @@ GpuArray::GpuArray(DType type, const Shape& shape, GpuLayout layout)
   tensor_.data = memory;
 }
 
-GpuArray::GpuArray(const Array& array, GpuLayout layout) : GpuArray(array.tensor().type, array.shape(), layout) { assign(array); }
+GpuArray::GpuArray(const Array& array, Layout layout) : GpuArray(array.tensor().type, array.shape(), layout) { assign(array); }
 
 void GpuArray::assign(const Array& array) {
   if (array.shape() != tensor_.shape || array.tensor().type != tensor_.type) throw std::runtime_error("assign: another shape or type");
@@ -86,7 +86,7 @@ std::vector<float> GpuArray::numbers() const {
   return all;
 }
 
-GpuResult attend_on_gpu(const Tensor& query, const Tensor& key, const Tensor& value, Options options, DType type, GpuLayout layout) {
+GpuResult attend_on_gpu(const Tensor& query, const Tensor& key, const Tensor& value, Options options, DType type, Layout layout) {
   const Shape& s = query.shape;
   const GpuArray out(type, s, layout), lse(DType::f32, {s[0], s[1], s[2], 1}, layout);
   options.kernel = gpu_kernel();
@@ -94,8 +94,8 @@ GpuResult attend_on_gpu(const Tensor& query, const Tensor& key, const Tensor& va
   return {out.numbers(), lse.numbers()};
 }
 
-GpuResult attend_on_gpu(const Array& query, const Array& key, const Array& value, const Options& options, DType type, GpuLayout in,
-                        GpuLayout layout) {
+GpuResult attend_on_gpu(const Array& query, const Array& key, const Array& value, const Options& options, DType type, Layout in,
+                        Layout layout) {
   return attend_on_gpu(GpuArray(query, in).tensor(), GpuArray(key, in).tensor(), GpuArray(value, in).tensor(), options, type, layout);
 }
 

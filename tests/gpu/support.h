@@ -24,15 +24,12 @@ class NeedsGpu : public Base {
   }
 };
 
-// gaps: the memory has gaps after every token, head and batch entry, which keep rows at multiples of 16 bytes.
-enum class GpuLayout { bhsd, bshd, gaps };
-
-// A tensor in the memory of GPU 0, all bytes 0xff at first: NaN.
+// A tensor in the memory of GPU 0, all bytes 0xff at first: NaN. Gaps of Layout::padded keep rows at multiples of 16 bytes.
 class GpuArray {
  public:
-  GpuArray(DType type, const Shape& shape, GpuLayout layout);
-  explicit GpuArray(const Array& array, GpuLayout layout = GpuLayout::bhsd);  // a copy
-  void assign(const Array& array);                                            // new numbers, of the same shape and type
+  GpuArray(DType type, const Shape& shape, Layout layout);
+  explicit GpuArray(const Array& array, Layout layout = Layout::bhsd);  // a copy
+  void assign(const Array& array);                                      // new numbers, of the same shape and type
   const Tensor& tensor() const { return tensor_; }
   operator const Tensor&() const { return tensor_; }
   // The elements, after all work of the GPU is done; expects the gaps to be untouched.
@@ -49,10 +46,10 @@ struct GpuResult {
 };
 // attention() by gpu_kernel() into poisoned memory.
 GpuResult attend_on_gpu(const Tensor& query, const Tensor& key, const Tensor& value, Options options, DType type,
-                        GpuLayout layout = GpuLayout::bhsd);
+                        Layout layout = Layout::bhsd);
 // The same of copies on the GPU, in the layout `in`.
 GpuResult attend_on_gpu(const Array& query, const Array& key, const Array& value, const Options& options, DType type,
-                        GpuLayout in = GpuLayout::bhsd, GpuLayout layout = GpuLayout::bhsd);
+                        Layout in = Layout::bhsd, Layout layout = Layout::bhsd);
 
 // What the GPU may add to relative_l1(): the rounding of the output to `type`, of `exact` that of the weights to the inputs' type, of FP8
 // scores that of the tensor cores' sums

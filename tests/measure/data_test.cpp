@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The named distributions: the same for a seed, as random as they claim, and of the structure they are named for.
-#include "cli/data.h"
+#include "cli/measure/data.h"
 
 #include <gtest/gtest.h>
 
@@ -9,7 +9,7 @@
 #include <cstring>
 
 #include "chitu/error.h"
-#include "src/common/numbers.h"
+#include "common/numbers.h"
 
 namespace chitu::cli {
 namespace {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Samples of query rows give what whole calls give, so that tables of long sequences can be trusted.
-#include "cli/measure.h"
+#include "cli/commands/options.h"
+#include "cli/measure/results.h"
 #include "cli/words.h"
 
 #include <gtest/gtest.h>
@@ -9,7 +10,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "src/common/numbers.h"
+#include "common/numbers.h"
 
 namespace chitu::cli {
 namespace {

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "../cli/support.h"
-#include "cli/data.h"
+#include "cli/measure/data.h"
 
 namespace chitu::cli::test {
 namespace {
@@ -52,6 +52,32 @@ TEST(Bench, WritesCompleteAndConsistentRows) {
   }
   const std::string text = read_bytes(csv);
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 1 + static_cast<int>(2 * methods.size()));
+}
+
+TEST(Bench, DrawsEachMethodAndTellsTheCommand) {
+  const Folder folder;
+  const auto svg = folder / "it's speed.svg";
+  const Outcome o = chitu("bench --lengths 256,64 --heads 1 --dim 16 --runs 1 --plot \"" + svg.string() + "\"");
+  ASSERT_EQ(o.status, 0) << o.error;
+  const std::string picture = read_bytes(svg);
+  for (const Method& m : methods) EXPECT_NE(picture.find(">" + std::string(m.name) + "</text>"), std::string::npos) << m.name;
+  EXPECT_NE(picture.find("chitu bench --lengths 256,64 --heads 1 --dim 16 --runs 1 --plot"), std::string::npos);
+}
+
+TEST(Plots, AreWholeOrAbsent) {
+  for (const char* words : {"bench --lengths 64,96", "accuracy --data normal --tokens 64"}) {
+    const Folder folder;
+    const auto svg = folder / "a.svg";
+    const std::string command = std::string(words) + " --heads 1 --dim 16 --runs 1 --plot '" + svg.string() + "'";
+    const Outcome o = chitu(command, "ulimit -f 1;");  // KiB: no picture is that small
+    EXPECT_EQ(o.status, refused) << words;
+    EXPECT_NE(o.error.find("a.svg"), std::string::npos) << o.error;
+    EXPECT_TRUE(folder.names().empty()) << words;
+    EXPECT_EQ(chitu(command).status, 0) << words;
+    const std::string picture = read_bytes(svg);
+    EXPECT_TRUE(picture.starts_with("<svg ") && picture.ends_with("</svg>\n")) << words;
+    EXPECT_EQ(folder.names().size(), 1u) << words;
+  }
 }
 
 TEST(Bench, AlwaysMeasuresExactAndSaysWhatItSampled) {
@@ -185,6 +211,7 @@ TEST(Accuracy, RecommendsAndWritesAll) {
                             "worst_row_rel_l1", "lse_max_diff", "lse_mean_diff", "total_ms"})
       ASSERT_TRUE(row.at(key).is_number()) << key;
   EXPECT_EQ(read_bytes(svg).rfind("<svg ", 0), 0u);
+  for (const Method& m : methods) EXPECT_NE(read_bytes(svg).find(">" + std::string(m.name) + "</text>"), std::string::npos) << m.name;
 }
 
 TEST(Accuracy, ExitStatusSaysWhetherAMethodIsWithinABoundThatWasGiven) {
@@ -236,6 +263,13 @@ TEST(Refusals, NameTheThingAndLeaveNoFile) {
       {"accuracy --rows 1.5K", "--rows: '1.5K'"},
       {"accuracy --csv x --json ./x", "--csv and --json are one file"},
       {"accuracy --csv y --json x --plot x", "--json and --plot are one file"},
+      {"accuracy --plot a.png", "--plot a.png must end in .svg"},
+      {"bench --plot a.png", "--plot a.png must end in .svg"},
+      {"bench --csv a.svg --plot ./a.svg", "--csv and --plot are one file"},
+      {"bench --plot a.svg --lengths 1K", "two --lengths or more"},
+      {"bench --plot a.svg --lengths 64,64", "two --lengths or more"},
+      {"bench --plot a.svg --data normal,sink", "--data has 2"},
+      {"bench --plot /no/such/folder/a.svg", "/no/such/folder"},
       {"accuracy --runs 2 --in-a-row 3", "--in-a-row is 3"},
       {"bench --kernel foo", "kernel is 'foo'"},
       {"bench --dtype f64", "f64"},

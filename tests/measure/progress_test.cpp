@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The progress bar writes to terminals alone, and leaves nothing behind.
-#include "cli/progress.h"
+#include "cli/measure/progress.h"
 
 #include <fcntl.h>
 #include <gtest/gtest.h>

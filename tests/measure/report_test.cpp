@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tables, CSV, the plot and the recommendation.
-#include "cli/report.h"
+#include "cli/measure/report.h"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 
-#include "cli/methods_page.h"
-#include "cli/plot.h"
-#include "cli/recommend.h"
+#include "cli/commands/methods_page.h"
+#include "cli/measure/plot.h"
+#include "cli/measure/recommend.h"
 
 namespace chitu::cli {
 namespace {
@@ -99,10 +101,38 @@ std::size_t occurrences(const std::string& text, std::string_view part) {
   return n;
 }
 
+// Each element that begins ends, in its order; no bare & or control character. What a browser needs to draw an SVG at all.
+void expect_well_formed(const std::string& xml) {
+  std::vector<std::string> open;
+  for (std::size_t at = 0; at < xml.size(); ++at) {
+    if (xml[at] == '&') {
+      const std::string entity = xml.substr(at, xml.find(';', at) - at);
+      ASSERT_TRUE(entity == "&amp" || entity == "&lt" || entity == "&gt") << entity;
+    }
+    ASSERT_TRUE(static_cast<unsigned char>(xml[at]) >= 0x20 || xml[at] == '\n') << at;
+    if (xml[at] != '<') continue;
+    const std::size_t end = xml.find_first_of("<>", at + 1);
+    ASSERT_TRUE(end != xml.npos && xml[end] == '>') << xml.substr(at, 40);
+    const std::string tag = xml.substr(at + 1, end - at - 1);
+    ASSERT_EQ(std::count(tag.begin(), tag.end(), '"') % 2, 0) << tag;
+    if (tag.front() == '/') {
+      ASSERT_TRUE(!open.empty() && open.back() == tag.substr(1)) << tag;
+      open.pop_back();
+    } else if (tag.back() != '/') {
+      open.push_back(tag.substr(0, tag.find(' ')));
+    }
+    at = end;
+  }
+  EXPECT_TRUE(open.empty());
+}
+
+const Caption caption{"a <machine> & its\tcompiler", "chitu accuracy --plot 'a b.svg'"};
+
 TEST(Plot, HasADotForEachMethodAndDataSet) {
-  const std::vector<std::string> names{"exact", "chitu"};
-  const std::vector<PlotRow> rows{{"normal", {1e-6, .017}}, {"<sink & co>", {0, std::numeric_limits<double>::infinity()}}};
-  const std::string svg = accuracy_plot(names, rows, .02);
+  const std::vector<const Method*> some{&find_method("exact"), &find_method("chitu")};
+  const std::vector<AccuracyRow> rows{{"normal", {1e-6, .017}}, {"<sink & co>", {0, std::numeric_limits<double>::infinity()}}};
+  const std::string svg = accuracy_plot(some, rows, .02, caption);
+  expect_well_formed(svg);
   EXPECT_EQ(svg.rfind("<svg ", 0), 0u);
   EXPECT_EQ(occurrences(svg, "<circle"), 2 + 4u);
   EXPECT_EQ(occurrences(svg, "&lt;sink &amp; co&gt;"), 3u);  // the row and two dots
@@ -111,9 +141,36 @@ TEST(Plot, HasADotForEachMethodAndDataSet) {
 }
 
 TEST(Plot, HasNoDotWhereNothingWasCompared) {
-  const std::vector<std::string> names{"exact", "chitu"};
-  const std::vector<PlotRow> rows{{"normal", {1e-6, unknown}}};
-  EXPECT_EQ(occurrences(accuracy_plot(names, rows, .02), "<circle"), 2 + 1u);
+  const std::vector<const Method*> some{&find_method("exact"), &find_method("chitu")};
+  const std::vector<AccuracyRow> rows{{"normal", {1e-6, unknown}}};
+  EXPECT_EQ(occurrences(accuracy_plot(some, rows, .02, caption), "<circle"), 2 + 1u);
+}
+
+TEST(Plot, HasALineForEachMethodThatRan) {
+  const Method &exact = find_method("exact"), &sage = find_method("sage"), &chitu = find_method("chitu");
+  const std::int64_t lengths[] = {4096, 1000, 1 << 20};  // drawn from the shortest on
+  const SpeedLine lines[] = {{&exact, {1, 1, 1}}, {&sage, {unknown, unknown, unknown}}, {&chitu, {1.5, .8, unknown}}};
+  const std::string svg = speed_plot("normal & <causal>", lengths, lines, caption);
+  expect_well_formed(svg);
+  EXPECT_EQ(occurrences(svg, "<polyline"), 2u);
+  EXPECT_EQ(occurrences(svg, "<circle"), 3 + 2 + 2u);  // the last two beside the names
+  EXPECT_EQ(occurrences(svg, ">chitu</text>"), 1u);
+  EXPECT_EQ(occurrences(svg, ">sage</text>"), 0u);
+  EXPECT_EQ(occurrences(svg, "chitu, 1000 tokens: 0.80x"), 1u);
+  for (const char* tick : {">1000<", ">4K<", ">1M<", ">1.5x<"}) EXPECT_EQ(occurrences(svg, tick), 1u) << tick;
+  EXPECT_EQ(svg.find("nan"), std::string::npos);
+  const std::size_t line = svg.rfind("<polyline points=\""), first = svg.find('"', line) + 1;
+  EXPECT_LT(std::stod(svg.substr(first)), std::stod(svg.substr(svg.find(' ', first)))) << "1000 tokens are left of 4096";
+}
+
+TEST(Plot, SaysHowItsNumbersCameAbout) {
+  const std::vector<const Method*> some{&find_method("exact")};
+  const std::vector<AccuracyRow> rows{{"normal", {1e-6}}};
+  const std::string svg = accuracy_plot(some, rows, .02, {caption.machine, "chitu accuracy " + std::string(300, 'x') + " --causal"});
+  expect_well_formed(svg);
+  EXPECT_EQ(occurrences(svg, "a &lt;machine&gt; &amp; its?compiler"), 1u);
+  EXPECT_EQ(occurrences(svg, ">chitu accuracy</text>"), 1u);  // a word longer than a line is broken
+  EXPECT_EQ(occurrences(svg, "--causal</text>"), 1u);
 }
 
 TEST(MethodsPage, NamesEveryMethodAndNothingOfTheMachine) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Error metrics against plain loops over the same numbers, and what NaN, infinities and zeros do to them.
-#include "cli/statistics.h"
+#include "cli/measure/statistics.h"
 
 #include <gtest/gtest.h>
 
@@ -8,7 +8,7 @@
 #include <limits>
 #include <vector>
 
-#include "cli/data.h"
+#include "cli/measure/data.h"
 
 namespace chitu::cli {
 namespace {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the two files of pack() share: its call, its statistics' layout, numbers of 16 bits. pack_statistics.cu looks at whole heads, then
-// pack.cu makes the operands.
+// What the files of quantize_any_recipe() share: its call, where its statistics lie, how numbers are stored. statistics.cu looks at whole
+// heads, then any_recipe.cu makes the operands.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 
 #include "cuda/operands/numbers.cuh"
 #include "cuda/params.h"
+#include "cuda/ptx/convert.h"
 
 namespace chitu::cuda {
 
@@ -25,7 +26,8 @@ __host__ __device__ inline const View& input_of(const Params& p, Role role) {
 }
 constexpr int heads_of(const Params& p, Role role) { return role == Role::query ? p.heads : p.kv_heads; }
 
-// The two kernels that come first: what must be known of whole heads, prepare(), Params::centre and Params::channels.
+// Starts the two kernels that come first. They find out what must be known of whole heads, write Params::centre and Params::channels, and
+// prepare().
 void collect(const AnyRecipeCall& call, bool bf16, cudaStream_t stream);
 
 // ---- statistics
@@ -34,21 +36,21 @@ constexpr int ceiling(int a, int b) { return (a + b - 1) / b; }
 
 constexpr bool sampled(const Quant& q) { return q.centre == Centre::sampled_mean || q.scaling == Scaling::tile; }
 
-// A head is looked at in chunks of whole tiles, a CTA each, which leave a record each: enough chunks to fill a GPU, few enough for one CTA
-// to join those of a head. The sample of a sequence is one chunk.
-struct Chunks {
+// Statistics of a head are collected in spans of whole tiles. Each span has a CTA and leaves a record. There are enough spans to fill a
+// GPU, and few enough that one CTA can join a head's. The sample of a sequence is one span.
+struct Spans {
   bool of_queries;
-  int tiles;  // in one
-  int count;  // places for those of a head, in all sequences
+  int tiles;  // of a span
+  int count;  // records of a head, in all sequences
 
-  __host__ __device__ Chunks(const Params& p, Role role, bool of_sample) : of_queries(role == Role::query) {
+  __host__ __device__ Spans(const Params& p, Role role, bool of_sample) : of_queries(role == Role::query) {
     const int all = of_queries ? p.query_tiles : p.key_tiles;
     tiles = of_sample ? 1 << 30 : std::max({1, ceiling(all * heads_of(p, role), 1024), ceiling(all, 256)});
     count = all / tiles + p.sequences;
   }
   __device__ int tokens(const SequenceLayout& s) const { return of_queries ? s.queries : s.keys; }
   __device__ int in(const SequenceLayout& s) const { return ceiling(tiles_of(tokens(s)), tiles); }
-  // The place of a sequence's first. In a packed call each sequence rounds up once at most, so one place more for each is enough.
+  // Index of a sequence's first record. Each packed sequence has at most one span that is not full, so one more record for each is enough.
   __device__ int first(const Params& p, const SequenceLayout& s, int sequence) const {
     return p.layouts ? (of_queries ? s.query_tile : s.key_tile) / tiles + sequence : sequence * in(s);
   }
@@ -57,8 +59,8 @@ struct Chunks {
 // Offsets into Params::statistics.
 struct Statistics {
   int record;                           // doubles in one: count of tokens, sums [dim], maxima [dim] in fp32
-  std::int64_t queries, keys, values;   // records: [heads][Chunks::count]
-  std::int64_t query_heads, key_heads;  // float2 [sequences, heads], with Scaling::head: scale, what numbers are multiplied by
+  std::int64_t queries, keys, values;   // records: [heads][Spans::count]
+  std::int64_t query_heads, key_heads;  // float2 [sequences, heads], with Scaling::head: the scale, and what numbers are multiplied by
   std::int64_t value_factors;           // float [sequences, kv_heads, dim]: what numbers are multiplied by
   std::int64_t count = 0;
 
@@ -68,7 +70,7 @@ struct Statistics {
       count += (doubles + 1) / 2 * 2;  // parts start at multiples of 16 bytes: they are read so
       return at;
     };
-    const auto records = [&](Role role) { return take(std::int64_t{Chunks(p, role, false).count} * heads_of(p, role) * record); };
+    const auto records = [&](Role role) { return take(std::int64_t{Spans(p, role, false).count} * heads_of(p, role) * record); };
     queries = records(Role::query);
     keys = records(Role::key);
     values = records(Role::value);
@@ -79,22 +81,19 @@ struct Statistics {
   __device__ std::int64_t records(Role role) const { return role == Role::query ? queries : role == Role::key ? keys : values; }
 };
 
-// ---- numbers of 16 bits
+// ---- stored numbers
 
+// How numbers are stored.
+enum class Number { same, f16, i8, e4m3 };
 template <class T>
-__device__ __forceinline__ void unpack(const uint4& x, float (&y)[8]) {
-#pragma unroll
-  for (int c = 0; c < 8; ++c) y[c] = low<T>(word(x, c / 2) >> c % 2 * 16 & 0xffff);
+__device__ Number number_of(const Quant& q) {
+  if (q.scaling == Scaling::none || (q.type == DType::f16 && std::is_same_v<T, __half>)) return Number::same;
+  return q.type == DType::f16 ? Number::f16 : q.type == DType::i8 ? Number::i8 : Number::e4m3;
 }
 
-// The larger sizes, two at a time: without their signs, numbers are ordered as their bits are.
-__device__ __forceinline__ std::uint32_t larger(std::uint32_t a, std::uint32_t w) { return __vmaxu2(a, w & 0x7fff7fffu); }
-__device__ __forceinline__ std::uint32_t largest(const uint4& x) { return larger(larger(larger(x.x & 0x7fff7fffu, x.y), x.z), x.w); }
-
-// Of two sizes, is one infinite or NaN?
-template <class T>
-__device__ __forceinline__ bool has_nonfinite(std::uint32_t sizes) {
-  return (sizes & 0xffff) >= infinity_bits<T> || sizes >> 16 >= infinity_bits<T>;
+template <Number number>
+__device__ __forceinline__ std::uint32_t pack_8bit(float a, float b, float c, float d) {
+  return number == Number::i8 ? ptx::pack_i8(a, b, c, d) : ptx::pack_e4m3(a, b, c, d);
 }
 
 }  // namespace chitu::cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of quantise.cu share: what is not finite, and which tile is whose.
+// What the files of quantize_chitu() share: small arithmetic, which tile is whose, shared memory.
 #pragma once
 
 #include "common/limits.h"
@@ -12,21 +12,21 @@
 #include "cuda/ptx/shared.h"
 
 namespace chitu::cuda {
-namespace {  // part of quantise.cu
+namespace {  // part of chitu.cu
 
 template <int dim>
 constexpr Form chitu_form = form_of(recipes::chitu, dim);
 
 constexpr int quantize_threads = 256;
 
-// What the sample kernel, which this one overlaps, has written: not through the read-only path.
+// Loads what the sample's kernel has written. This kernel overlaps that one, so the read-only path is not allowed.
 __device__ __forceinline__ uint4 load_sampled(const void* p) {
   uint4 r;
   asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "l"(p));
   return r;
 }
 
-// A named barrier of the warps that share a tile; true for all if it is for one.
+// A named barrier of the warps that share a tile. It is true for all threads if x is true for one.
 __device__ __forceinline__ bool barrier_or(int id, int threads, bool x) {
   int any;
   asm volatile("{ .reg .pred p, q; setp.ne.s32 p, %3, 0; barrier.cta.red.or.pred q, %1, %2, p; selp.s32 %0, 1, 0, q; }"
@@ -42,20 +42,9 @@ __device__ __forceinline__ float invert(float a) {
   return fmaf(r, fmaf(-a, r, 1), r);
 }
 
-// ---- what is not finite
-
-// Is one of the eight numbers of four words not finite?
-template <class T>
-__device__ __forceinline__ bool has_nonfinite(const std::uint32_t (&w)[4]) {
-  std::uint32_t largest = 0;
-#pragma unroll
-  for (std::uint32_t x : w) largest = __vmaxu2(largest, x & 0x7fff7fffu);
-  return max(largest & 0xffffu, largest >> 16) >= infinity_bits<T>;
-}
-
 // ---- tiles
 
-// n / divisor for 0 <= n < 2^31 by a multiplication.
+// Divides by multiplying: n / divisor for 0 <= n < 2^31.
 struct Divisor {
   std::uint32_t divisor = 1, multiplier = 1, shift = 0;
   Divisor() = default;
@@ -68,7 +57,8 @@ struct Divisor {
   }
 };
 
-// The main kernel's parameters. A CTA has a unit of one operand: a tile with dim 128, two with dim 64; those behind all units prepare().
+// The main kernel's parameters. A CTA has a unit of one operand, which is a tile with dim 128 and two tiles with dim 64. The CTAs behind
+// all units prepare().
 struct Job {
   QuantizeParams params;
   int units;
@@ -81,17 +71,17 @@ __device__ __forceinline__ TileLocation locate_tile(const Job& job, int index) {
   return {sequence, row - sequence * static_cast<int>(job.heads.divisor), index - row * static_cast<int>(job.tiles.divisor), index};
 }
 
-// A thread's 16-byte pieces of a tile on their way through shared memory: copies that the compiler cannot put off, unlike loads, which it
-// moves behind the wait for the sample and the work on the pieces before them. Nobody else reads them, so there is no barrier.
-constexpr int pieces_of_thread = 8;
-using Pieces = uint4[pieces_of_thread][quantize_threads];
+// A thread's 16-byte chunks of a tile, on their way through shared memory by copies. The compiler would move loads behind the wait for the
+// sample and the work on earlier chunks; it cannot move copies. No other thread reads a thread's chunks, so no barrier is needed.
+constexpr int chunks_of_thread = 8;
+using Chunks = uint4[chunks_of_thread][quantize_threads];
 
-__device__ __forceinline__ void fetch(Pieces& pieces, int i, const void* from, bool exists) {
-  ptx::copy_16(ptx::shared_address(&pieces[i][threadIdx.x]), from, exists);
+__device__ __forceinline__ void fetch(Chunks& chunks, int i, const void* from, bool exists) {
+  ptx::copy_16(ptx::shared_address(&chunks[i][threadIdx.x]), from, exists);
 }
 
 struct Shared {
-  Pieces pieces;
+  Chunks chunks;
   float numbers[4 * tile_tokens + 8];  // what the warps of a tile tell each other
 };
 

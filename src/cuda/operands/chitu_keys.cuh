@@ -8,27 +8,29 @@
 #include "cuda/ptx/mma.h"
 
 namespace chitu::cuda {
-namespace {  // part of quantise.cu
+namespace {  // part of chitu.cu
 
-// Of 16 rows a thread has two, `row` and `row` + 4: of a row it has channels 16 quad ... + 15 and (dim 128) those + 64, in pieces of 8.
+// What a thread has of 16 rows: two of them, `row` and `row` + 4. In a row it has channels 16 quad ... 16 quad + 15 and (dim 128) those +
+// 64, in chunks of 8.
 template <int dim>
 struct RowShare {
   int g, quad, row;
   __device__ __forceinline__ explicit RowShare(int lane) : g(lane / 4), quad(lane % 4), row((g & 3) + 8 * (g >> 2)) {}
-  __device__ __forceinline__ int channel(int m) const { return quad * 16 + (m & 1) * 8 + (m >> 1) * 64; }  // of piece m
+  __device__ __forceinline__ int channel(int m) const { return quad * 16 + (m & 1) * 8 + (m >> 1) * 64; }  // of chunk m
 };
 
-// A thread's share of a rotated row. Four channel bits by one mma.m16n8k16, the others by additions in registers. A 16-byte piece is an
-// operand as it stands, and the integers of two pack into 16 bytes that stay together. The centre is subtracted by linearity, one more mma
-// with the centre in every row: exact because it is in the type of the input.
+// A thread's share of a rotated row. One mma.m16n8k16 rotates along four bits of the channel, additions in registers along the others. A
+// 16-byte chunk is an operand as it stands. The integers of two chunks make 16 bytes that stay together. One more mma, with the centre in
+// every row, subtracts the rotated centre; that is exact, because the centre is in the type of the input.
 template <class T, int dim>
 struct RotatedRow {
-  static constexpr int pieces = dim / 32;
-  float x[pieces][2][4];
+  static constexpr int chunks = dim / 32;
+  float x[chunks][2][4];
 
-  // B fragments of the signed 16 x 16 Hadamard matrix on channel bits 0, 2, 4, 5; the sign of common/rotation.h goes along for nothing.
-  // Words of a piece are (bit 1, bit 2) = 00, 10, 01, 11, so bit 1 tells row g from row g + 8 of the operand and bit 2 is the upper half of
-  // k. Input bits: k = (bit 0, quad, bit 2); output bits: n = (bit 0, quad), j.
+  // The B operand: the 16 x 16 Hadamard matrix on the channel's bits 0, 2, 4, 5. The signs of common/rotation.h are multiplied into it,
+  // which costs nothing. The four words of a chunk differ in bits 1 and 2 of the channel, in the order 00, 10, 01, 11. Bit 1 chooses row g
+  // or g + 8 of the operand, bit 2 the lower or upper half of k. Bits of the input: k = (bit 0, quad, bit 2); of the output: n = (bit 0,
+  // quad), j.
   struct Matrix {
     std::uint32_t b[2][2], minus_b[2][2];
     __device__ __forceinline__ explicit Matrix(const RowShare<dim>& share) {
@@ -43,23 +45,23 @@ struct RotatedRow {
     }
   };
 
-  // Piece m, less that of the centre.
-  __device__ __forceinline__ void multiply(int m, const uint4& piece, const uint4& centre, const Matrix& matrix) {
+  // Chunk m, rotated along the four bits, less the same of the centre.
+  __device__ __forceinline__ void multiply(int m, const uint4& chunk, const uint4& centre, const Matrix& matrix) {
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       ptx::mma<T>(x[m][j], centre, matrix.minus_b[j], false);
-      ptx::mma<T>(x[m][j], piece, matrix.b[j], true);
+      ptx::mma<T>(x[m][j], chunk, matrix.b[j], true);
     }
   }
 
-  // Butterflies over channel bits 3 and (dim 128) 6, which lie in a thread's registers; the first with the sign of bits 1 and 3, which
-  // swaps sum and difference where bit 1 is set. The one that is left, over bit 1, is u + w and u - w: the larger of |u + w| and |u - w| is
-  // |u| + |w|, and the factor goes into the sums.
+  // Butterflies over channel bits 3 and (dim 128) 6, which lie in a thread's registers. The first has the sign of bits 1 and 3, which swaps
+  // sum and difference where bit 1 is set. The butterfly over bit 1 is left: it gives u + w and u - w. The larger of their sizes is |u| +
+  // |w|, so the scale needs no more, and pack() forms both when it multiplies.
   __device__ __forceinline__ void butterflies() {
 #pragma unroll
-    for (int bit = 1; bit < pieces; bit *= 2)
+    for (int bit = 1; bit < chunks; bit *= 2)
 #pragma unroll
-      for (int m = 0; m < pieces; ++m) {
+      for (int m = 0; m < chunks; ++m) {
         if (m & bit) continue;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
@@ -70,18 +72,18 @@ struct RotatedRow {
         }
       }
   }
-  // Two sums that together have every channel of the row, as any other two would: they tell if one is not finite.
+  // Two sums that together contain every channel of the row, as any other two would. They tell if a channel is not finite.
   __device__ __forceinline__ bool finite() const { return size(0, 0, 0) < infinity; }
   __device__ __forceinline__ float largest() const {
     float top[4] = {0, 0, 0, 0};
 #pragma unroll
-    for (int m = 0; m < pieces; ++m)
+    for (int m = 0; m < chunks; ++m)
 #pragma unroll
       for (int i = 0; i < 4; ++i) top[i] = fmaxf(top[i], size(m, i / 2, i % 2));
     return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
   }
 
-  // Pieces m and m + 1 as integers. Times 0 all numbers become 0, NaN too.
+  // Chunks m and m + 1 as integers. With factor 0 all numbers become 0, NaN too.
   __device__ __forceinline__ uint4 pack(int m, float factor) const {
     return make_uint4(pack(m, 0, factor), pack(m, 1, factor), pack(m + 1, 0, factor), pack(m + 1, 1, factor));
   }
@@ -96,17 +98,17 @@ struct RotatedRow {
   }
 };
 
-// A warp has 16 (dim 128) or 32 (dim 64) rows of a tile: `chunks` of 16. Half h of a chunk is its rows 4 h ... 4 h + 3 and those + 8: whole
-// scale groups, so that 32 accumulators are enough.
+// A warp has 16 (dim 128) or 32 (dim 64) rows of a tile: one or two strips of 16. Half h of a strip is its rows 4 h ... 4 h + 3 and those +
+// 8. A half has whole scale groups, so it can be finished before the other begins, and 32 accumulators are enough.
 template <class T, int dim>
 struct KeyPart {
-  static constexpr int chunks = 128 / dim, warps = 8 / chunks;  // warps: of a tile
+  static constexpr int strips = 128 / dim, warps = 8 / strips, groups = 8 / warps;  // warps: of a tile; groups: tiles of a CTA
   int lane, group, warp;
   RowShare<dim> share;
   bool exists;
   TileLocation at;
-  int row;            // the thread's first in the tile; the others are 16 c + 4 h behind it
-  int left;           // of which so many exist
+  int row;            // the thread's first in the tile; the others are 16 s + 4 h behind it, in strip s and half h
+  int left;           // rows of the sequence from there on
   std::int64_t step;  // between rows
   const T* from;      // the first row
   const T* centre;
@@ -114,89 +116,119 @@ struct KeyPart {
   __device__ __forceinline__ KeyPart(const Job& job, int unit)
       : lane(threadIdx.x % 32), group(threadIdx.x / 32 / warps), warp(threadIdx.x / 32 % warps), share(lane) {
     const QuantizeParams& p = job.params;
-    const int index = unit * chunks + group;
-    exists = chunks == 1 || index < p.key_tiles * p.kv_heads;
+    const int index = unit * groups + group;
+    exists = groups == 1 || index < p.key_tiles * p.kv_heads;
     if (!exists) return;
     at = locate_tile(job, index);
     const SequenceLayout sequence = sequence_layout(p, at.sequence);
-    row = warp * 16 * chunks + share.row;
+    row = warp * 16 * strips + share.row;
     left = sequence.keys - at.tile * tile_tokens - row;
     step = p.key.token;
     from = static_cast<const T*>(p.key.data) + key_offset(p.key, sequence, at.head, at.tile * tile_tokens + row);
     centre = static_cast<const T*>(p.centre) + (static_cast<std::int64_t>(at.sequence) * p.kv_heads + at.head) * dim;
   }
-  static constexpr __device__ int piece(int h, int c, int m) { return (h * chunks + c) * (dim / 32) + m; }
-  __device__ __forceinline__ bool exists_row(int h, int c) const { return c * 16 + h * 4 < left; }
-  // Where integers of a row go in a tile, its chunk quad + 2 m. Between rows of one thread the swizzle differs as little as this.
-  __device__ __forceinline__ int to(int h, int c, int m) const {
+  // Index of a chunk among the thread's Chunks.
+  static constexpr __device__ int chunk(int h, int s, int m) { return (h * strips + s) * (dim / 32) + m; }
+  __device__ __forceinline__ bool exists_row(int h, int s) const { return s * 16 + h * 4 < left; }
+  // Where the integers of chunks m and m + 1 of a row go in the tile. Between the rows of one thread the swizzle differs as little as this.
+  __device__ __forceinline__ int to(int h, int s, int m) const {
     const int first = row * dim + swizzled<dim>(share.quad, row) * 16;
-    return dim == 128 ? first + h * 4 * dim + ((m >> 1) ^ h) * 64 : (first ^ (h * 32)) + (c * 16 + h * 4) * dim;
+    return dim == 128 ? first + h * 4 * dim + ((m >> 1) ^ h) * 64 : (first ^ (h * 32)) + (s * 16 + h * 4) * dim;
+  }
+};
+
+// Starts the copies of the thread's numbers.
+template <class T, int dim>
+__device__ __forceinline__ void fetch_keys(const KeyPart<T, dim>& part, Chunks& chunks) {
+  using Part = KeyPart<T, dim>;
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int s = 0; s < Part::strips; ++s) {
+      const bool exists = part.exists_row(h, s);
+      const T* from = part.from + (exists ? s * 16 + h * 4 : 0) * part.step;
+#pragma unroll
+      for (int m = 0; m < RotatedRow<T, dim>::chunks; ++m) fetch(chunks, Part::chunk(h, s, m), from + part.share.channel(m), exists);
+    }
+}
+
+// The thread's rows of half h.
+template <class T, int dim>
+struct KeyRows {
+  using Part = KeyPart<T, dim>;
+  using Row = RotatedRow<T, dim>;
+  static constexpr int strips = Part::strips;
+  Row rows[strips];
+  bool good[strips];  // the row exists and is finite
+  float top = 0;      // the largest number of the good ones
+
+  // Subtracts the centre and rotates. nonfinite becomes true if a row is not finite.
+  __device__ __forceinline__ void rotate(const Part& part, int h, const Chunks& chunks, const typename Row::Matrix& matrix,
+                                         bool& nonfinite) {
+#pragma unroll
+    for (int m = 0; m < Row::chunks; ++m) {
+      const uint4 centre = load_sampled(part.centre + part.share.channel(m));
+#pragma unroll
+      for (int s = 0; s < strips; ++s) rows[s].multiply(m, chunks[Part::chunk(h, s, m)][threadIdx.x], centre, matrix);
+    }
+#pragma unroll
+    for (int s = 0; s < strips; ++s) {
+      rows[s].butterflies();
+      const bool exists = part.exists_row(h, s), finite = rows[s].finite();
+      nonfinite |= exists && !finite;
+      good[s] = exists && finite;
+      top = fmaxf(top, good[s] ? rows[s].largest() : 0);
+    }
+  }
+  // Stores the rows as integers; zeros for those that are not good.
+  __device__ __forceinline__ void store(const Part& part, int h, std::uint8_t* tile, float inverse) const {
+#pragma unroll
+    for (int s = 0; s < strips; ++s)
+#pragma unroll
+      for (int m = 0; m < Row::chunks; m += 2) *reinterpret_cast<uint4*>(tile + part.to(h, s, m)) = rows[s].pack(m, good[s] ? inverse : 0);
   }
 };
 
 template <class T, int dim>
 __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& shared) {
   using Part = KeyPart<T, dim>;
-  using Row = RotatedRow<T, dim>;
-  constexpr int pieces = Row::pieces, chunks = Part::chunks, warps = Part::warps;
+  constexpr int warps = Part::warps;
   const QuantizeParams& p = job.params;
   const Part part(job, unit);
   if (!part.exists) return;
-#pragma unroll
-  for (int h = 0; h < 2; ++h)
-#pragma unroll
-    for (int c = 0; c < chunks; ++c) {
-      const bool exists = part.exists_row(h, c);
-      const T* from = part.from + (exists ? c * 16 + h * 4 : 0) * part.step;
-#pragma unroll
-      for (int m = 0; m < pieces; ++m) fetch(shared.pieces, Part::piece(h, c, m), from + part.share.channel(m), exists);
-    }
-  const typename Row::Matrix matrix(part.share);
-  std::uint8_t* out = p.tiles + key_tile_offset(chitu_form<dim>, part.at.index);
+  fetch_keys(part, shared.chunks);
+  const typename RotatedRow<T, dim>::Matrix matrix(part.share);
+  std::uint8_t* tile = p.tiles + key_tile_offset(chitu_form<dim>, part.at.index);
   ptx::wait_for_previous();  // for the sample
   ptx::wait_for_copies();
 
-  bool nonfinite = false;  // is a key? Of the thread's, then of the tile
+  // One half after the other, because registers hold one half only.
+  bool nonfinite = false;  // whether the thread knows of a key of the tile that is not finite
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    Row rows[chunks];
-#pragma unroll
-    for (int m = 0; m < pieces; ++m) {
-      const uint4 centre = load_sampled(part.centre + part.share.channel(m));
-#pragma unroll
-      for (int c = 0; c < chunks; ++c) rows[c].multiply(m, shared.pieces[Part::piece(h, c, m)][threadIdx.x], centre, matrix);
-    }
-    float top = 0;
-    bool good[chunks];
-#pragma unroll
-    for (int c = 0; c < chunks; ++c) {
-      rows[c].butterflies();
-      const bool exists = part.exists_row(h, c), finite = rows[c].finite();
-      nonfinite |= exists && !finite;
-      good[c] = exists && finite;
-      top = fmaxf(top, good[c] ? rows[c].largest() : 0);
-    }
-    // 32 rows of the tile share a scale: these lanes', all chunks', all warps' of the tile.
+    KeyRows<T, dim> half;
+    half.rotate(part, h, shared.chunks, matrix, nonfinite);
+
+    // 32 rows of the tile share a scale: the rows of these lanes, of all strips, of all warps of the tile.
+    float top = half.top;
 #pragma unroll
     for (const int lanes : {1, 2, 16, 4}) top = fmaxf(top, __shfl_xor_sync(~0u, top, lanes));
     const int key_group = 2 * h + (part.share.g >> 1 & 1);
-    const bool speaks = (part.lane & 0x17) == 0;
-    float* slot = shared.numbers + (part.group * 4 + key_group) * warps;
-    if (speaks) slot[part.warp] = top;
+    const bool speaks = (part.lane & 0x17) == 0;  // one lane for each group
+    float* tops = shared.numbers + (part.group * 4 + key_group) * warps;
+    if (speaks) tops[part.warp] = top;
     nonfinite = barrier_or(1 + part.group, warps * 32, nonfinite);
 #pragma unroll
     for (int i = 0; i < warps; i += 4) {
-      const float4 of = *reinterpret_cast<const float4*>(slot + i);
+      const float4 of = *reinterpret_cast<const float4*>(tops + i);
       top = fmaxf(top, fmaxf(fmaxf(of.x, of.y), fmaxf(of.z, of.w)));
     }
-    PassScales* passes = p.passes + 2 * part.at.index;
+
+    // The scale goes to both passes of the tile, the flag is written once, and the half's integers are stored.
+    PassScales* passes = p.passes + pass_index(part.at.index, 0);
     if (speaks && part.warp == 0) passes[0].key[key_group] = passes[1].key[key_group] = scale_of<dim>(top);
     if (h == 1 && part.warp == 0 && part.lane == 0) mark(p, p.nonfinite_keys, part.at.index, nonfinite);
-    const float inverse = inverse_of<dim>(top);
-#pragma unroll
-    for (int c = 0; c < chunks; ++c)
-#pragma unroll
-      for (int m = 0; m < pieces; m += 2) *reinterpret_cast<uint4*>(out + part.to(h, c, m)) = rows[c].pack(m, good[c] ? inverse : 0);
+    half.store(part, h, tile, inverse_of<dim>(top));
   }
 }
 

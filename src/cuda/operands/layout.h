@@ -51,6 +51,10 @@ struct BlockRow {
 };
 constexpr BlockRow block_row(int row) { return {row / heads_of_block, row % heads_of_block}; }
 
+// Elements from a block's first row to another. A warp has 16 rows, so its first row and a row of it may be added up.
+constexpr std::int64_t row_offset(const View& x, int row) { return block_row(row).head * x.head + block_row(row).query * x.token; }
+static_assert(16 % heads_of_block == 0);
+
 // ---- operands
 
 // How the operands of a recipe are stored for the attention kernels. "Bytes" are of a number.

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rotation of queries and keys (common/rotation.h) for dim 64 and 128: what the quantiser of keys and that of queries share. Both leave
-// its additions to the tensor cores, where +-1 times a 16-bit value is exact and sums are fp32.
+// The rotation of queries and keys (common/rotation.h) for dim 64 and 128: what the quantiser of keys and that of queries share. In both
+// the tensor cores do its additions; there +-1 times a 16-bit value is exact, and sums are fp32.
 #pragma once
 
-#include <limits>
 #include <type_traits>
 
 #include "common/limits.h"
@@ -14,9 +13,7 @@
 
 namespace chitu::cuda {
 
-constexpr float infinity = std::numeric_limits<float>::infinity();
-
-// a / b rounded to nearest, for 1e-34 <= b < 2^126: without the branch and the call of `/` for subnormal numbers, which cost registers.
+// a / b rounded to nearest, for 1e-34 <= b < 2^126. The operator `/` has a branch and a call for subnormal numbers, which cost registers.
 __device__ __forceinline__ float divide(float a, float b) {
   float r = ptx::reciprocal(b);
   r = fmaf(r, fmaf(-b, r, 1), r);
@@ -24,14 +21,15 @@ __device__ __forceinline__ float divide(float a, float b) {
   return fmaf(r, fmaf(-b, q, a), q);
 }
 
-// The bits of rotation_headroom, which the matrices have for 1: so even sums of the largest inputs are below 2^126, as divide() wants it.
+// The bits of rotation_headroom, which the matrices have in place of 1. So even sums of the largest inputs are below 2^126, as divide()
+// needs it.
 template <class T>
 constexpr std::uint32_t rotation_one = std::is_same_v<T, __half> ? 0x1400u : 0x3a80u;
 static_assert(rotation_headroom == 0x1p-10f);
 template <int dim>
 constexpr float rotation_unit = rotation_scale(dim) / rotation_headroom;  // what a sum is to be multiplied by
 
-// Of the largest sum of a scale group: the group's scale, and what sums are multiplied by to become integers.
+// From the largest sum in a scale group: the group's scale, and what sums are multiplied by to become integers.
 template <int dim>
 __device__ __forceinline__ float scale_of(float top) {
   return fmaxf(top * (rotation_unit<dim> / 127), smallest_maximum / 127);

@@ -11,8 +11,8 @@
 
 namespace chitu::cuda {
 
-// The sequence to which unit `unit` of a head belongs, in a packed call: the last whose first unit, before(place), is not behind it.
-// Sequences without units are passed over, because the next one begins at the same unit.
+// In a packed call, the sequence that has unit `unit` of a head. before(layout) is a sequence's first unit; the answer is the last sequence
+// for which it is at most `unit`. An empty sequence is never the answer, because the next one begins at the same unit.
 template <class Before>
 __device__ int sequence_of(const QuantizeParams& p, int unit, Before before) {
   int low = 0, high = p.sequences - 1;
@@ -26,7 +26,7 @@ __device__ int sequence_of(const QuantizeParams& p, int unit, Before before) {
   return low;
 }
 
-// A tile of a head of a sequence: queries' (heads: all), or keys' and values' (heads: kv_heads). index: among all tiles of the operand.
+// Which tile of which head of which sequence. Queries have `heads` heads, keys and values kv_heads. index: among all tiles of the operand.
 struct TileLocation {
   int sequence, head, tile;
   std::int64_t index;
@@ -51,7 +51,8 @@ __device__ TileLocation locate_tile(const QuantizeParams& p, int index) {
   return {sequence, head, index - begin - head * tiles, index};
 }
 
-// By thread `thread` of `threads`: what each query sees, and the attention kernel's counters at 0.
+// Writes the range of keys that each query sees, and sets the attention kernel's counters to 0. `threads` threads call it; this is
+// `thread`.
 __device__ inline void prepare(const QuantizeParams& p, int thread, int threads) {
   if (thread == 0) *p.items_taken = 0;
   for (int i = thread; i < split_item_count(p) * most_warps; i += threads) p.pieces_done[i] = 0;
@@ -65,16 +66,16 @@ __device__ inline void prepare(const QuantizeParams& p, int thread, int threads)
   }
 }
 
-// Whether a tile has something that is not finite, to its flag, one of QuantizeParams::nonfinite_...
+// Writes a tile's flag, one of QuantizeParams::nonfinite_...: whether it has something that is not finite.
 __device__ __forceinline__ void mark(const QuantizeParams& p, std::uint8_t* flags, std::int64_t tile, bool nonfinite) {
   flags[tile] = nonfinite;
   if (nonfinite) *p.any_nonfinite = 1;
 }
 
-// What an attention kernel needs of a tile's values.
+// Writes the part of a tile's two PassScales that comes from its values.
 __device__ __forceinline__ void write_passes(const QuantizeParams& p, std::int64_t tile, float scale, bool flagged) {
   static_assert(offsetof(PassScales, value) == 16 && offsetof(PassScales, last) == 20 && offsetof(PassScales, flagged) == 24);
-  auto* passes = reinterpret_cast<int4*>(p.passes + pass_index(tile, 0));  // of both the second half
+  auto* passes = reinterpret_cast<int4*>(p.passes + pass_index(tile, 0));  // two int4 each; the values' part is the second
   passes[1] = make_int4(__float_as_int(scale), 1, flagged, 0);
   passes[3] = make_int4(__float_as_int(scale * (1 / residual_parts)), 0, flagged, 0);
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What quantising needs of whole heads: the keys' centre, maxima, λ. docs/numerics.md, "Quantising", is the specification.
 //
-//   collect_kernel   a CTA for each chunk of a head leaves a record: count of tokens, sums, maxima
-//   conclude_kernel  a CTA for each head joins its records, in their order: the same call gives the same bits
+//   collect_kernel   a CTA for each span of a head leaves a record: a count of tokens, sums, maxima
+//   conclude_kernel  a CTA for each head joins its records, in their order, so that the same call gives the same bits
 #include "common/limits.h"
 #include "common/numbers.h"
 #include "common/sample.h"
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int collect_threads = 256, conclude_threads = 512;
 
-// Which operands have records. An f16 number is never too large for f16.
+// Which operands have records. With f16 inputs, operands of type f16 need none: no number is too large for them.
 constexpr bool collected(const Recipe& r, Role role, bool bf16) {
   const Quant& q = quant_of(r, role);
   return q.centre != Centre::none || q.scaling == Scaling::channel || q.scaling == Scaling::tile ||
@@ -26,12 +26,12 @@ constexpr bool any_collected(const Recipe& r, bool bf16) {
   return collected(r, Role::query, bf16) || collected(r, Role::key, bf16) || collected(r, Role::value, bf16);
 }
 
-__host__ __device__ Chunks chunks_of(const AnyRecipeCall& call, Role role) {
-  return Chunks(call.params, role, sampled(quant_of(call.recipe, role)));
+__host__ __device__ Spans spans_of(const AnyRecipeCall& call, Role role) {
+  return Spans(call.params, role, sampled(quant_of(call.recipe, role)));
 }
 // CTAs of an operand in collect_kernel.
 __host__ __device__ int units_of(const AnyRecipeCall& call, Role role, bool bf16) {
-  return collected(call.recipe, role, bf16) ? chunks_of(call, role).count * heads_of(call.params, role) : 0;
+  return collected(call.recipe, role, bf16) ? spans_of(call, role).count * heads_of(call.params, role) : 0;
 }
 
 // Whether a record has sums: of keys, or of sizes of values.
@@ -40,9 +40,9 @@ constexpr bool sums_of(Role role, const Quant& q) { return role == Role::key ? q
 template <class T>
 constexpr bool is_bf16 = std::is_same_v<T, __nv_bfloat16>;
 
-// ---- chunks
+// ---- spans
 
-// Tokens of a head.
+// Tokens of a head: `count` that follow each other, or the sample's.
 template <class T>
 struct Tokens {
   const T* from;
@@ -53,7 +53,7 @@ struct Tokens {
   __device__ const T* at(int i) const { return from + (sampled ? sample.token(i) : i) * stride; }
 };
 
-// A thread's part of a chunk: 8 channels.
+// A thread's part of a span: 8 channels of some tokens.
 template <class T, bool with_sums>
 struct Part {
   double sum[8] = {};
@@ -63,14 +63,14 @@ struct Part {
   __device__ __forceinline__ void add(const uint4& x, std::uint32_t signs) {
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      largest[w] = larger(largest[w], word(x, w));
+      largest[w] = larger_sizes(largest[w], word(x, w));
       if constexpr (with_sums) {
         sum[2 * w] += low<T>(word(x, w) & signs & 0xffff);
         sum[2 * w + 1] += low<T>((word(x, w) & signs) >> 16);
       }
     }
   }
-  __device__ bool any_nonfinite() const { return has_nonfinite<T>(larger(larger(larger(largest[0], largest[1]), largest[2]), largest[3])); }
+  __device__ bool any_nonfinite() const { return has_nonfinite<T>(largest_sizes(largest)); }
 };
 
 struct CollectShared {
@@ -79,50 +79,64 @@ struct CollectShared {
   int taken[collect_threads / 32];
 };
 
-// Leaves the record of `tokens`. Those of queries and keys count as a whole or not at all, of values number by number.
+// Sums again, now without what is not finite: of queries and keys the whole token, of values the number. A warp has a token, so that it
+// sees all of it. Returns how many tokens count.
 template <class T, bool with_sums>
-__device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, double* record, CollectShared& shared) {
+__device__ __forceinline__ int collect_finite(const Tokens<T>& tokens, int chunks, bool is_value, std::uint32_t signs,
+                                              Part<T, with_sums>& part, CollectShared& shared) {
+  constexpr int warps = collect_threads / 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int taken = 0;  // by the warp
+  part = {};
+  for (int i = warp; i < tokens.count; i += warps) {
+    uint4 x = lane < chunks ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
+    if (is_value)
+      x = finite_part<T>(x);
+    else if (__any_sync(~0u, has_nonfinite<T>(largest_sizes(x))))
+      continue;
+    else
+      ++taken;
+    part.add(x, signs);
+  }
+  if (is_value) return tokens.count;
+  if (lane == 0) shared.taken[warp] = taken;
+  __syncthreads();
+  int all = 0;
+  for (const int n : shared.taken) all += n;
+  return all;
+}
+
+// Leaves the record of `tokens`.
+template <class T, bool with_sums>
+__device__ void collect_span(const Tokens<T>& tokens, int dim, bool is_value, double* record, CollectShared& shared) {
   constexpr int batch = 8;
-  const int pieces = dim / 8, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int chunks = dim / 8;
   const std::uint32_t signs = is_value ? 0x7fff7fffu : ~0u;
-  int groups = collect_threads / pieces, group = threadIdx.x / pieces, piece = threadIdx.x % pieces, taken = tokens.count;
+
+  // Each thread sums one chunk of its group's tokens, `batch` loads under way at once.
+  int groups = collect_threads / chunks, group = threadIdx.x / chunks, chunk = threadIdx.x % chunks, taken = tokens.count;
   Part<T, with_sums> part;
   if (group < groups)
     for (int i = group; i < tokens.count; i += batch * groups) {
       uint4 x[batch];
 #pragma unroll
       for (int j = 0; j < batch; ++j)
-        x[j] = i + j * groups < tokens.count ? load_input(tokens.at(i + j * groups) + piece * 8) : make_uint4(0, 0, 0, 0);
+        x[j] = i + j * groups < tokens.count ? load_input(tokens.at(i + j * groups) + chunk * 8) : make_uint4(0, 0, 0, 0);
 #pragma unroll
       for (int j = 0; j < batch; ++j) part.add(x[j], signs);
     }
-  if (__syncthreads_or(part.any_nonfinite())) {  // rare: once more, a warp a token
-    part = {};
+  if (__syncthreads_or(part.any_nonfinite())) {  // rare
+    taken = collect_finite(tokens, chunks, is_value, signs, part, shared);
     groups = collect_threads / 32;
-    group = warp;
-    piece = lane;
-    if (!is_value) taken = 0;
-    for (int i = warp; i < tokens.count; i += groups) {
-      uint4 x = lane < pieces ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
-      if (is_value)
-        x = finite_part<T>(x);
-      else if (__any_sync(~0u, has_nonfinite<T>(largest(x))))
-        continue;
-      else
-        ++taken;
-      part.add(x, signs);
-    }
-    if (!is_value) {
-      if (lane == 0) shared.taken[warp] = taken;
-      __syncthreads();
-      taken = 0;
-      for (const int n : shared.taken) taken += n;
-    }
+    group = threadIdx.x / 32;
+    chunk = threadIdx.x % 32;
   }
-  if (group < groups && piece < pieces)
+
+  // The groups' sums and maxima are joined in shared memory, in the order of the groups.
+  if (group < groups && chunk < chunks)
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
-      const int to = group * dim + piece * 8 + c;
+      const int to = group * dim + chunk * 8 + c;
       if constexpr (with_sums) shared.sum[to] = part.sum[c];
       shared.largest[to] = static_cast<std::uint16_t>(part.largest[c / 2] >> c % 2 * 16);
     }
@@ -140,7 +154,7 @@ __device__ void collect_chunk(const Tokens<T>& tokens, int dim, bool is_value, d
   }
 }
 
-// By all threads of the call's first kernel.
+// Prepares what comes after. All threads of the call's first kernel call it.
 __device__ __forceinline__ void begin(const Params& p) {
   const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (thread == 0) *p.any_nonfinite = 0;
@@ -154,7 +168,7 @@ __global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __gri
   const Params& p = call.params;
   begin(p);
 
-  // The CTAs of queries, of keys and of values follow each other.
+  // Which operand: the CTAs of queries, of keys and of values follow each other.
   int unit = static_cast<int>(blockIdx.x);
   Role role = Role::query;
   if (const int queries = units_of(call, Role::query, is_bf16<T>); unit >= queries) {
@@ -166,29 +180,33 @@ __global__ void __launch_bounds__(collect_threads, 2) collect_kernel(const __gri
       if (unit >= units_of(call, Role::value, is_bf16<T>)) return;  // here for begin()
     }
   }
-  const Chunks chunks = chunks_of(call, role);
+
+  // Which head, and which span of which of its sequences.
+  const Spans spans = spans_of(call, role);
   const View& in = input_of(p, role);
   const Quant& quant = quant_of(call.recipe, role);
   const bool is_sample = sampled(quant);
-  const int head = unit / chunks.count, at = unit % chunks.count;
+  const int head = unit / spans.count, at = unit % spans.count;
   const int sequence =
-      p.layouts ? sequence_of(p, at, [&](const SequenceLayout& s) { return chunks.first(p, s, static_cast<int>(&s - p.layouts)); })
-                : at / max(chunks.in(p.same), 1);
+      p.layouts ? sequence_of(p, at, [&](const SequenceLayout& s) { return spans.first(p, s, static_cast<int>(&s - p.layouts)); })
+                : at / max(spans.in(p.same), 1);
   if (sequence >= p.sequences) return;
   const SequenceLayout s = sequence_layout(p, sequence);
-  const int chunk = at - chunks.first(p, s, sequence), all = chunks.tokens(s);
-  if (chunk >= chunks.in(s)) return;
+  const int span = at - spans.first(p, s, sequence), all = spans.tokens(s);
+  if (span >= spans.in(s)) return;
+
+  // Its tokens, and where its record goes.
   const Sample sample(all);
-  const int first = is_sample ? 0 : chunk * chunks.tiles * tile_tokens;
+  const int first = is_sample ? 0 : span * spans.tiles * tile_tokens;
   const Tokens<T> tokens{
       static_cast<const T*>(in.data) + (role == Role::query ? query_offset(in, s, head, first) : key_offset(in, s, head, first)), in.token,
-      is_sample ? static_cast<int>(sample.count) : min(all - first, chunks.tiles * tile_tokens), is_sample, sample};
+      is_sample ? static_cast<int>(sample.count) : min(all - first, spans.tiles * tile_tokens), is_sample, sample};
   const Statistics statistics(p);
-  double* record = p.statistics + statistics.records(role) + (std::int64_t{head} * chunks.count + at) * statistics.record;
+  double* record = p.statistics + statistics.records(role) + (std::int64_t{head} * spans.count + at) * statistics.record;
   if (sums_of(role, quant))
-    collect_chunk<T, true>(tokens, p.dim, role == Role::value, record, shared);
+    collect_span<T, true>(tokens, p.dim, role == Role::value, record, shared);
   else
-    collect_chunk<T, false>(tokens, p.dim, role == Role::value, record, shared);
+    collect_span<T, false>(tokens, p.dim, role == Role::value, record, shared);
 }
 
 // ---- heads
@@ -199,13 +217,14 @@ struct ConcludeShared {
   double of_warps[conclude_threads / 32];
 };
 
-// Of a head's channel, which is the thread's; 0 beyond the dim.
+// What the records of a head say of the thread's channel; 0 in threads beyond the dim.
 struct Total {
   double sum = 0, count = 0;
   float maximum = 0;
   __device__ float mean() const { return count > 0 ? static_cast<float>(sum / count) : 0.f; }
 };
 
+// Joins `count` records of `record` doubles.
 __device__ Total total_of(const double* records, int count, int record, int dim, bool sums, ConcludeShared& shared) {
   const int parts = conclude_threads / dim, part = threadIdx.x / dim, c = threadIdx.x % dim;
   Total mine;
@@ -231,7 +250,7 @@ __device__ Total total_of(const double* records, int count, int record, int dim,
   return all;
 }
 
-// Over all threads of a CTA.
+// Joins x over all threads of a CTA.
 template <class Join>
 __device__ double over_threads(double x, ConcludeShared& shared, Join join) {
 #pragma unroll
@@ -243,20 +262,20 @@ __device__ double over_threads(double x, ConcludeShared& shared, Join join) {
   return x;
 }
 
-// scale, and what numbers are multiplied by.
+// The scale for numbers up to `maximum`, and what they are multiplied by. f16 inputs do not get here: they have no records.
 __device__ float2 scaling_of(float maximum, DType type) {
   const float m = fmaxf(maximum, smallest_maximum), most = largest(type);
-  return type == DType::f16 && m <= most ? make_float2(1, 1) : make_float2(m / most, most / m);
+  return type == DType::f16 && m >= least_plain_f16 && m <= most ? make_float2(1, 1) : make_float2(m / most, most / m);
 }
 
 __device__ float2 head_scaling(float maximum, DType type, ConcludeShared& shared) {
   return scaling_of(static_cast<float>(over_threads(maximum, shared, [](double a, double b) { return fmax(a, b); })), type);
 }
 
+// λ of the thread's channel. In threads beyond the dim it is 0, so that the mean is not changed by them.
 __device__ float lambda_of(const Total& total, int dim, ConcludeShared& shared) {
-  const float lambda = fminf(total.maximum, channel_ceiling * total.mean());  // 0 in threads beyond the dim
-  const float mean = static_cast<float>(over_threads(lambda, shared, [](double a, double b) { return a + b; }) / dim);
-  return mean > smallest_maximum ? fmaxf(lambda, mean * channel_floor) : 1.f;
+  const float own = own_lambda(total.maximum, total.mean());
+  return lambda_in_head(own, static_cast<float>(over_threads(own, shared, [](double a, double b) { return a + b; }) / dim));
 }
 
 template <class T>
@@ -270,16 +289,18 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
   const Statistics statistics(p);
   const int kv_heads = p.sequences * p.kv_heads, c = threadIdx.x;
   int unit = static_cast<int>(blockIdx.x);
-  // The head's; nothing where nothing was collected.
+  // The head's total; zeros if nothing was collected.
   const auto total = [&](Role role) {
-    const Chunks chunks = chunks_of(call, role);
+    const Spans spans = spans_of(call, role);
     const int heads = heads_of(p, role), sequence = unit / heads, head = unit % heads;
     const SequenceLayout s = sequence_layout(p, sequence);
     return total_of(
-        p.statistics + statistics.records(role) + (std::int64_t{head} * chunks.count + chunks.first(p, s, sequence)) * statistics.record,
-        collected(call.recipe, role, is_bf16<T>) ? chunks.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
+        p.statistics + statistics.records(role) + (std::int64_t{head} * spans.count + spans.first(p, s, sequence)) * statistics.record,
+        collected(call.recipe, role, is_bf16<T>) ? spans.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
         shared);
   };
+
+  // Values: the head's scale, or a scale or λ for each channel.
   if (unit < kv_heads) {
     const Quant& quant = call.recipe.value;
     const Total all = total(Role::value);
@@ -294,6 +315,8 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
     if (c < p.dim) reinterpret_cast<float*>(p.statistics + statistics.value_factors)[std::int64_t{unit} * p.dim + c] = scaling.y;
     return;
   }
+
+  // Keys: the centre, the head's scale.
   unit -= kv_heads;
   if (unit < kv_heads) {
     const Quant& quant = call.recipe.key;
@@ -306,6 +329,8 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
     }
     return;
   }
+
+  // Queries: the head's scale.
   unit -= kv_heads;
   if (!collected(call.recipe, Role::query, is_bf16<T>) || unit >= p.sequences * p.heads) return;  // here for begin()
   const Total all = total(Role::query);

@@ -67,5 +67,16 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float a, float b) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
   return r;
 }
+// The same, but no number becomes an infinity: the type's largest stands for whatever is beyond it. NaN stays NaN.
+__device__ __forceinline__ std::uint32_t pack_f16_finite(float a, float b) {
+  std::uint32_t r;
+  asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
+  return r;
+}
+__device__ __forceinline__ std::uint32_t pack_bf16_finite(float a, float b) {
+  std::uint32_t r;
+  asm("cvt.rn.satfinite.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a));
+  return r;
+}
 
 }  // namespace chitu::cuda::ptx

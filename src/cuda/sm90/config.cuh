@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the attention kernel of a recipe is made of: which products, which sums, how shared memory is divided. Everything follows from the
-// recipe's fields; docs/kernels/sm90.md has the table.
+// recipe's fields; docs/kernels/sm90.md has the table. weights/softmax.cuh lists the members that the shared files read.
 #pragma once
 
 #include <cstddef>
@@ -34,8 +34,10 @@ struct Config {
   static constexpr DType weight_type = recipe.weights.type == DType::f32 ? input : recipe.weights.type;
   static_assert(weight_type == value_type);
   static constexpr bool integer_scores = score_type == DType::i8, integer_values = value_type == DType::u8;
-  static constexpr bool sums_in_place = form.value_bytes == 2;      // the tensor cores add to the output; else each tile's product is added
-  static constexpr bool folds = !sums_in_place && !integer_values;  // that addition scales the output to a new reference on the way
+  // How a tile's product with values gets into the output. 16-bit values: the tensor cores add it. Others: one addition for each number.
+  static constexpr bool sums_in_place = form.value_bytes == 2;
+  // That addition also rescales the output to a new reference: O = a O + P V.
+  static constexpr bool folds = !sums_in_place && !integer_values;
   static constexpr bool splittable = form.splittable;
   // The reference may lag this many powers of two behind the maximum, where a weight's precision does not depend on its size.
   static constexpr float lag = splittable ? 8 : 0;
@@ -44,10 +46,10 @@ struct Config {
   static constexpr bool key_scales = recipe.key.scaling != Scaling::none && !form.scale_each_key;
   static constexpr bool value_scales = recipe.value.scaling == Scaling::tile;
   static constexpr bool channel_scales = recipe.value.scaling != Scaling::none;
-  static constexpr bool passes = key_scales || value_scales;  // PassScales
+  static constexpr bool passes = key_scales || value_scales;  // tiles come with PassScales
   static constexpr bool corrections = recipe.key.centre != Centre::none;
 
-  // Sums of a row's weights: of the rounded ones, the others, or both.
+  // Which of a row's weights are summed: the rounded ones, those before rounding, or both.
   static constexpr bool rounded_output = recipe.weights.output == Sum::rounded, rounded_lse = recipe.weights.lse == Sum::rounded;
   static constexpr bool rounded_sums = rounded_output || rounded_lse, unrounded_sums = !rounded_output || !rounded_lse;
   static_assert(!rounded_sums || integer_values, "sums of rounded weights are for integers");
@@ -58,14 +60,15 @@ struct Config {
 
   static constexpr int row_bytes = dim * form.score_bytes, panel = row_bytes < 128 ? row_bytes : 128, panels = row_bytes / panel;
   static constexpr int query_bytes = form.block_queries * row_bytes, key_bytes = form.key_bytes();
-  static constexpr int block_bytes = quantizes_queries ? form.block_queries * dim * 2 : query_bytes;  // of queries as they are brought
+  static constexpr int block_bytes = quantizes_queries ? form.block_queries * dim * 2 : query_bytes;  // queries as they are brought
   static constexpr int value_bytes = form.tile_bytes() - key_bytes;
   static constexpr int halves = dim == 256 ? 2 : 1, width = dim / halves;  // channels of a product with values
-  // Products with the values of the first keys start while the weights of the others are computed: where registers allow it, and it pays.
+  // Products with the values of the first keys start while the weights of the others are computed. Only where registers allow it and it
+  // pays.
   static constexpr bool early = dim == 64 && warpgroups == 3;
-  // Of the pipeline of weigh(), in pairs of keys, by measurement: how far scores are converted and scaled ahead of their exponentials, how
-  // long after these they are packed, and up to which pair the order is kept, after every how many. Where products start early an exit
-  // takes registers from the second block on; of floating-point scores there is less to put in order.
+  // The pipeline of weigh(), in pairs of keys; all found by measurement. Scores are converted and scaled so far ahead of their
+  // exponentials, and weights packed so far behind. The order is kept for so many pairs, after every so many: keeping it takes registers
+  // while products are under way, so `early` ones keep it in the first block only. Floating-point scores have fewer steps to put in order.
   static constexpr int converts_ahead = by_tile ? 9 : 8, scales_ahead = 8, packs_behind = by_tile ? 6 : 8;
   static constexpr int ordered_pairs = !early ? 32 : integer_scores ? 8 : 0, order_step = integer_scores ? 1 : 4;
   static_assert(scales_ahead <= converts_ahead);
@@ -76,26 +79,28 @@ struct Config {
     float correction[corrections ? form.block_queries : 4];
     std::uint16_t centre[quantizes_queries ? dim : 8];
     int2 range[form.block_queries];
-    int4 share[warpgroups];  // tiles of a warpgroup: first, end, first that every row sees in full, end of these
-    int4 what;               // rows (0: no more work), first tile, end; of a piece its number among those of all split items; else -1
+    int4 share[warpgroups];  // tiles of a warpgroup: the first, the end, the first that every row sees in full, the end of these
+    int4 what;               // rows (0: no more work), first tile, end of tiles; a piece's number among those of all split items, else -1
     std::int64_t out, lse;   // the elements where its first row begins
     int4 rows;               // in the tensors: batch entry, head, first row
-    int4 queries;            // among those of all sequences: first tile of its head, tiles of that; its first row there; its row of ranges
-    int4 keys;               // likewise: its kv head, the first tile of that
+    int4 queries;            // in the operands: its head's first tile, its head's tiles, its first row in the head, its row of ranges
+    int4 keys;               // in the operands: its kv head, that head's first tile
   };
 
-  // Keys and values of a tile come and go together, unless there is room for one of them only.
+  // How shared memory is divided. The ring of tiles has what the rest leaves.
   static constexpr int hadamard_bytes = quantizes_queries ? 64 * 128 : 128;
   static constexpr int fixed_bytes = warps * out_bytes + 2 * sizeof(Item) + hadamard_bytes + 1024;
   static constexpr int stage_bytes = key_bytes + value_bytes + sizeof(PassScales) + (form.scale_each_key ? tile_tokens * 4 : 0);
   static constexpr int room(int blocks) { return (most_shared_bytes - fixed_bytes - blocks * block_bytes) / stage_bytes; }
-  // Of a block that the warpgroups quantise first one place is enough: it is free soon after the item has begun.
+  // One slot is enough for blocks that the warpgroups quantise: it is free soon after the item has begun.
   static constexpr int block_slots = !quantizes_queries && room(2) >= 2 ? 2 : 1, item_slots = quantizes_queries ? 2 : block_slots;
   static constexpr int key_slots = room(block_slots) > 6 ? 6 : room(block_slots) < 2 ? 1 : room(block_slots);
-  static constexpr bool separate_value_barriers = key_slots == 1;  // room for one tile only: its keys are handed back before its values
+  // Keys and values of a tile come and go together. With room for one tile only, its keys are handed back before its values.
+  static constexpr bool separate_value_barriers = key_slots == 1;
   static constexpr int value_slots = key_slots;
   static_assert(!quantizes_queries || (panels == 1 && 64 * row_bytes <= 4 * out_bytes && form.query_scale_rows == 2 && corrections));
-  static_assert(!separate_value_barriers || !passes, "the main loop hands keys back before it reads these");
+  static_assert(!separate_value_barriers || !passes, "the main loop hands keys back before it reads PassScales");
+  static_assert(!separate_value_barriers || !early, "the main loop waits for values after the weights");
   static_assert(!form.residuals || !unrounded_sums, "a residual plane must not count in the sums");
 
   struct Shared {
@@ -103,7 +108,7 @@ struct Config {
     alignas(1024) std::uint8_t hadamard[hadamard_bytes];  // write_hadamard()
     alignas(1024) std::uint8_t key[key_slots][key_bytes];
     alignas(1024) std::uint8_t value[value_slots][value_bytes];
-    alignas(1024) std::uint8_t out[warps][out_bytes];  // of the epilogue; before, with quantizes_queries, INT8 queries
+    alignas(1024) std::uint8_t out[warps][out_bytes];  // the epilogue's; with quantizes_queries it has INT8 queries until then
     float key_scale[form.scale_each_key ? key_slots : 1][form.scale_each_key ? tile_tokens : 4];
     PassScales scales[passes ? key_slots : 1];
     Item item[item_slots];
@@ -113,12 +118,13 @@ struct Config {
   };
   static_assert(sizeof(Shared) <= most_shared_bytes, "more than a CTA may have");
 
-  // The same as addresses.
+  // The members of Shared as addresses.
   struct At {
     std::uint32_t base;
     __device__ std::uint32_t block(int i) const { return base + offsetof(Shared, block) + i * block_bytes; }
     __device__ std::uint32_t hadamard() const { return base + offsetof(Shared, hadamard); }
-    // A warpgroup's, as wgmma reads them. Those that it has quantised lie where its warps stage what they store: at that time only.
+    // A warpgroup's queries, as wgmma reads them. Queries that the kernel has quantised itself lie in the epilogue's staging buffer, which
+    // is free until the item ends.
     __device__ std::uint32_t query(int i, int warpgroup) const {
       return quantizes_queries ? out(4 * warpgroup) : block(i) + warpgroup * 64 * panel;
     }
@@ -139,7 +145,7 @@ struct Config {
   };
 };
 
-// Slots of a ring, taken in turn, and the parity to wait for their barriers with. first: the first parity.
+// Slots of a ring, taken in turn, and the parity with which to wait for their barriers. first: the first parity.
 template <int slots, std::uint32_t first>
 struct Ring {
   static constexpr bool counts = slots <= 2;  // one number instead of two, for the registers

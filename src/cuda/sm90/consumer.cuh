@@ -1,26 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention on Hopper, of any of the methods' recipes: one CTA a multiprocessor, a warpgroup that produces, others of 64 query rows each.
-// docs/kernels/sm90.md draws the schedule and has what was measured.
+// Attention on Hopper for the recipes of all methods. A multiprocessor has one CTA: one warpgroup produces, the others compute, 64 query
+// rows each. docs/kernels/sm90.md draws the schedule and has what was measured.
 //
-//   item: the block of queries of a head that a CTA takes. The producer takes items from a counter, writes what the warpgroups need of one
-//         into shared memory and keeps a ring of tiles full: 128 keys and values each. A flagged tile comes twice, first with its
+//   item: a block of queries of a head, as one CTA takes it. The producer takes items from a counter, writes what the warpgroups need of
+//         one into shared memory and keeps a ring of tiles full: 128 keys and values each. A flagged tile comes twice, first with its
 //         residual plane for values: so the main loop has no branch for it.
 //   tile: S = Q K^T, P = round(top 2^(s - reference)) in registers, O += P V. The warpgroups meet only through the ring.
 //
 // Barriers, each with a parity that flips when it completes:
-//   described      the producer's arrival; those of its threads that bring the item wait. What the item is, is written.
-//   query_full     the producer's arrival and the copies' bytes; the warpgroups wait. The item is there.
-//   query_empty    every thread of the warpgroups and the two that bring it; the producer waits. An item is done with.
-//   full           the producer's arrival and bytes; the warpgroups wait. A tile is there.
-//   empty          every thread of the warpgroups; the producer waits. (One a warp is no faster, and racecheck does not understand it.)
-//   value_full, value_empty   the same for values where keys have barriers of their own (Config::split).
-//   block_read     every thread of the warpgroups; the producer waits. Queries that they quantise themselves are read.
-//   named 1 ...    the warps of a warpgroup; with quantizes_queries, around the queries that lie where these warps stage what they store.
+//   item_written   the thread that takes items arrives; those that bring queries and tiles wait. Shared memory says what the item is.
+//   query_full     the thread that brings queries and its copies' bytes arrive; the warpgroups wait. The item is there.
+//   query_empty    all threads of the warpgroups arrive, and the two that bring queries and tiles; the thread that takes items waits. An
+//                  item is done with.
+//   full           the thread that brings tiles and its copies' bytes arrive; the warpgroups wait. A tile is there.
+//   empty          all threads of the warpgroups arrive; the thread that brings tiles waits. A tile is done with. (One arrival a warp is no
+//                  faster, and racecheck does not understand it.)
+//   value_full, value_empty   the same two for values, where keys have barriers of their own (Config::separate_value_barriers).
+//   block_read     all threads of the warpgroups arrive; the thread that brings queries waits. The warpgroups have read the queries that
+//                  they quantise themselves.
+//   named 1 ...    the warps of a warpgroup. With quantizes_queries they meet here before and after they write its queries, and after they
+//                  have read them: queries lie where these warps stage what they store.
 #pragma once
 
 #include "cuda/launch.h"
 #include "cuda/ptx/async.h"
 #include "cuda/ptx/convert.h"
+#include "cuda/ptx/order.h"
 #include "cuda/ptx/shared.h"
 #include "cuda/ptx/wgmma.h"
 #include "cuda/sm90/epilogue.cuh"
@@ -28,16 +33,15 @@
 #include "cuda/sm90/producer.cuh"
 #include "cuda/sm90/queries.cuh"
 #include "cuda/sm90/tensor_map.h"
+#include "cuda/weights/join.cuh"
+#include "cuda/weights/rows.cuh"
 #include "cuda/weights/softmax.cuh"
 
 namespace chitu::cuda::sm90 {
 
-// Integer products with values are sums of unsigned numbers below 2^23, since values have value_offset: read as floats they are the same
-// numbers times 2^-149, exactly, and so need no conversion. What the offset adds is a multiple of the row's sum of weights, taken away
-// every few tiles, before it costs precision. Outputs are in a unit that keeps such products in fp32's range.
-constexpr float integer_unit = 0x1p85f, integer_unit_back = 0x1p64f;  // 2^-149 integer_unit integer_unit_back = 1
-constexpr int offset_tiles = 32;
-
+// A warpgroup that computes. run() is the loop over items and tiles and calls the phases, which stand below it in their order. All of them
+// are inlined: what they hand to each other stays in registers. Their spelling matters: ptxas gives out registers by the order in which it
+// meets variables. tools/same_sass.py shows what a change does.
 template <class C>
 struct Consumer {
   using Item = typename C::Item;
@@ -45,48 +49,343 @@ struct Consumer {
   using Product = std::conditional_t<C::integer_values, std::uint32_t, float>;
   static constexpr Form form = C::form;
   static constexpr int value_panel = tile_tokens * 128;  // bytes of 64 16-bit channels
-  using Queries = ptx::Matrix<C::panel>;
+  using Keys = ptx::Matrix<C::panel>;                    // and queries
   using Values = ptx::Matrix<128, (form.value_bytes == 2 && C::width > 64) ? value_panel : 16>;
+
+  // An item as this warpgroup has it.
+  struct Work {
+    std::uint32_t item;    // the Item in shared memory
+    Keys queries;          // its 64 rows
+    float query_scale[2];  // of the thread's rows: query_scales()
+    int tile, end;         // the next tile, and the end of those that the warpgroup sees
+  };
+
+  // The slots in which a tile's keys and values are: the same, unless values have a ring of their own.
+  struct Slots {
+    int keys, values;
+  };
+
+  // What the phases hand to each other of a tile: of the thread's two rows.
+  struct Tile {
+    float scale[2];                                // a score times this is an exponent of 2
+    float maximum[2];                              // the largest exponent
+    float moved[2];                                // with Config::folds: what the output so far is multiplied by, for its new reference
+    std::uint32_t weights[form.value_bytes * 16];  // P, as the operand of the product with values
+    float unrounded[2] = {0, 0};                   // sums of weights before rounding
+    Product product[C::width / 2];                 // P V, unless the tensor cores add it to the output: of half of the channels at a time
+  };
 
   const Params& p;
   const typename C::At at;
   const int warpgroup;
   const float opaque_zero;  // of weigh()
-  Ring<C::key_slots, 0> ring;
-  Ring<C::value_slots, 0> values;
+  const Keys first_keys = Keys::at(at.key(0));
+  const Values first_values = Values::at(at.value(0));
+  Ring<C::item_slots, 0> items;
+  Ring<C::key_slots, 0> tiles;     // of keys, and of values that come with them
+  Ring<C::value_slots, 0> values;  // with separate_value_barriers
+  bool tile_ready;                 // the next tile is known to be there
 
-  // s = q k^T
-  __device__ __forceinline__ void scores(Score (&s)[64], Queries query, Queries key) {
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < C::row_bytes / 32; ++k) {
-      const int panel = k * 32 / C::panel, byte = k * 32 % C::panel;
-      const auto a = query.plus(panel * form.block_queries * C::panel + byte).descriptor();
-      const auto b = key.plus(panel * tile_tokens * C::panel + byte).descriptor();
-      k ? ptx::scores<C::score_type, true>(s, a, b) : ptx::scores<C::score_type, false>(s, a, b);
-    }
-    ptx::wgmma_commit();
-  }
-
-  // t (+)= p v over blocks of 32 keys, for the channels of a half.
-  template <bool add, class Number, int count>
-  __device__ __forceinline__ void weighted(Number (&t)[count], const std::uint32_t (&w)[form.value_bytes * 16], Values v, int first = 0,
-                                           int blocks = 4) {
-    constexpr int step = form.value_bytes == 2 ? 16 * 128 : 32;
-#pragma unroll
-    for (int k = first * form.value_bytes; k < (first + blocks) * form.value_bytes; ++k) {
-      const auto b = v.plus(k * step).descriptor();
-      add || k ? ptx::weighted<C::value_type, true>(t, w + 4 * k, b) : ptx::weighted<C::value_type, false>(t, w + 4 * k, b);
-    }
-  }
-
-  __device__ __forceinline__ void hand_back(int tiles) {
+  __device__ void run() {
 #pragma unroll 1
-    while (tiles > 0) {
-      ptx::barrier_wait(at.full(ring.slot()), ring.parity());
-      tiles -= form.residuals ? ptx::load_int(at.scales(ring.slot()) + offsetof(PassScales, last)) : 1;
-      ptx::barrier_arrive(at.empty(ring.slot()));
-      ring.advance();
+    for (;; items.advance()) {
+      // Wait for an item.
+      ptx::barrier_wait(at.query_full(items.slot()), items.parity());
+      items.keep_uniform();
+      tiles.keep_uniform();
+      const std::uint32_t item = at.item(items.slot());
+      const int4 what = ptx::load_int4(item + offsetof(Item, what));
+      if (what.x == 0) return;  // there is no more work
+      if (warpgroup * 64 >= what.x) {
+        pass_item(what);
+        continue;
+      }
+
+      // Begin it: queries, scales, and the first tile that this warpgroup sees.
+      Work work = begin_item(item, what.y);
+      Rows<C> rows;
+      rows.clear_output();
+      tile_ready = work.tile < work.end && ptx::barrier_try(at.full(tiles.slot()), tiles.parity());
+
+      // Tiles.
+#pragma unroll 1
+      while (work.tile < work.end) {
+        Score s[64];
+        Tile tile;
+        const bool masked = score(work, tile, s);
+        const int slot = tiles.slot();
+        const Slots used{slot, C::separate_value_barriers ? static_cast<int>(values.slot()) : slot};
+        const Values value = first_values.plus(used.values * C::value_bytes);
+        to_weights(work, used, value, tile, s, masked, rows);
+        if constexpr (C::sums_in_place)
+          accumulate_in_place(work, used, value, tile, rows);
+        else
+          accumulate_tile(work, used, value, tile, rows);
+      }
+
+      // What value_offset has added goes.
+      if constexpr (C::integer_values) rows.remove_offset();
+
+      // Tiles behind those that the warpgroup sees go back.
+      pass_tiles(ptx::load_int4(work.item + offsetof(Item, what)).z - ptx::load_int2(work.item + offsetof(Item, share) + warpgroup * 16).y);
+
+      // Sum over the lanes of a row.
+      float rounded[2] = {}, unrounded[2] = {};
+      rows.sums(rounded, unrounded);
+
+      // A piece of an item joins the others. Only the warp that finds all pieces done has something to store.
+      if constexpr (C::splittable) {
+        const int piece = ptx::load_int4(work.item + offsetof(Item, what)).w;
+        if (piece >= 0 && !join<C>(p, piece, rows, rounded, unrounded)) {
+          ptx::barrier_arrive(at.query_empty(items.slot()));
+          if constexpr (C::quantizes_queries) ptx::named_barrier(1 + warpgroup, 128);
+          continue;
+        }
+      }
+
+      // Normalise and store; the item is handed back on the way.
+      finish<C>(p, at, items.slot(), rows, rounded, unrounded);
+    }
+  }
+
+  // ---- items
+
+  // An item that has no rows for this warpgroup, such as the last of a sequence.
+  __device__ __forceinline__ void pass_item(const int4& what) {
+    if constexpr (C::quantizes_queries) ptx::barrier_arrive(at.block_read());
+    pass_tiles(what.z - what.y);
+    ptx::barrier_arrive(at.query_empty(items.slot()));
+  }
+
+  __device__ __forceinline__ Work begin_item(std::uint32_t item, int first_tile) {
+    // Queries that come as the caller's tensor has them: the warpgroup quantises its own rows.
+    if constexpr (C::quantizes_queries) quantize_queries<C>(p, at, item, warpgroup);
+
+    // Tiles before those that the warpgroup sees go back.
+    const int2 share = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16);
+    pass_tiles(share.x - first_tile);
+
+    // What the warpgroup has to do.
+    Work work{item, Keys::at(at.query(items.slot(), warpgroup)), {}, share.x, share.y};
+    query_scales(item, work.query_scale);
+    return work;
+  }
+
+  // The part of a score's factor that its query decides. The softmax is in powers of 2, hence log2 e.
+  __device__ __forceinline__ void query_scales(std::uint32_t item, float (&scale)[2]) {
+    scale[0] = scale[1] = fabsf(p.scale) * log2_e;
+    if constexpr (C::query_scales) {
+      const int t = ptx::thread_index_again();
+      const std::uint32_t from = item + offsetof(Item, query_scale) + (t >> 5) * (64 / form.query_scale_rows) + (t >> 2 & 7) * 4;
+      scale[0] *= ptx::load_float(from);
+      scale[1] = form.query_scale_rows == 2 ? scale[0] : scale[1] * ptx::load_float(from + 32);
+    }
+  }
+
+  // ---- tiles
+
+  // S = Q K^T, and what the scores are multiplied by. Returns whether some row does not see the whole tile.
+  __device__ __forceinline__ bool score(const Work& work, Tile& tile, Score (&s)[64]) {
+    // Wait for keys.
+    if (!tile_ready) ptx::barrier_wait(at.full(tiles.slot()), tiles.parity());
+
+    // Start the product.
+    multiply_keys(s, work.queries, first_keys.plus(tiles.slot() * C::key_bytes));
+
+    // Meanwhile read scales. With four warpgroups no registers are left that would keep the queries' scales from tile to tile: they are
+    // read again.
+    tile.scale[0] = work.query_scale[0];
+    tile.scale[1] = work.query_scale[1];
+    if constexpr (C::warpgroups == 4) query_scales(work.item, tile.scale);
+    if constexpr (C::key_scales) {
+      const float key_scale = ptx::load_float(at.scales(tiles.slot()) + (threadIdx.x & 3) * 4);
+      tile.scale[0] *= key_scale;
+      tile.scale[1] *= key_scale;
+    }
+    // Keep them above 0. A tile or a row of zeros has the scale 0, and an unseen score is minus infinity: their product would be no number.
+    tile.scale[0] = fmaxf(tile.scale[0], 1e-37f);
+    tile.scale[1] = fmaxf(tile.scale[1], 1e-37f);
+
+    // Read which tiles all rows see in full.
+    const int2 whole = ptx::load_int2(work.item + offsetof(Item, share) + warpgroup * 16 + 8);
+
+    // Wait for the product.
+    ptx::wgmma_wait(s);
+    return work.tile < whole.x || work.tile >= whole.y;
+  }
+
+  // Where a score of the thread stands. Plain loads, which cost nothing where changed_score() does not look.
+  __device__ __forceinline__ ScorePlace score_place(std::uint32_t item, int tile, int r, int column) const {
+    const auto& what = *static_cast<const Item*>(__cvta_shared_to_generic(item));
+    const SequenceLayout s = sequence_layout(p, what.keys.x / p.kv_heads);
+    const int query = what.queries.z + static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4 + 8 * r,
+              key = tile * tile_tokens + column + static_cast<int>(threadIdx.x) % 4 * 2;
+    return {what.rows.y, s.query_positions.first + query * s.query_positions.step, s.key_positions.first + key * s.key_positions.step,
+            s.key_positions.step};
+  }
+
+  // P from S. Where keys and values have barriers of their own, keys go back on the way and values are waited for.
+  __device__ __forceinline__ void to_weights(const Work& work, Slots used, Values value, Tile& tile, Score (&s)[64], bool masked,
+                                             Rows<C>& rows) {
+    if constexpr (form.scale_each_key) {
+      // Scale each key's scores. Only then are keys and their scales done with.
+      float scaled[64];
+      scale_keys(s, at.key_scale(used.keys), scaled);
+      release_keys(used);
+      soften(work, value, tile, scaled, masked, rows);
+    } else {
+      release_keys(used);
+      soften(work, value, tile, s, masked, rows);
+    }
+    if constexpr (C::separate_value_barriers) ptx::barrier_wait(at.value_full(used.values), values.parity());
+  }
+
+  // The softmax of scores that are integers or floats.
+  template <class Number>
+  __device__ __forceinline__ void soften(const Work& work, Values value, Tile& tile, Number (&s)[64], bool masked, Rows<C>& rows) {
+    // Changes of the scores: none today, and then no instruction.
+    change_scores(s, tile.scale, [&](int r, int column) { return score_place(work.item, work.tile, r, column); });
+
+    // Mask, and maxima of the rows.
+    if (masked) [[unlikely]] {
+      mask(s, work.item + offsetof(Item, range), work.tile);
+      maxima<true>(s, tile.scale, tile.maximum);
+    } else {
+      maxima<false>(s, tile.scale, tile.maximum);
+    }
+    tile.maximum[0] = quad_maximum(tile.maximum[0]);
+    tile.maximum[1] = quad_maximum(tile.maximum[1]);
+
+    // References. With by_tile, weights are relative to the tile's own maximum. Otherwise the reference so far is raised to it, and the
+    // output rescaled: at once, or, where products are folded in, together with this tile's product.
+    if constexpr (C::folds)
+      rows.raise(tile.maximum, tile.moved);
+    else if constexpr (!C::by_tile)
+      rows.raise_and_rescale(tile.maximum);
+    const float(&reference)[2] = C::by_tile ? tile.maximum : rows.reference;
+
+    // Weights. With Config::early, products with the first values start while the weights of further keys are computed.
+    weigh<C>(s, tile.scale, {C::log2_top - reference[0], C::log2_top - reference[1]}, opaque_zero, tile.weights, tile.unrounded,
+             [&](int block) {
+               if constexpr (C::early) {
+                 ptx::wgmma_fence();
+                 if constexpr (C::sums_in_place)
+                   multiply_values<true>(rows.output[0], tile.weights, value, 0, block, 1);
+                 else
+                   multiply_values<false>(tile.product, tile.weights, value, 0, block, 1);
+                 ptx::wgmma_commit();
+               }
+             });
+  }
+
+  // O += P V by the tensor cores.
+  __device__ __forceinline__ void accumulate_in_place(Work& work, Slots used, Values value, const Tile& tile, Rows<C>& rows) {
+    // Start the product.
+    if constexpr (!C::early) {
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int half = 0; half < C::halves; ++half) multiply_values<true>(rows.output[half], tile.weights, value, half);
+      ptx::wgmma_commit();
+    }
+
+    // Meanwhile look for the next tile and add the weights up.
+    next_tile();
+#pragma unroll
+    for (int r = 0; r < 2; ++r) rows.unrounded[r] += tile.unrounded[r];
+    ++work.tile;
+
+    // Wait for the product, then hand the values back.
+    ptx::wgmma_wait(rows.output);
+    release_values(used);
+  }
+
+  // O = a O + w P V, by one addition for each number of the product.
+  __device__ __forceinline__ void accumulate_tile(Work& work, Slots used, Values value, Tile& tile, Rows<C>& rows) {
+    float factor[2];  // of integer products: w
+#pragma unroll
+    for (int half = 0; half < C::halves; ++half) {
+      // Start the product: with half of the channels at a time where registers do not hold all.
+      if constexpr (!C::early) {
+        ptx::wgmma_fence();
+        multiply_values<false>(tile.product, tile.weights, value, half);
+        ptx::wgmma_commit();
+      }
+
+      // Meanwhile look for the next tile and add the weights up.
+      if (half == 0) {
+        next_tile();
+        int last = 1;  // 0 in a flagged tile's first pass, which has the residual plane for values: the tile comes again
+        if constexpr (form.residuals) last = ptx::load_int(at.scales(used.keys) + offsetof(PassScales, last));
+        work.tile += last;
+        add_weights(used, tile, last, rows, factor);
+      }
+
+      // Wait for the product, then hand the values back.
+      ptx::wgmma_wait(tile.product);
+      if (half == C::halves - 1) {
+        release_values(used);
+      }
+
+      // Add it to the output. An integer's bits are a float as they stand: see integer_unit.
+#pragma unroll
+      for (int i = 0; i < C::width / 2; ++i) {
+        const int r = i >> 1 & 1;
+        float& o = rows.output[half][i];
+        if constexpr (C::integer_values)
+          o = fmaf(__uint_as_float(tile.product[i]), factor[r], o);
+        else
+          o = fmaf(o, tile.moved[r], tile.product[i]);
+      }
+    }
+
+    // Take away what value_offset has added, before it costs precision.
+    if constexpr (C::integer_values)
+      if (work.tile % offset_tiles == 0) rows.remove_offset();
+  }
+
+  // Adds a tile's weights to the sums. factor: what its product with integer values is to be multiplied by.
+  __device__ __forceinline__ void add_weights(Slots used, const Tile& tile, int last, Rows<C>& rows, float (&factor)[2]) {
+    if constexpr (C::folds) {
+      // Sums so far are rescaled to the new reference, as the output is.
+#pragma unroll
+      for (int r = 0; r < 2; ++r) rows.unrounded[r] = fmaf(rows.unrounded[r], tile.moved[r], tile.unrounded[r]);
+    } else if constexpr (C::by_tile) {
+      // Weights are relative to the tile's own maximum: they count by its share, 2^(maximum - reference).
+      rows.raise_and_rescale(tile.maximum);
+      const std::uint32_t rounded = own_rounded_sum(tile.weights);
+      float value_scale = integer_unit;
+      if constexpr (C::value_scales) value_scale *= ptx::load_float(at.scales(used.keys) + offsetof(PassScales, value));
+      float share[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) share[r] = ptx::exp2_approx(tile.maximum[r] - rows.reference[r]);
+      // A residual plane does not count in the sum of weights, but has an offset.
+      rows.rounded = fmaf(__uint2float_rn(rounded * last), own(share[0], share[1]), rows.rounded);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) factor[r] = share[r] * value_scale;
+      rows.offset = fmaf(__uint_as_float(rounded * value_offset), own(factor[0], factor[1]), rows.offset);
+    } else {
+      // Weights are relative to the reference.
+      const std::uint32_t rounded = own_rounded_sum(tile.weights);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        if constexpr (C::unrounded_sums) rows.unrounded[r] += tile.unrounded[r];
+        factor[r] = integer_unit;
+      }
+      rows.rounded += __uint2float_rn(rounded);
+      rows.offset = fmaf(__uint_as_float(rounded * value_offset), integer_unit, rows.offset);
+    }
+  }
+
+  // ---- the ring of tiles
+
+  // Hands tiles back unread: the warpgroup sees nothing of them.
+  __device__ __forceinline__ void pass_tiles(int count) {
+#pragma unroll 1
+    while (count > 0) {
+      ptx::barrier_wait(at.full(tiles.slot()), tiles.parity());
+      count -= form.residuals ? ptx::load_int(at.scales(tiles.slot()) + offsetof(PassScales, last)) : 1;
+      ptx::barrier_arrive(at.empty(tiles.slot()));
+      tiles.advance();
       if constexpr (C::separate_value_barriers) {
         ptx::barrier_wait(at.value_full(values.slot()), values.parity());
         ptx::barrier_arrive(at.value_empty(values.slot()));
@@ -95,260 +394,46 @@ struct Consumer {
     }
   }
 
-  // Of two things of the thread's rows, that of the row whose sums of rounded weights it adds up.
-  template <class T>
-  __device__ static __forceinline__ T mine(T row, T row_8) {
-    return threadIdx.x & 1 ? row_8 : row;
+  // Goes on to the next tile, and looks whether it is there without waiting.
+  __device__ __forceinline__ void next_tile() {
+    tiles.advance();
+    if constexpr (C::separate_value_barriers) values.advance();
+    tile_ready = ptx::barrier_try(at.full(tiles.slot()), tiles.parity());
   }
 
-  // The thread's two rows: output so far, in units of the reference 2^m.
-  struct Rows {
-    float o[C::halves][C::width / 2];
-    float m[2] = {lowest, lowest}, unrounded[2] = {0, 0};
-    // Of only one row, mine(), for the registers: even and odd lanes add up different ones. offset: a share of what value_offset has added
-    // to o.
-    float rounded = 0, offset = 0;
+  // Keys go back with the values unless they have barriers of their own.
+  __device__ __forceinline__ void release_keys(Slots used) {
+    if constexpr (C::separate_value_barriers) ptx::barrier_arrive(at.empty(used.keys));
+  }
+  __device__ __forceinline__ void release_values(Slots used) {
+    ptx::barrier_arrive(C::separate_value_barriers ? at.value_empty(used.values) : at.empty(used.keys));
+  }
 
-    __device__ __forceinline__ void rescale(const float (&a)[2]) {
+  // ---- products
+
+  // s = Q K^T
+  __device__ __forceinline__ void multiply_keys(Score (&s)[64], Keys queries, Keys keys) {
+    ptx::wgmma_fence();
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        unrounded[r] *= a[r];
-      }
-      if constexpr (C::integer_values) {
-        rounded *= mine(a[0], a[1]);
-        offset *= mine(a[0], a[1]);
-      }
-#pragma unroll
-      for (auto& half : o)
-#pragma unroll
-        for (int i = 0; i < C::width / 2; ++i) half[i] *= a[i >> 1 & 1];
+    for (int k = 0; k < C::row_bytes / 32; ++k) {
+      const int panel = k * 32 / C::panel, byte = k * 32 % C::panel;
+      const auto a = queries.plus(panel * form.block_queries * C::panel + byte).descriptor();
+      const auto b = keys.plus(panel * tile_tokens * C::panel + byte).descriptor();
+      k ? ptx::scores<C::score_type, true>(s, a, b) : ptx::scores<C::score_type, false>(s, a, b);
     }
-    // A reference for maxima x: the old one, unless it lags too far behind.
-    __device__ __forceinline__ void refer(const float (&x)[2]) {
-      if (!__any_sync(~0u, (x[0] > m[0] + C::lag) | (x[1] > m[1] + C::lag))) return;
-      float a[2];
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const float n = fmaxf(m[r], x[r]);
-        a[r] = ptx::exp2_approx(m[r] - n);
-        m[r] = n;
-      }
-      rescale(a);
-    }
-    __device__ __forceinline__ void remove_offset() {
-      const float both = offset + __shfl_xor_sync(~0u, offset, 2), other = __shfl_xor_sync(~0u, both, 1);
-      const float b[2] = {-mine(both, other), -mine(other, both)};
-#pragma unroll
-      for (auto& half : o)
-#pragma unroll
-        for (int i = 0; i < C::width / 2; ++i) half[i] += b[i >> 1 & 1];
-      offset = 0;
-    }
-  };
+    ptx::wgmma_commit();
+  }
 
-  __device__ void run() {
-    const auto keys = Queries::at(at.key(0));
-    const auto first_value = Values::at(at.value(0));
-    Ring<C::item_slots, 0> items;
-#pragma unroll 1
-    for (;; items.advance()) {
-      ptx::barrier_wait(at.query_full(items.slot()), items.parity());
-      items.keep_uniform();
-      ring.keep_uniform();
-      const std::uint32_t item = at.item(items.slot());
-      const int4 what = ptx::load_int4(item + offsetof(Item, what));
-      if (what.x == 0) return;
-      if (warpgroup * 64 >= what.x) {  // no rows for this warpgroup
-        if constexpr (C::quantizes_queries) ptx::barrier_arrive(at.block_read());
-        hand_back(what.z - what.y);
-        ptx::barrier_arrive(at.query_empty(items.slot()));
-        continue;
-      }
-      if constexpr (C::quantizes_queries) quantize_queries<C>(p, at, item, warpgroup);
-      const int2 share = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16);
-      hand_back(share.x - what.y);
-      const auto query = Queries::at(at.query(items.slot(), warpgroup));
-      // The softmax is in powers of 2. Read for each tile where there is no register for it.
-      const auto query_scales = [&](float(&scale)[2]) {
-        scale[0] = scale[1] = fabsf(p.scale) * log2_e;
-        if constexpr (C::query_scales) {
-          const int t = ptx::thread_index_again();
-          const std::uint32_t from = item + offsetof(Item, query_scale) + (t >> 5) * (64 / form.query_scale_rows) + (t >> 2 & 7) * 4;
-          scale[0] *= ptx::load_float(from);
-          scale[1] = form.query_scale_rows == 2 ? scale[0] : scale[1] * ptx::load_float(from + 32);
-        }
-      };
-      float query_scale[2];
-      query_scales(query_scale);
-      Rows rows;
+  // d (+)= P V for the channels of a half, over some of the tile's four blocks of 32 keys. The caller fences and commits.
+  template <bool add, class Number, int count>
+  __device__ __forceinline__ void multiply_values(Number (&d)[count], const std::uint32_t (&weights)[form.value_bytes * 16], Values value,
+                                                  int half, int first_block = 0, int blocks = 4) {
+    constexpr int half_bytes = C::width * tile_tokens * form.value_bytes, step = form.value_bytes == 2 ? 16 * 128 : 32;
+    const Values v = value.plus(half * half_bytes);
 #pragma unroll
-      for (auto& half : rows.o)
-#pragma unroll
-        for (float& x : half) x = 0;
-      bool ready = share.x < share.y && ptx::barrier_try(at.full(ring.slot()), ring.parity());
-
-#pragma unroll 1
-      for (int tile = share.x; tile < share.y;) {
-        Score s[64];
-        if (!ready) ptx::barrier_wait(at.full(ring.slot()), ring.parity());
-        scores(s, query, keys.plus(ring.slot() * C::key_bytes));
-        const int used = ring.slot(), used_value = C::separate_value_barriers ? values.slot() : used;
-        // Not zero, so that c times an unseen score is minus infinity.
-        float c[2] = {query_scale[0], query_scale[1]};
-        if constexpr (C::warpgroups == 4) query_scales(c);
-        if constexpr (C::key_scales) {
-          const float key_scale = ptx::load_float(at.scales(used) + (threadIdx.x & 3) * 4);
-          c[0] *= key_scale;
-          c[1] *= key_scale;
-        }
-        c[0] = fmaxf(c[0], 1e-37f);
-        c[1] = fmaxf(c[1], 1e-37f);
-        const int2 whole = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16 + 8);
-        ptx::wgmma_wait(s);
-        const bool masked = tile < whole.x || tile >= whole.y;
-        std::uint32_t weights[form.value_bytes * 16];
-        float unrounded[2] = {0, 0};
-        float x[2];               // the maxima, then what the tile's integer product is multiplied by
-        float moved[2];           // what the output so far is multiplied by, with Config::folds
-        Product t[C::width / 2];  // of one half of the channels
-        const auto value = first_value.plus(used_value * C::value_bytes);
-        const auto soften = [&](auto& scores) {
-          if (masked) [[unlikely]] {
-            mask<Item>(scores, item, tile);
-            maxima<true>(scores, c, x);
-          } else {
-            maxima<false>(scores, c, x);
-          }
-          x[0] = quad_maximum(x[0]);
-          x[1] = quad_maximum(x[1]);
-          if constexpr (!C::by_tile && !C::folds) rows.refer(x);
-          if constexpr (C::folds) {
-#pragma unroll
-            for (int r = 0; r < 2; ++r) {
-              const float n = fmaxf(rows.m[r], x[r]);
-              moved[r] = ptx::exp2_approx(rows.m[r] - n);
-              rows.m[r] = n;
-            }
-          }
-          const float(&reference)[2] = C::by_tile ? x : rows.m;
-          weigh<C>(scores, c, {C::log2_top - reference[0], C::log2_top - reference[1]}, opaque_zero, weights, unrounded, [&](int block) {
-            if constexpr (C::early) {
-              ptx::wgmma_fence();
-              if constexpr (C::sums_in_place)
-                weighted<true>(rows.o[0], weights, value, block, 1);
-              else
-                weighted<false>(t, weights, value, block, 1);
-              ptx::wgmma_commit();
-            }
-          });
-        };
-        if constexpr (form.scale_each_key) {
-          float scaled[64];
-          scale_keys(s, at.key_scale(used), scaled);
-          if constexpr (C::separate_value_barriers) ptx::barrier_arrive(at.empty(used));
-          soften(scaled);
-        } else {
-          if constexpr (C::separate_value_barriers) ptx::barrier_arrive(at.empty(used));
-          soften(s);
-        }
-        if constexpr (C::separate_value_barriers) ptx::barrier_wait(at.value_full(used_value), values.parity());
-
-        const auto next = [&] {  // behind the product
-          ring.advance();
-          if constexpr (C::separate_value_barriers) values.advance();
-          ready = ptx::barrier_try(at.full(ring.slot()), ring.parity());
-        };
-        if constexpr (C::sums_in_place) {
-          if constexpr (!C::early) {
-            ptx::wgmma_fence();
-#pragma unroll
-            for (int half = 0; half < C::halves; ++half)
-              weighted<true>(rows.o[half], weights, value.plus(half * C::width / 64 * value_panel));
-            ptx::wgmma_commit();
-          }
-          next();
-#pragma unroll
-          for (int r = 0; r < 2; ++r) rows.unrounded[r] += unrounded[r];
-          ++tile;
-          ptx::wgmma_wait(rows.o);
-          ptx::barrier_arrive(C::separate_value_barriers ? at.value_empty(used_value) : at.empty(used));
-        } else {
-#pragma unroll
-          for (int half = 0; half < C::halves; ++half) {
-            if constexpr (!C::early) {
-              ptx::wgmma_fence();
-              weighted<false>(t, weights, value.plus(half * C::width * tile_tokens));
-              ptx::wgmma_commit();
-            }
-            if (half == 0) {
-              next();
-              int last = 1;
-              if constexpr (form.residuals) last = ptx::load_int(at.scales(used) + offsetof(PassScales, last));
-              tile += last;
-              if constexpr (C::by_tile) rows.refer(x);
-              std::uint32_t rounded = 0;
-              if constexpr (C::integer_values) {
-                const std::uint32_t sums[2] = {rounded_sum(weights, 0), rounded_sum(weights, 1)};
-                rounded = mine(sums[0], sums[1]) + __shfl_xor_sync(~0u, mine(sums[1], sums[0]), 1);
-              }
-              if constexpr (C::by_tile) {
-                float value_scale = integer_unit;
-                if constexpr (C::value_scales) value_scale *= ptx::load_float(at.scales(used) + offsetof(PassScales, value));
-#pragma unroll
-                for (int r = 0; r < 2; ++r) x[r] = ptx::exp2_approx(x[r] - rows.m[r]);
-                rows.rounded = fmaf(__uint2float_rn(rounded * last), mine(x[0], x[1]), rows.rounded);
-#pragma unroll
-                for (int r = 0; r < 2; ++r) x[r] *= value_scale;
-              } else {
-#pragma unroll
-                for (int r = 0; r < 2; ++r) {
-                  if constexpr (C::unrounded_sums)
-                    rows.unrounded[r] = C::folds ? fmaf(rows.unrounded[r], moved[r], unrounded[r]) : rows.unrounded[r] + unrounded[r];
-                  x[r] = integer_unit;
-                }
-                if constexpr (C::integer_values) rows.rounded += __uint2float_rn(rounded);
-              }
-              if constexpr (C::integer_values) rows.offset = fmaf(__uint_as_float(rounded * value_offset), mine(x[0], x[1]), rows.offset);
-            }
-            ptx::wgmma_wait(t);
-            if (half == C::halves - 1) ptx::barrier_arrive(C::separate_value_barriers ? at.value_empty(used_value) : at.empty(used));
-#pragma unroll
-            for (int i = 0; i < C::width / 2; ++i) {
-              const int r = i >> 1 & 1;
-              float& o = rows.o[half][i];
-              if constexpr (C::integer_values)
-                o = fmaf(__uint_as_float(t[i]), x[r], o);
-              else
-                o = fmaf(o, moved[r], t[i]);
-            }
-          }
-          if constexpr (C::integer_values)
-            if (tile % offset_tiles == 0) rows.remove_offset();
-        }
-      }
-      if constexpr (C::integer_values) rows.remove_offset();
-
-      hand_back(ptx::load_int4(item + offsetof(Item, what)).z - ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16).y);
-      float rounded[2] = {}, others[2] = {};
-      if constexpr (C::rounded_sums) {
-        const float both = rows.rounded + __shfl_xor_sync(~0u, rows.rounded, 2), other = __shfl_xor_sync(~0u, both, 1);
-        rounded[0] = mine(both, other);
-        rounded[1] = mine(other, both);
-      }
-      if constexpr (C::unrounded_sums) {
-        others[0] = quad_sum(rows.unrounded[0]);
-        others[1] = quad_sum(rows.unrounded[1]);
-      }
-      if constexpr (C::splittable) {
-        const int piece = ptx::load_int4(item + offsetof(Item, what)).w;
-        if (piece >= 0 && !join<C>(p, piece, rows.o, rows.m, rounded, others)) {  // others are at work on it
-          ptx::barrier_arrive(at.query_empty(items.slot()));
-          if constexpr (C::quantizes_queries) ptx::named_barrier(1 + warpgroup, 128);
-          continue;
-        }
-      }
-      finish<C>(p, at, items.slot(), rows.o, rows.m, C::rounded_output ? rounded : others, C::rounded_lse ? rounded : others,
-                C::integer_values ? integer_unit_back : 1.f);
+    for (int k = first_block * form.value_bytes; k < (first_block + blocks) * form.value_bytes; ++k) {
+      const auto b = v.plus(k * step).descriptor();
+      add || k ? ptx::weighted<C::value_type, true>(d, weights + 4 * k, b) : ptx::weighted<C::value_type, false>(d, weights + 4 * k, b);
     }
   }
 };
@@ -365,6 +450,8 @@ __global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_c
   const typename C::At at{ptx::shared_address(shared)};
   // Through a shuffle, so that it is known to be uniform: descriptors stay in uniform registers.
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
+
+  // Barriers.
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::item_slots; ++i) {
       ptx::barrier_init(at.item_written(i), 1);
@@ -382,8 +469,12 @@ __global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_c
     ptx::barrier_init(at.block_read(), C::consumers);
     ptx::barrier_init_fence();
   }
+
+  // What all items share.
   if constexpr (C::quantizes_queries) write_hadamard<C>(at.hadamard(), threadIdx.x, C::threads);
   __syncthreads();
+
+  // Roles. The last warpgroup produces, and leaves its registers to the others.
   if (warpgroup == C::warpgroups) {
     ptx::give_registers<C::producer_registers>();
     if (threadIdx.x == C::consumers) produce_tiles<C>(launch.params, at);

@@ -16,8 +16,8 @@ template <class C>
 __device__ void write_item(const int2* ranges, int queries, int row, int piece, int pieces, std::uint32_t item) {
   using Item = typename C::Item;
   constexpr int block = C::form.block_queries;
-  const auto range = [&](int r) { return ranges[min(r, queries - 1)]; };
-  int first = range(row).x / tile_tokens, end = max(first, tiles_of(range(row + block - 1).y));
+  const auto range = [&](int r) { return ranges[min(row + block_row(r).query, queries - 1)]; };
+  int first = range(0).x / tile_tokens, end = max(first, tiles_of(range(block - 1).y));
   if (piece >= 0) {
     const int tiles = end - first, i = piece % pieces;
     end = first + tiles * (i + 1) / pieces;
@@ -25,7 +25,7 @@ __device__ void write_item(const int2* ranges, int queries, int row, int piece, 
   }
 #pragma unroll 1
   for (int w = 0; w < C::warpgroups; ++w) {
-    const int2 top = range(row + w * 64), bottom = range(row + w * 64 + 63);
+    const int2 top = range(w * 64), bottom = range(w * 64 + 63);
     const bool none = top.x >= bottom.y;
     const auto within = [&](int tile) { return none ? end : min(max(tile, first), end); };
     ptx::store_int4(item + offsetof(Item, share) + w * 16, within(top.x / tile_tokens), within(tiles_of(bottom.y)), tiles_of(bottom.x),
@@ -34,14 +34,17 @@ __device__ void write_item(const int2* ranges, int queries, int row, int piece, 
   ptx::store_int4(item + offsetof(Item, what), min(block, queries - row), first, end, max(piece, -1));
 }
 
-// Three threads share the work, each in a warp of its own, for the registers that each has. One takes items and describes them ...
-// zero is not known to the compiler. What `opaque` is added to depends on the item, for it: else it would compute much before the loop,
-// and run out of registers.
+// Three threads share the work, each in a warp of its own, so that each has registers of its own. The first takes items and writes down
+// what they are.
+//
+// opaque_zero is 0, but the compiler does not know it. Adding `opaque`, also 0, makes a number look as if it depended on the item:
+// otherwise the compiler would compute it before the loop, keep it, and run out of registers.
 template <class C>
 __device__ void produce_items(const Params& p, const typename C::At shared, float opaque_zero) {
   using Item = typename C::Item;
   constexpr Form form = C::form;
-  // With one place it is empty only when the warpgroups are idle; with two an item that is taken so early waits while others might do it.
+  // Items are taken ahead where there is one slot for them: it is empty only while the warpgroups are idle. With two slots an item taken so
+  // early would wait while another CTA might do it.
   constexpr bool ahead = C::item_slots == 1;
   Ring<C::item_slots, 1> ring;
   ptx::wait_for_previous();
@@ -78,7 +81,7 @@ __device__ void produce_items(const Params& p, const typename C::At shared, floa
   }
 }
 
-// ... one brings their queries ...
+// The second thread brings the items' queries.
 template <class C>
 __device__ void produce_queries(const Params& p, const CUtensorMap& queries_as_given, const typename C::At at) {
   using Item = typename C::Item;
@@ -132,7 +135,7 @@ __device__ void produce_queries(const Params& p, const CUtensorMap& queries_as_g
   }
 }
 
-// ... and one brings their tiles.
+// The third thread brings their tiles.
 template <class C>
 __device__ void produce_tiles(const Params& p, const typename C::At at) {
   using Item = typename C::Item;
@@ -149,7 +152,7 @@ __device__ void produce_tiles(const Params& p, const typename C::At at) {
     if (what.x == 0) return;
     for (const std::int64_t last = tile + what.z - what.y; tile < last; ++tile) {
       int residual = 0;
-      if constexpr (form.residuals) residual = p.passes[pass_index(tile, 0)].flagged;  // on its way while the place is waited for
+      if constexpr (form.residuals) residual = p.passes[pass_index(tile, 0)].flagged;  // on its way while the slot is waited for
 #pragma unroll 1
       do {
         const std::uint32_t full = at.full(ring.slot()), value_full = C::separate_value_barriers ? at.value_full(values.slot()) : full;

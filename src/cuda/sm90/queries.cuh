@@ -32,9 +32,16 @@ __device__ __forceinline__ void write_hadamard(std::uint32_t to, int thread, int
   ptx::written_for_wgmma();
 }
 
-// The corrections q . centre of a warp's rows, exact because the centre is in the type of the queries; mma.m16n8k16 with any order of the
-// channels, so that 16-byte pieces are operands as they stand. Words of a piece are numbers of row g, g + 8, g, g + 8 of the operand: both
-// are the thread's row, and of the product's columns the even ones have the centre for the first, the odd ones for the second.
+// The corrections q . centre of a warp's rows. They are exact, because the centre is in the type of the queries. The product is
+// mma.m16n8k16 with the channels in any order, so that 16-byte pieces are operands as they stand.
+//
+// One query row is fed as both rows g and g + 8 of the operand, each with half of its channels:
+//
+//   words of a piece          w0       w1       w2       w3
+//   the operand's row         g        g + 8    g        g + 8
+//   the centre in B           even columns: of w0 and w2; odd columns: of w1 and w3
+//
+// So dot[0] (row g, an even column) + dot[3] (row g + 8, an odd column) is q . centre.
 template <class C>
 __device__ __forceinline__ void correct_lse(const typename C::At at, std::uint32_t item, int warp, int lane) {
   using Item = typename C::Item;

@@ -1,12 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// Scores to weights, in registers. In the accumulator of 64 rows and N columns a thread holds, of rows r and r + 8 (r = lane / 4), columns
-// 8 i + 2 (lane % 4) and the next: element 4 i + 2 (row of the two) + (column of the two).
+// Scores to weights, in registers, for matrix products of any architecture whose accumulators are m16n8. A warp has 16 rows, a tile 128
+// columns. A thread has two rows, r = lane / 4 and r + 8, and of each the columns 8 i + 2 (lane % 4) and the next. Element
+// 4 i + 2 h + e of its accumulator is row r + 8 h, column 8 i + 2 (lane % 4) + e. The four lanes of the same rows are a *quad*.
+//
+// The template parameter C is the Config of an architecture's main loop. The files of this folder read these of its members:
+//   form                     the recipe's Form
+//   weight_type              DType of the weights in the product with values: f16, bf16, e4m3 or u8
+//   integer_values           weights and values are 8-bit integers, the latter with value_offset
+//   sums_in_place            the tensor cores add products to the output; then weights have 16 bits
+//   rounded_sums, unrounded_sums   which sums of weights the recipe needs: after rounding, before, or both
+//   lag                      a maximum may be larger than the softmax's reference by this many powers of two
+//   dim, halves, width       output channels in all, and into how many parts of which width products with values divide them
+//   warps                    of 16 rows each, that compute
+//   converts_ahead, scales_ahead, packs_behind, ordered_pairs, order_step   how weigh() orders its steps
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
 #include "chitu/method.h"
+#include "common/score.h"
 #include "cuda/ptx/convert.h"
 #include "cuda/ptx/order.h"
 #include "cuda/ptx/shared.h"
@@ -76,19 +89,36 @@ __device__ __forceinline__ float row_maximum(const float (&s)[64], int row) {
   return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
 }
 
-// Only in tiles at the edge of some row's range.
-template <class Item, class Number>
-__device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t item, int tile) {
+// Makes scores unseen that are outside their row's range of keys. Only tiles at the edge of some row's range need it. ranges: where shared
+// memory has the first key and the end for each row of the CTA; warp w has rows 16 w ...
+template <class Number>
+__device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t ranges, int tile) {
   const int t = ptx::thread_index_again(), row = (t >> 5) * 16 + (t >> 2 & 7), key = tile * tile_tokens + 2 * (t & 3);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const int2 range = ptx::load_int2(item + offsetof(Item, range) + (row + 8 * r) * 8);
+    const int2 range = ptx::load_int2(ranges + (row + 8 * r) * 8);
     const int begin = range.x - key, end = range.y - key;
 #pragma unroll
     for (int i = 0; i < 16; ++i)
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         if (8 * i + e < begin || 8 * i + e >= end) s[4 * i + 2 * r + e] = unseen_score<Number>();
+  }
+}
+
+// Passes the scores through changed_score(), before masks and maxima. scale: a score times it is an exponent of 2. place_of(r, column):
+// where the score of the thread's row r and the tile's key `column` + 2 (lane % 4) stands. Integer scores have no place for a change: a
+// kernel that is to make one turns them into floats first, as scale_keys() does.
+template <class Number, class PlaceOf>
+__device__ __forceinline__ void change_scores(Number (&s)[64], const float (&scale)[2], PlaceOf place_of) {
+  if constexpr (std::is_same_v<Number, float>) {
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      const int r = i >> 1 & 1;
+      s[i] = changed_score(s[i], scale[r] * ln_2, place_of(r, (i >> 2) * 8 + (i & 1)));
+    }
+  } else {
+    static_assert(changed_score(3.f, 0.5f, ScorePlace{1, 5, 2, 1}) == 3.f, "changed scores must be floats");
   }
 }
 
@@ -120,22 +150,30 @@ __device__ __forceinline__ void scale_keys(const std::uint32_t (&s)[64], std::ui
   }
 }
 
-// P = round(top 2^(s c - maximum)), and its row sums before rounding if they are wanted; offset = log2(top) - maximum. Weights go straight
-// into the layout of a wgmma operand (8-bit values stand in the matching order). An integer becomes a float by an integer addition of the
-// magic constant, whose offset disappears in f: the compiler spreads these additions over two pipes, where I2FP would all go to the one
-// that suffers most beside wgmma. (Of a product with values even that is dear: integer_unit.)
-// A pipeline of pairs of keys, whose order is kept: left to itself the compiler has all FFMA first, then all MUFU, then all conversions,
-// and each in its turn keeps the others waiting. after(block) is called when the weights of 32 keys are there.
+// P = round(top 2^(s c - reference)), and its row sums before rounding if the recipe needs them. offset: log2(top) - reference.
+//
+// Weights go straight into the layout of the next product's operand; 8-bit values are stored in an order of keys that fits it.
+//
+// An integer becomes a float by an integer addition of the magic constant, whose share disappears in `shift`. The compiler spreads these
+// additions over two pipes. Conversions (I2FP) would all go to one of them, the one that suffers most beside the tensor cores. For a
+// product with values even these additions are too many: see integer_unit.
+//
+// The steps form a pipeline over pairs of keys, and their order is kept. Left to itself the compiler has all FFMA first, then all MUFU,
+// then all conversions, and each pipe keeps the others waiting in its turn. after(block): called when the weights of 32 keys are there.
 template <class C, class Number, class After>
 __device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2], const float (&offset)[2], float opaque_zero,
                                       std::uint32_t (&p)[C::form.value_bytes * 16], float (&sums)[2], After after) {
   constexpr bool integers = !std::is_same_v<Number, float>;
-  const float f[2] = {integers ? fmaf(-magic, c[0], offset[0]) : offset[0], integers ? fmaf(-magic, c[1], offset[1]) : offset[1]};
-  // Of a block of 32 keys first the four pairs of row r, then those of row r + 8. Of the bytes of a word the last two come first.
+  const float shift[2] = {integers ? fmaf(-magic, c[0], offset[0]) : offset[0], integers ? fmaf(-magic, c[1], offset[1]) : offset[1]};
+
+  // Which pair step i is about. A block of 32 keys has four pairs of row r first, then those of row r + 8. Where four weights share a word,
+  // its upper two come first.
   constexpr int pairs = 32;
   const auto block = [](int i) { return i >> 3; };
   const auto row = [](int i) { return i >> 2 & 1; };
   const auto pair = [](int i) { return C::sums_in_place ? i & 3 : (i & 3) ^ 1; };
+
+  // The steps of a pair. x is what its two numbers have come to: scores as floats, exponents, weights.
   float x[pairs][2];
   const auto convert = [&](int i) {
 #pragma unroll
@@ -149,7 +187,7 @@ __device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2]
   };
   const auto scale = [&](int i) {
 #pragma unroll
-    for (float& y : x[i]) y = fmaf(y, c[row(i)], f[row(i)]);
+    for (float& y : x[i]) y = fmaf(y, c[row(i)], shift[row(i)]);
   };
   const auto exponentiate = [&](int i) {
 #pragma unroll
@@ -167,6 +205,8 @@ __device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2]
     if constexpr (C::unrounded_sums) sums[row(i)] += a + b;
     if (i % 8 == 7) after(block(i));
   };
+
+  // Fill the pipeline, then run it.
 #pragma unroll
   for (int i = 0; i < C::converts_ahead; ++i) convert(i);
 #pragma unroll

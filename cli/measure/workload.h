@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// What bench and accuracy measure: the flags that say it, and the tensors that come of them.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "chitu/chitu.h"
+#include "cli/files/files.h"
+#include "cli/measure/data.h"
+
+namespace chitu::cli {
+
+struct WorkloadFlags {
+  std::string method = "all", data = "normal", input{}, layout = "bhsd", dtype{}, window{}, kernel{}, device = "cpu";
+  std::int64_t batch = 1, heads = 8, kv_heads = 0, dim = 128;  // kv_heads 0: as many as heads
+  std::uint64_t seed = 1;
+  std::optional<int> threads{};
+  bool causal = false;
+};
+
+struct Workload {
+  std::string data;   // what the tables call it
+  Operands memory{};  // of the tensors
+  Tensor query{}, key{}, value{};
+  Window window = everything;
+  int threads = 1;
+  std::string kernel{};
+  Device device = Device::cpu;  // that the methods run on; the tensors are in CPU memory in any case
+
+  std::int64_t pairs() const { return pairs(0, query.shape[2]); }
+  std::int64_t pairs(std::int64_t first_query, std::int64_t queries) const;  // query and key, visible, of all heads
+  double operations() const { return 4. * static_cast<double>(pairs()) * static_cast<double>(query.shape[3]); }
+};
+
+// Makes workloads of named distributions, or of the tensors in a file. The constructor refuses flags that cannot be honoured; check()
+// sizes, and on a CPU kernels, that attention() would refuse.
+class WorkloadSource {
+ public:
+  explicit WorkloadSource(const WorkloadFlags& flags);
+  const std::vector<std::string>& data() const { return data_; }
+  bool is_file() const { return !flags_.input.empty(); }
+  int threads() const;
+  Device device() const { return device_; }
+  // The workload's tensors; of named distributions without data.
+  Workload check(std::span<const Method* const> methods, std::int64_t tokens, std::optional<std::int64_t> batch = {}) const;
+  // The first `tokens` tokens of a file, 0 for all of them. batch: another one than the flags' for data.
+  Workload make(const std::string& data, std::int64_t tokens, std::optional<std::int64_t> batch = {}) const;
+
+ private:
+  WorkloadFlags flags_;
+  Device device_ = Device::cpu;
+  DType type_ = DType::f32;  // of data
+  Window window_;
+  std::vector<std::string> data_;
+  Operands file_;
+};
+
+std::vector<const Method*> methods_of(std::string_view list);  // "all" or names
+DType dtype_of(std::string_view word);                         // f32, f16, bf16
+Device device_of(std::string_view word);                       // of --device; throws Error(unsupported) where there is no GPU
+std::string window_text(const Window& window);
+
+}  // namespace chitu::cli

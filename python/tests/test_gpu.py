@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On a CUDA GPU: python -m pytest python/tests -m gpu."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import c_abi  # noqa: E402
+import chitu_attention as ca  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+METHODS = list(ca.methods())
+
+
+def make(batch=1, heads=4, queries=300, keys=700, dim=128, kv_heads=2, dtype=torch.bfloat16):
+    generator = torch.Generator("cuda").manual_seed(0)
+    return [torch.randn(shape, generator=generator, device="cuda", dtype=dtype)
+            for shape in ((batch, heads, queries, dim), *[(batch, kv_heads, keys, dim)] * 2)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_bits_of_the_c_interface(method, dtype, dim):
+    q, k, v = make(dim=dim, dtype=dtype)
+    out, lse = torch.empty_like(q), torch.empty(q.shape[:3], device="cuda")
+    torch.cuda.synchronize()
+    c_abi.attention(q, k, v, out, lse, method, (-1, 0), 0.2)
+    torch.cuda.synchronize()
+    got, got_lse = ca.attention(q, k, v, method=method, causal=True, scale=0.2, return_lse=True)
+    assert torch.equal(got, out) and torch.equal(got_lse, lse)
+
+
+def test_against_pytorch():
+    q, k, v = make()
+    wanted = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), enable_gqa=True)
+    for method in METHODS:
+        error = (ca.attention(q, k, v, method=method) - wanted).abs().sum() / wanted.abs().sum()
+        assert error < (0.005 if method == "exact" else 0.08), method
+
+
+def test_streams_and_workspaces():
+    """A call runs in the current stream, without waiting, and calls in two streams do not share memory."""
+    q, k, v = make(queries=4096, keys=4096)
+    wanted = ca.attention(q, k, v)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    outs = []
+    torch.cuda.synchronize()
+    for _ in range(20):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                outs.append(ca.attention(q, k, v))
+    torch.cuda.synchronize()
+    assert all(torch.equal(out, wanted) for out in outs)
+    late = torch.cuda.Stream()
+    x = torch.zeros_like(q)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(late):
+        torch.cuda._sleep(200_000_000)
+        x.copy_(q)
+        out = ca.attention(x, k, v)  # behind the copy, or it would see zeros
+        assert not late.query()  # and it did not wait
+    torch.cuda.synchronize()
+    assert torch.equal(out, wanted)
+    out = ca.attention(q, k, v, stream=late)
+    late.synchronize()
+    assert torch.equal(out, wanted)
+    ca.release_workspaces()
+    assert torch.equal(ca.attention(q, k, v), wanted)
+
+
+def test_workspace_is_kept():
+    q, k, v = make()
+    ca.attention(q, k, v)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    out = torch.empty_like(q)
+    for _ in range(10):
+        ca.attention(q, k, v, out=out)
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] - before == 1  # `out`
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_graphs(method):
+    q, k, v = make()
+    wanted = ca.attention(q, k, v, method=method)
+    other = ca.attention(q * 2, k, v, method=method)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        first = ca.attention(q, k, v, method=method)
+        second = ca.attention(q, k, v, method=method)
+    for factor, expected in ((1, wanted), (2, other)):
+        q.mul_(factor)
+        eager = ca.attention(q, k, v, method=method)  # with a workspace of its own
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(first, expected) and torch.equal(second, expected) and torch.equal(eager, expected)
+
+
+def test_threads_share_a_stream():
+    from concurrent.futures import ThreadPoolExecutor
+    q, k, v = make(queries=1000, keys=1000)
+    wanted = ca.attention(q, k, v)
+    with ThreadPoolExecutor(4) as pool:
+        for out in pool.map(lambda _: ca.attention(q, k, v), range(200)):
+            assert torch.equal(out, wanted)
+
+
+def test_compiled():
+    q, k, v = make()
+    compiled = torch.compile(lambda *qkv: ca.attention(*qkv, causal=True, return_lse=True), fullgraph=True)
+    for got, wanted in zip(compiled(q, k, v), ca.attention(q, k, v, causal=True, return_lse=True)):
+        assert torch.equal(got, wanted)
+    graphed = torch.compile(lambda *qkv: ca.attention(*qkv) + 1, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):
+        assert torch.equal(graphed(q, k, v), ca.attention(q, k, v) + 1)
+    torch.library.opcheck(torch.ops.chitu_attention.forward, (q, k, v, "chitu", "bhsd", True, None, None, True, None, None, None, None, None, 0, "none"))
+
+
+def test_autocast_and_gradients():
+    q, k, v = make()
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert torch.equal(ca.attention(q.float(), k.float(), v), ca.attention(q, k, v))
+    leaf = q.clone().requires_grad_()
+    with pytest.raises(NotImplementedError, match="query requires a gradient"):
+        ca.attention(leaf, k, v)
+    ca.attention(leaf, k, v, backward="exact").float().sum().backward()
+    assert leaf.grad.isfinite().all() and leaf.grad.any()
+
+
+def test_refusals():
+    q, k, v = make()
+    with pytest.raises(ValueError, match="key is on cpu:0, query on cuda:0"):
+        ca.attention(q, k.cpu(), v)
+    with pytest.raises(NotImplementedError, match="query_starts are on a GPU"):
+        ca.attention(q, k, v, query_starts=torch.tensor([0, 300], device="cuda"), key_starts=[0, 700])
+    with pytest.raises(ValueError, match="threads is 2"):
+        ca.attention(q, k, v, threads=2)
+    with pytest.raises(NotImplementedError):
+        ca.attention(q.float(), k.float(), v.float())  # the text has each kernel's reason
+    with pytest.raises(NotImplementedError, match="key is on a GPU"):
+        ca.quantize(k, "key")
+
+
+def test_sdpa():
+    q, k, v = make(kv_heads=4, queries=700)
+    with ca.sdpa("exact", strict=True) as block:
+        got = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(got, torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), rtol=2e-2, atol=2e-2)
+    assert block.report.chitu == 1
+    with ca.sdpa("chitu") as block:
+        torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    assert block.report.chitu == 0 and len(block.report.torch) == 1  # no kernel takes float32 on a GPU
+
+
+def test_other_libraries():
+    cupy = pytest.importorskip("cupy")
+    q, k, v = make(dtype=torch.float16)
+    wanted = ca.attention(q, k, v)
+    arrays = [cupy.from_dlpack(x) for x in (q, k, v)]
+    assert torch.equal(torch.from_dlpack(ca.attention(*arrays)), wanted)
+
+
+def test_doctor():
+    assert "cuda." in ca.doctor()
+
+
+def test_registry():
+    from torch.nn.attention import SDPBackend, activate_flash_attention_impl, restore_flash_attention_impl, sdpa_kernel
+    q, k, v = make(kv_heads=4, queries=700)
+    activate_flash_attention_impl(ca.register_flash_attention("exact"))
+    ca.report(reset=True)
+    try:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            got = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    finally:
+        restore_flash_attention_impl()
+    assert ca.report().chitu == 1
+    torch.testing.assert_close(got, torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), rtol=2e-2, atol=2e-2)

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# The Python package for run.sh and test.sh: tools/python.sh example, or tools/python.sh test PYTEST_ARGUMENT...
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=tools/common.sh
+source tools/common.sh
+
+readonly torch=2.13.0 # that the tests are written for
+
+# An interpreter of 3.11 or newer that can make virtual environments.
+need_python() {
+  need python3 python3
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "$(python3 --version) is too old; Python 3.11 or newer is needed"
+  python3 -c 'import ensurepip, venv' 2>/dev/null || need - python3-venv
+}
+
+# environment FOLDER PACKAGE...: a new virtual environment with these, and nothing else.
+environment() {
+  local folder=$1
+  shift
+  python3 -m venv --clear "$folder"
+  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+}
+
+example() {
+  say "installing chitu_attention in build-python/example"
+  environment build-python/example . numpy
+  say "build-python/example/bin/python is ready"
+  build-python/example/bin/python - <<'EOF'
+import numpy, chitu_attention
+query, key, value = numpy.random.default_rng(0).standard_normal((3, 1, 8, 2048, 64), dtype=numpy.float32)
+out, exact = (chitu_attention.attention(query, key, value, causal=True, method=method) for method in ("chitu", "exact"))
+print(chitu_attention.explain(query, key, value, causal=True), end="")
+print(f"relative L1 of chitu to exact attention: {abs(out - exact).sum() / abs(exact).sum():.4f}")
+EOF
+}
+
+# The wheel in a clean environment; results in build-python/results.xml.
+run_tests() {
+  rm -rf build-python/wheels build-python/results.xml
+  python3 -m pip wheel --quiet --disable-pip-version-check --no-deps -w build-python/wheels -C cuda=off .
+  environment build-python/clean build-python/wheels/*.whl pytest numpy ml_dtypes "torch==$torch"
+  (cd python/tests && ../../build-python/clean/bin/python -m pytest -q -p no:cacheprovider --junit-xml ../../build-python/results.xml "$@" .)
+}
+
+need_to_build
+need_python
+case ${1-} in
+  example) example ;;
+  test) shift && run_tests "$@" ;;
+  *) fail "the first argument must be example or test" ;;
+esac
