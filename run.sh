@@ -14,8 +14,14 @@ if [[ ${1-} == -h || ${1-} == --help ]]; then
                     ./run.sh --method exact,chitu --lengths 16K --heads 2 --dim 128 --causal
 ./run.sh --cuda ... compiles the GPU kernels, which takes minutes, even where there is no GPU; otherwise they are compiled where there
                     is one, and nvcc of CUDA 13
+./run.sh --python   installs the Python package in a virtual environment, build-python/example, and prints what a few lines of Python do
 EOF
   exit
+fi
+
+if [[ ${1-} == --python ]]; then
+  (($# == 1)) || fail "--python takes no more arguments"
+  exec tools/python.sh example
 fi
 
 if [[ ${1-} == --cuda ]]; then
@@ -31,7 +37,7 @@ fi
 need_to_build
 configure build -DCMAKE_BUILD_TYPE=Release -DCHITU_TESTS=OFF "$cuda"
 cmake --build build
-say "build/chitu is ready after $SECONDS s; build/chitu --help tells what it does"
+say "build/chitu is ready after $SECONDS s; build/chitu --help tells what it does, and ./run.sh --python installs it for Python"
 
 if (($#)); then
   exec build/chitu bench "$@"

@@ -8,19 +8,22 @@ source tools/common.sh
 
 readonly fuzz_seconds=10 # of each target
 fast=false
+python_tests=(-m 'not slow')
 for argument in "$@"; do
   case $argument in
     --fast) fast=true ;;
+    --python) python_tests=() ;;
     -h | --help)
       cat <<'EOF'
 ./test.sh           installs what is missing (Debian, Ubuntu), builds, runs every test; under 10 minutes on two cores
 ./test.sh --fast    the same without sanitizers, fuzzing, the build of another project on this one (tests/install) and, where there is
                     no GPU, its kernels; under 4 minutes. What is left out is counted as skipped
+./test.sh --python  all, with the slow tests of the Python package
 It ends with a line "N passed, N failed, N skipped" and a status other than 0 if something failed.
 EOF
       exit
       ;;
-    *) fail "there is no argument '$argument'; --fast is the only one" ;;
+    *) fail "there is no argument '$argument'; there are --fast and --python" ;;
   esac
 done
 
@@ -58,6 +61,19 @@ suite() {
   ((status == 0 || failures > 0)) || failures=1 # ctest failed in another way
   passed=$((passed + tests - failures - disabled - unrun)) failed=$((failed + failures)) skipped=$((skipped + disabled + unrun))
   summary+=("$name: $((100 * (tests - failures) / tests))% tests passed, $failures tests failed out of $tests")
+}
+
+# The Python package in a clean environment, by pytest.
+python_suite() {
+  local name="the Python package" status=0 tests failures unrun
+  say "$name"
+  rm -f build-python/results.xml
+  tools/python.sh test "$@" || status=$?
+  number() { sed -n "s/.*<testsuite [^>]*$1=\"\([0-9]*\)\".*/\1/p" build-python/results.xml 2>/dev/null; }
+  tests=$(number tests) failures=$(($(number failures) + $(number errors))) unrun=$(number skipped)
+  ((status == 0 || failures > 0)) || failures=1 # it was not installed, or pytest failed in another way
+  passed=$((passed + ${tests:-1} - failures - ${unrun:-0})) failed=$((failed + failures)) skipped=$((skipped + ${unrun:-0}))
+  summary+=("$name: $failures tests failed out of ${tests:-1}")
 }
 
 formatted() {
@@ -99,6 +115,7 @@ if $fast; then
   skip "sanitizers" "--fast"
   skip "fuzzing" "--fast"
   skip "tests/install" "--fast"
+  skip "the Python package" "--fast"
   [[ $cuda == -U* ]] || skip "GPU kernels" "--fast, and there is no GPU here"
 else
   need clang++ clang - libomp-dev
@@ -126,6 +143,8 @@ else
     check "fuzz_$target for $fuzz_seconds s" finished "${fuzzers[$target]}" "build-sanitize/fuzz_$target.log"
   done
 fi
+
+$fast || python_suite "${python_tests[@]}"
 
 say "summary, after $SECONDS s"
 printf '%s\n' "${summary[@]}"

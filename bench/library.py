@@ -39,7 +39,7 @@ class Library:
 
         def call():
             try:
-                return self.core.run(*arguments)
+                return self.core.attention(*arguments)
             except NotImplementedError as error:
                 raise Unsupported(str(error)) from None
 

@@ -71,7 +71,7 @@ class Hooks:
             library = _library_of(type(array))
             if library in ("numpy", "cupy"):
                 return sys.modules[library].empty_like(array, subok=False) if library == "numpy" else sys.modules[library].empty_like(array)
-        raise TypeError(f"out must be given: there is no telling what to return for a {type(array).__name__}")
+        raise TypeError(f"out must be given, an array to write to: nothing like a {type(array).__name__} can be made here")
 
     def new_lse(self, out, shape):
         """float32 beside `out`."""
@@ -79,4 +79,4 @@ class Hooks:
         if library in ("numpy", "cupy", "torch"):
             module = sys.modules[library]
             return module.empty(shape, dtype=module.float32, **({"device": out.device} if library == "torch" else {}))
-        raise TypeError(f"lse must be given: there is no telling what to return for a {type(out).__name__}")
+        raise TypeError(f"lse must be given, an array to write to: nothing like a {type(out).__name__} can be made here")

@@ -3,7 +3,8 @@
  *   query, key, value, method, layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts, query_positions,
  *   key_positions, kernel, threads, stream
  * `attention` first asks whether PyTorch's dispatcher must see the call (gradients, tracing, subclasses, ...), and then hands all of it to
- * the hook `route`. `run` does not ask: it is what the dispatcher calls in the end. */
+ * the hook `route`. `run` does not ask: it is what the dispatcher calls in the end. It keeps no memory on a GPU either, since PyTorch may
+ * run it within a pool of memory that it wants back. */
 #include <string.h>
 
 #include "core.h"
@@ -231,16 +232,16 @@ static PyObject* new_workspace(State* state, const Job* job, size_t bytes, void*
   return NULL;
 }
 
-/* One for each device and stream, since calls in a stream come one after another. While a graph is captured, or another thread is
- * launching with it, the call has one of its own, which PyTorch's allocator hands on in the stream's order. */
-static bool workspace_take(State* state, Job* job, PyObject* const* args) {
+/* One is kept for each device and stream, since calls in a stream come one after another. While a graph is captured, or another thread is
+ * launching with it, or if it must not be kept, the call has one of its own, which PyTorch's allocator hands on in the stream's order. */
+static bool workspace_take(State* state, Job* job, PyObject* const* args, bool keep) {
   chitu_options* o = &job->call.options;
   size_t bytes;
   const chitu_status status = workspace_size(state, job, args, &bytes);
   if (status != CHITU_OK) return raise_status(state, status) != NULL;
   if (bytes == 0) return true;
   o->workspace_bytes = bytes;
-  const int capturing = ask(state->torch.is_capturing);
+  const int capturing = keep ? ask(state->torch.is_capturing) : 1;
   if (capturing < 0) return false;
   const int32_t device = job->tensors[0].device_id;
   size_t i = 0;
@@ -346,7 +347,7 @@ static PyObject* attend(PyObject* self, PyObject* const* args, Py_ssize_t count,
       answer = route(state, args);
     }
   } else if (outputs_read(state, &job, args, stream) && options_read(state, &job, args, is_given, stream, &is_current) &&
-             (!is_current || workspace_take(state, &job, args))) {
+             (!is_current || workspace_take(state, &job, args, may_route))) {
     chitu_status status;
     Py_BEGIN_ALLOW_THREADS status = run(state, &job);
     Py_END_ALLOW_THREADS answer = status == CHITU_OK ? result(&job, args) : raise_status(state, status);

@@ -132,17 +132,8 @@ bool threads_read(bool forked, PyObject* object, int32_t* threads) {
     PyErr_Format(PyExc_ValueError, "threads is %ld; it must be 0 (OpenMP's default) or more", number);
     return false;
   }
-  *threads = (int32_t)number;
-  if (!forked || number == 1) return true;
-  if (number == 0) {
-    *threads = 1;
-    return true;
-  }
-  PyErr_Format(PyExc_ValueError,
-               "threads is %ld, but this process was forked from one with threads, whose pool is not here: give 0 or 1, or start "
-               "processes by 'spawn'",
-               number);
-  return false;
+  *threads = forked ? 1 : (int32_t)number;
+  return true;
 }
 
 /* An integer, or a stream of PyTorch or CuPy. */

@@ -143,6 +143,20 @@ def test_read_only_inputs_and_other_protocols():
         assert (out == wanted).all()
 
 
+def test_jax():
+    jnp = pytest.importorskip("jax.numpy")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    for dtype in (np.float32, ml_dtypes.bfloat16):
+        arrays = make(dtype=dtype)
+        out = np.empty_like(arrays[0])
+        ca.attention(*map(jnp.asarray, arrays), out=out)
+        assert (out == ca.attention(*arrays)).all()
+    with pytest.raises(TypeError, match="out must be given"):
+        ca.attention(*map(jnp.asarray, arrays))
+    with pytest.raises(ValueError, match="out is read-only|out is an array of JAX"):
+        ca.attention(*arrays, out=jnp.asarray(out))
+
+
 @pytest.mark.parametrize("queries, keys, batch, heads", [(0, 5, 1, 2), (5, 0, 1, 2), (5, 5, 0, 2), (5, 5, 1, 0), (1, 1, 1, 1)])
 def test_empty(queries, keys, batch, heads):
     q, k, v = (np.ones((batch, heads, n, 16), np.float32) for n in (queries, keys, keys))
