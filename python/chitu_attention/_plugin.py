@@ -34,6 +34,15 @@ class Backend:
         except NotImplementedError as error:
             return str(error).strip().splitlines()[-1].strip()
 
+    def with_lse(self, query, key, value, *, layout, causal=False, scale=None):
+        """(out, lse) by attention(), for rings, which PyTorch has no function for: what it does not take raises."""
+        if self.block.method == "torch":
+            raise NotImplementedError("method is \"torch\", whose scaled_dot_product_attention() gives no lse")
+        result = attention(query, key, value, layout=layout, causal=causal, query_positions=0 if causal else None, scale=scale, return_lse=True,
+                           **self.block.options)
+        self.count()
+        return result
+
     def count(self):
         """A call that attention() has computed."""
         self.report.chitu += 1

@@ -97,8 +97,7 @@ def _mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_functio
     mask = masking_utils.sdpa_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
                                    mask_function=mask_function, attention_mask=attention_mask, use_vmap=use_vmap, **kwargs)
     if mask is not None and not torch.compiler.is_compiling():
-        if isinstance(q_offset, torch.Tensor):  # of a static cache: generate() takes contiguous(), which would be a tensor without the attribute
-            mask = mask.contiguous()
+        mask = mask.contiguous()  # generate() would, and the result would lack the attribute
         mask.chitu_attention = _described(mask, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, use_vmap)
     return mask
 
