@@ -21,7 +21,7 @@ def run(code, folder):
     processes = [subprocess.Popen([sys.executable, "-c", program, str(rank), store], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
                  for rank in range(2)]
     try:
-        texts = [process.communicate(timeout=240)[0] for process in processes]
+        texts = [process.communicate(timeout=100)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
