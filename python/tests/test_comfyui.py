@@ -16,7 +16,8 @@ def native(q, k, v, heads, mask=None, attn_precision=None, skip_reshape=False, s
         q, k, v = (x.reshape(x.shape[0], x.shape[1], -1, dim).transpose(1, 2) for x in (q, k, v))
     if mask is not None and mask.ndim == 2:
         mask = mask[None, None]
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=kwargs.get("scale"), enable_gqa=kwargs.get("enable_gqa", False))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=kwargs.get("scale"),
+                                                           enable_gqa=kwargs.get("enable_gqa", False))
     return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
 
 

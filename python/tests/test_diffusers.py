@@ -127,7 +127,8 @@ def test_arguments(name):
         if by_chitu:
             attend("chitu_strict")
             out, lse = attend("chitu", attention_kwargs={"return_lse": True})
-            wanted = ca.attention(Q, K, V, layout="bshd", method="exact", return_lse=True, causal=given.get("is_causal", False), scale=given.get("scale"))
+            wanted = ca.attention(Q, K, V, layout="bshd", method="exact", return_lse=True, causal=given.get("is_causal", False),
+                                  scale=given.get("scale"))
             assert torch.equal(out, wanted[0]) and torch.equal(lse, wanted[1])
         else:
             word = next(iter(given))

@@ -288,7 +288,8 @@ def test_sageattn_lse(name):
 def test_sageattn_as_programs_call_it():
     hnd = [x.transpose(1, 2) for x in SQUARE]
     wanted = ca.attention(*hnd)
-    assert torch.equal(sageattention.sageattn(q=hnd[0], k=hnd[1], v=hnd[2], tensor_layout="HND", is_causal=False, sm_scale=None, return_lse=False), wanted)
+    q, k, v = hnd
+    assert torch.equal(sageattention.sageattn(q=q, k=k, v=v, tensor_layout="HND", is_causal=False, sm_scale=None, return_lse=False), wanted)
     # ComfyUI
     assert torch.equal(sageattention.sageattn(*hnd, is_causal=False, tensor_layout="HND", sm_scale=None, smooth_k=False), wanted)
     assert "attn_mask" not in inspect.signature(sageattention.sageattn).parameters

@@ -25,9 +25,9 @@ def make(kind, **changes):
     return model
 
 
-CLASSES = {"Llama": "LlamaForCausalLM", "Mistral": "MistralForCausalLM", "Bert": "BertModel", "ModernBert": "ModernBertModel", "Gemma2": "Gemma2ForCausalLM",
-           "GptOss": "GptOssForCausalLM", "Gemma3Text": "Gemma3ForCausalLM", "Llama4Text": "Llama4ForCausalLM", "Whisper": "WhisperModel",
-           "T5": "T5Model", "ViT": "ViTModel"}
+CLASSES = {"Llama": "LlamaForCausalLM", "Mistral": "MistralForCausalLM", "Bert": "BertModel", "ModernBert": "ModernBertModel",
+           "Gemma2": "Gemma2ForCausalLM", "GptOss": "GptOssForCausalLM", "Gemma3Text": "Gemma3ForCausalLM", "Llama4Text": "Llama4ForCausalLM",
+           "Whisper": "WhisperModel", "T5": "T5Model", "ViT": "ViTModel"}
 LLAMA = make("Llama", num_key_value_heads=2)
 MISTRAL = make("Mistral", num_key_value_heads=2, sliding_window=4)
 TOKENS = torch.randint(3, 64, (3, 12), generator=torch.Generator().manual_seed(1))
