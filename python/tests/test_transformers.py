@@ -301,3 +301,41 @@ def test_compile(chitu):
         compiled = torch.compile(LLAMA, backend="eager", fullgraph=True)
         got = compiled(TOKENS, attention_mask=LEFT, use_cache=False).logits
         torch.testing.assert_close(got[LEFT.bool()], wanted[LEFT.bool()], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("queries, keys", [(8, 5), (5, 8), (8, 8), (1, 8)])
+def test_causal_without_a_mask_is_top_left(queries, keys, chitu):
+    q, k, v = (torch.randn(2, 4, tokens, 16, generator=torch.Generator().manual_seed(tokens)) for tokens in (queries, keys, keys))
+    with torch.no_grad():
+        torch.testing.assert_close(attend(q, k, v, is_causal=True), attend(q, k, v, is_causal=True, name="sdpa"), rtol=1e-4, atol=1e-5)
+    assert chitu.report.chitu == 1
+
+
+@pytest.mark.parametrize("queries", [1, 3, 8])
+def test_the_rest_of_a_static_cache_is_not_read(queries):
+    """It may hold anything, which quantisation would take scales and means of."""
+    k, v = (torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    q = torch.randn(2, 4, queries, 16, generator=torch.Generator().manual_seed(2))
+    mask = None
+    with torch.no_grad(), ca.transformers.register("chitu-cache", strict=True):
+        if queries < 8:
+            make_mask = transformers.AttentionMaskInterface()["chitu-cache"]
+            mask = make_mask(batch_size=2, q_length=queries, kv_length=16, q_offset=torch.tensor(8 - queries), allow_is_causal_skip=False)
+        wanted = attend(q, k, v, mask=mask, name="chitu-cache")
+        for x in (k, v):
+            x[:, :, 8:] = 1e4
+        assert torch.equal(attend(q, k, v, mask=mask, name="chitu-cache"), wanted)
+
+
+def test_masks_that_are_recognised():
+    from transformers import masking_utils as m
+    sides = ca.transformers._sides
+    assert sides(m.causal_mask_function) == (-1, 0) and sides(m.bidirectional_mask_function) == (-1, -1)
+    assert sides(m.sliding_window_causal_mask_function(5)) == (4, 0) and sides(m.sliding_window_bidirectional_mask_function(5)) == (5, 5)
+    none = torch.zeros(1, dtype=torch.long)
+    for other in (m.chunked_causal_mask_function(4, none), m.and_masks(m.sliding_window_overlay(4), m.bidirectional_mask_function),
+                  m.and_masks(m.sliding_window_bidirectional_overlay(4), m.causal_mask_function),
+                  m.or_masks(m.causal_mask_function, m.causal_mask_function),
+                  m.and_masks(m.sliding_window_overlay(4), m.causal_mask_function, m.causal_mask_function), m.sliding_window_overlay(4),
+                  m.and_masks(m.causal_mask_function, m.causal_mask_function), m.packed_sequence_mask_function(none[None]), lambda *i: True):
+        assert sides(other) is None
