@@ -76,8 +76,7 @@ def main():
     for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 60):
         best["C"] = min(best["C"], loop.nanoseconds(tensors, count))
         for name, call in calls.items():
-            with torch.no_grad():
-                best[name] = min(best[name], timeit.timeit(call, number=count) / count * 1e9)
+            best[name] = min(best[name], timeit.timeit(call, number=count) / count * 1e9)
     print(f"the C function {best['C']:.0f} ns; torch.empty_like() {best['empty_like'] - best['nothing']:.0f}")
     for name in ("out given", "allocated"):
         print(f"over it, {name}: {best[name] - best['nothing'] - best['C']:.0f} ns")

@@ -40,8 +40,8 @@ class Absent(Exception):
 class Contender:
     """Something that computes attention. total() begins with the 16-bit tensors; kernel(), if there is one, with quantised ones.
 
-    `sixteen_bit`: of others than this library, and its products take 16-bit operands: all are compared with the fastest such. out() gives the last result as
-    [batch, heads, tokens, dim], lse() its log-sum-exp or None."""
+    `sixteen_bit`: it is not this library's, and its products take 16-bit operands. All contenders are compared with the fastest of these.
+    out() gives the last result as [batch, heads, tokens, dim], lse() its log-sum-exp or None."""
 
     def __init__(self, name, dtype, sixteen_bit, total, kernel=None, out=None, lse=None):
         self.name, self.dtype, self.sixteen_bit, self.total, self.kernel = name, dtype, sixteen_bit, total, kernel
@@ -76,13 +76,13 @@ def torch_sdpa(backend):
 
 
 def scale_of(x):
-    """Of e4m3 with one scale for the tensor, as a tensor: its largest size becomes the format's."""
+    """The one scale of a tensor in e4m3, as a tensor: the largest size becomes the largest of the format."""
     smallest, largest = torch.aminmax(x)
     return torch.maximum(-smallest, largest).float().clamp(min=1e-12) / E4M3_LARGEST
 
 
 def to_e4m3(x):
-    """By PyTorch's own operations: the numbers, and what to multiply them with."""
+    """Converts by PyTorch's own operations: the numbers, and the scale to multiply them with."""
     scale = scale_of(x)
     return (x * (1 / scale).to(x.dtype)).to(torch.float8_e4m3fn), scale
 
@@ -134,7 +134,7 @@ def flash_attention_3(fp8):
     def make(tensors, dtype, causal):
         try:
             from flash_attn_interface import flash_attn_func
-        except ModuleNotFoundError as error:  # one that is there and does not load is listed with its own reason
+        except ModuleNotFoundError as error:  # a package that is there and does not load is listed with its own reason
             raise Absent("flash_attn_interface is not installed") from error
         # Its order is [batch, tokens, heads, dim]; the copies are made outside of the times.
         query, key, value = (x.transpose(1, 2).contiguous() for x in tensors[dtype])
@@ -206,7 +206,7 @@ def tensors_for(batch, heads, length, dim, seed):
 
 
 def truth_of(query, key, value, rows, causal):
-    """Exact attention in float64 of some rows of each head, and its log-sum-exp; a batch entry at a time, for memory."""
+    """Exact attention in float64 of some rows of each head, and its log-sum-exp; a batch entry at a time, to save memory."""
     outs, lses = [], []
     for q, k, v in zip(query, key, value):
         scores = q[:, rows].double() @ k.double().transpose(1, 2) / math.sqrt(q.shape[2])
@@ -218,7 +218,7 @@ def truth_of(query, key, value, rows, causal):
 
 
 def errors_of(contender, truth, rows):
-    """Relative L1 of the output, largest difference of the log-sum-exp (None where it gives none), on these rows."""
+    """Relative L1 of the output, largest difference of the log-sum-exp (None if the contender gives none), on these rows."""
     out, lse = contender.out()[:, :, rows].double(), contender.lse()
     l1 = ((out - truth[0]).abs().sum() / truth[0].abs().sum()).item()
     return l1, None if lse is None else (lse[:, :, rows].double() - truth[1]).abs().max().item()
@@ -226,8 +226,8 @@ def errors_of(contender, truth, rows):
 
 def measure(contenders, runs, in_a_row, rest):
     """Milliseconds of each run: {(contender, "total" or "kernel"): [...]}. A turn is `in_a_row` calls after `rest` seconds without work;
-    each round of turns begins with another. No call waits for the one before, so that what the host does between them is not in the times.
-    Not counted: a first round of one call each, and the first call after a rest, which may meet an idle clock."""
+    each round of turns begins with another contender. Calls are queued without waiting for earlier ones, so the host's work between them
+    is not timed. A first round of one call each does not count, nor does the first call after a rest, which may meet an idle clock."""
     calls = [(c, what, function) for c in contenders for what, function in (("total", c.total), ("kernel", c.kernel)) if function]
     marks = {(c, what): [] for c, what, _ in calls}
     for c, what, function in calls:
@@ -250,7 +250,7 @@ def measure(contenders, runs, in_a_row, rest):
 
 
 def ready(everyone, tensors, causal):
-    """Those that can run, after one call each; and (name, type, reason) of the others."""
+    """The contenders that can run, after one call each; and (name, type, reason) of the others."""
     present, absent = [], []
     for name, dtype, make in everyone:
         try:

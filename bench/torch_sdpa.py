@@ -24,13 +24,13 @@ from library import Library
 
 
 def relative_l1(out, query, key, value, rows):
-    """To float64, on some query rows of each head."""
+    """Relative L1 to float64, on some query rows of each head."""
     exact = torch.nn.functional.scaled_dot_product_attention(query[:, :, rows].double(), key.double(), value.double())
     return ((out[:, :, rows].double() - exact).abs().sum() / exact.abs().sum()).item()
 
 
 def measure(contenders, runs):
-    """Seconds of each run: every contender once a round, each round beginning with another."""
+    """Seconds of each run: every contender once a round, and each round begins with another one."""
     names = list(contenders)
     for name in names:
         contenders[name]()  # warm-up

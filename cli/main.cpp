@@ -18,7 +18,7 @@ namespace {
 
 constexpr int failure = 2;
 
-// One line, whatever bytes a file's or a tensor's name brings along.
+// Prints one line, whatever bytes the name of a file or a tensor contains.
 int fail(std::string_view what) {
   std::string line;
   while (!what.empty()) {
@@ -32,7 +32,7 @@ int fail(std::string_view what) {
   return failure;
 }
 
-// Of words that no command takes.
+// The message for words that no command takes.
 std::string no_command(const CLI::App& app, const CLI::ExtrasError& error) {
   const std::vector<std::string> words = app.remaining();
   if (words.empty() || words.front().starts_with('-')) return error.what();
@@ -42,7 +42,7 @@ std::string no_command(const CLI::App& app, const CLI::ExtrasError& error) {
   return "there is no command '" + words.front() + "'; the commands are " + names;
 }
 
-// As it could be typed again: words with anything but harmless characters in quotes.
+// The command line as it could be typed again: words with other than harmless characters are in quotes.
 std::string command_line(int argc, char** argv) {
   constexpr std::string_view harmless = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=,.:/+@%";
   std::string line = "chitu";
@@ -80,10 +80,10 @@ int parse_and_run(CLI::App& app, int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow further is an error to report, not the end
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow further becomes an error to report
   CLI::App app("Quantised attention for long sequences, with honest tables of speed and accuracy");
   app.set_version_flag("--version", "chitu " CHITU_VERSION);
-  app.require_subcommand(0, 1);  // none is refused after parsing, so that a word that is no command is named
+  app.require_subcommand(0, 1);  // 0 is refused after parsing, so that a word that is no command is named
   chitu::cli::add_run(app);
   chitu::cli::add_bench(app, command_line(argc, argv));
   chitu::cli::add_accuracy(app, command_line(argc, argv));

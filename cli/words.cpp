@@ -8,7 +8,7 @@
 namespace chitu::cli {
 namespace {
 
-// What a suffix multiplies by; 0 for none that there is.
+// The factor that a suffix stands for; 0 if there is no such suffix.
 std::int64_t unit(std::string_view suffix) {
   if (suffix.empty()) return 1;
   if (suffix == "K" || suffix == "k") return std::int64_t{1} << 10;

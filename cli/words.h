@@ -26,7 +26,7 @@ auto naming(const std::string& name, const Function& function) {
   }
 }
 
-// The same of an option, which the error names. least: what the count must be.
+// The same for an option, whose name is in the error. least: the smallest count that it takes.
 std::int64_t count_of(const std::string& option, std::string_view word, std::int64_t least = 1);
 std::vector<std::string> list_of(const std::string& option, std::string_view word);
 

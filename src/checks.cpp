@@ -59,7 +59,8 @@ void check_tensor(const Tensor& t, const std::string& name, bool quantized, Data
             " elements");
     elements *= count;
   }
-  require(dim == 1 || t.stride[3] == 1, name, " has stride ", t.stride[3], " between channels; the last dimension must be contiguous (stride 1)");
+  require(dim == 1 || t.stride[3] == 1, name, " has stride ", t.stride[3],
+          " between channels; the last dimension must be contiguous (stride 1)");
   check_strides(t, name);
   const bool known = is_float(t.type) || (quantized && quantized_type(t.type));
   if (!known)

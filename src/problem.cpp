@@ -99,10 +99,14 @@ bool several_types(std::initializer_list<const Operand*> operands, DType out) {
 
 // Everything in a call that is not the default. The options are taken apart, so that a new one does not compile until it has a name
 // here; then it gets a Need, which every row of the kernel table refuses until the row lists it. Two options are select()'s own:
-// `recipe`, for rows say what they compute in, and `kernel`.
+// `recipe`, for rows say what they compute in, and `kernel`. Every row does what the fields of a recipe say that are named here. So a new
+// field gets a Need in the same way.
 Needs needs_of(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
   const auto& [recipe, window, scale, query_positions, key_positions, query_starts, key_starts, threads, stream, workspace, workspace_bytes,
                kernel] = options;
+  [[maybe_unused]] const auto& [query_quant, key_quant, value_quant, weights] = recipe;
+  [[maybe_unused]] const auto& [type, scaling, groups, centre, rotated] = key_quant;
+  [[maybe_unused]] const auto& [weight_type, top, by_tile, normalises_output, makes_lse] = weights;
   const auto& [out, lse] = output;
   const std::pair<Need, bool> asked[] = {
       {Need::window, window.left < unbounded || window.right < unbounded},

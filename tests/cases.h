@@ -30,8 +30,8 @@ struct Case {
 // Normal numbers, everything visible.
 Case normal_case(Random& random, DType type, const Shape& query, const Shape& key);
 
-// What the cases of a suite are drawn from. A case steps through dims, lengths and masks at once: where their counts have no common
-// divisor, all pairs meet.
+// What the cases of a suite are drawn from. A case steps through dims, lengths and masks at once: if their counts have no common divisor,
+// all pairs occur.
 struct CaseSpace {
   std::uint64_t seed = 0;
   std::vector<std::int64_t> dims, lengths;

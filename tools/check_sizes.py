@@ -12,7 +12,7 @@ import sys
 MOST_FUNCTION_LINES, MOST_FILE_LINES = 80, 500
 SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 
-# What braces have no meaning in: comments, strings, characters, preprocessor lines with their continuations.
+# Text in which braces have no meaning: comments, strings, characters, preprocessor lines with their continuations.
 OPAQUE = re.compile(
     r"""//[^\n]*|/\*.*?\*/|^[ \t]*\#(?:\\\n|[^\n])*
     |R"(?P<mark>[^(\s]*)\(.*?\)(?P=mark)"|"(?:\\.|[^"\\\n])*"|(?<![0-9a-fA-F])'(?:\\.|[^'\\\n])+'""",

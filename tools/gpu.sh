@@ -15,7 +15,7 @@ export CHITU_PROGRAM=$PWD/$folder/chitu
 
 failures=0
 "$CHITU_PROGRAM" doctor || failures=1
-# The tests' own arithmetic, on the CPU, takes most of their time: in parts side by side. The sanitizers likewise.
+# The tests' own arithmetic on the CPU takes most of their time, so parts of them run side by side, and so do the sanitizers.
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 parts=8 jobs=()

@@ -4,7 +4,7 @@
 #   tools/gpu_tables.sh PROGRAM RESULTS PART... [-- BENCH_ARGUMENT...]
 #     PROGRAM   chitu; RESULTS: the folder for gpu_PART.md and gpu_PART.csv
 #     PART      filled    1K, 4K and 16K tokens, 32768 tokens x 2048 channels a call
-#               alone     the same, and dim 256, in rows of calls after a rest: no method finds the GPU at the power limit of another
+#               alone     the same, and dim 256, in rows of calls after a rest, so no method meets a GPU at another one's power limit
 #               long      10K and 100K tokens, 2048 channels; 1M tokens, one head
 #               captured  the heads in data/, as far as they were captured
 #     BENCH_ARGUMENT   goes to each `chitu bench`: --method chitu, --runs 5

@@ -16,7 +16,7 @@ import sys
 
 
 def kernels(path, any_parameters):
-    """Instructions of each kernel, without addresses' encodings: {instructions: [names]}."""
+    """The instructions of each kernel, without addresses and encodings: {instructions: [names]}."""
     text = subprocess.run(["cuobjdump", "-sass", path], check=True, capture_output=True, text=True).stdout
     if any_parameters:
         text = re.sub(r"c\[0x0\]\[[^\]]*\]", "c[0x0][]", text)

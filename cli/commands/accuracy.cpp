@@ -35,7 +35,8 @@ struct AccuracyFlags {
 
 constexpr int none_within = 1;  // exit status
 
-// Of data: the last rows, which see all keys. Of a file, whose rows may differ: spread over the sequence.
+// The rows to compare. With named data these are the last rows, which see all keys. Rows of a file may differ, so they are spread over the
+// sequence.
 RowRuns rows_for(const Workload& w, bool is_file, std::int64_t wanted) {
   const std::int64_t queries = w.query.shape[2];
   return is_file ? spread_rows(queries, wanted ? wanted : affordable_rows(w)) : last_rows(queries, wanted ? wanted : 256);
@@ -94,7 +95,7 @@ void print_section(const Workload& w, const Truth& truth, const std::vector<Meas
   std::fflush(stdout);
 }
 
-// uncompared: what nothing was compared of, and why; empty: something of all data was.
+// uncompared: a data set on which nothing could be compared, and why. Empty if there is none.
 void print_recommendation(std::span<const Candidate> candidates, const std::optional<Candidate>& best, double bound,
                           const std::string& uncompared) {
   Table table{.header = {"method", "worst rel L1", "on", "total ms", fmt::format("within {:g}", bound)}, .rows = {}};
@@ -120,7 +121,7 @@ void write_plot(ReportFile& file, const std::vector<const Method*>& methods, con
   file.write(accuracy_plot(methods, rows, bound, caption));
 }
 
-// Only what ran on all data can be recommended or drawn.
+// Drops methods that did not run on all data: they can be neither recommended nor drawn.
 void drop_refused(std::vector<const Method*>& methods, std::vector<std::vector<Measurement>>& measurements) {
   const auto refused = [&](const Method* method) {
     return std::any_of(measurements.begin(), measurements.end(), [&](const auto& of_data) {

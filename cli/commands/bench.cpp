@@ -29,7 +29,7 @@ struct BenchFlags {
   std::optional<double> sample_above;
 };
 
-// For the progress bar; a file of unknown length is the only one.
+// The work at a length, for the progress bar. A file of unknown length is measured alone, so any number will do.
 double work_at(std::int64_t tokens) { return tokens == 0 ? 1 : static_cast<double>(tokens) * static_cast<double>(tokens); }
 
 std::vector<std::int64_t> lengths_of(const BenchFlags& flags) {
@@ -39,7 +39,7 @@ std::vector<std::int64_t> lengths_of(const BenchFlags& flags) {
   return lengths;
 }
 
-// The batch of a call at this length, where --tokens-per-call says it.
+// The batch of a call at this length, if --tokens-per-call says it.
 std::optional<std::int64_t> batch_of(const BenchFlags& flags, std::int64_t tokens) {
   if (flags.tokens_per_call.empty()) return {};
   const std::int64_t all = count_of("--tokens-per-call", flags.tokens_per_call);
@@ -47,7 +47,7 @@ std::optional<std::int64_t> batch_of(const BenchFlags& flags, std::int64_t token
   return all / tokens;
 }
 
-// `exact` is what the others are compared with: measured even if not asked for.
+// The methods of the list, and `exact`, because the others are compared with it.
 std::vector<const Method*> methods_with_exact(const std::string& list) {
   std::vector<const Method*> result = methods_of(list);
   const Method* exact = &find_method("exact");
@@ -72,7 +72,7 @@ double peak_of(const Workload& w, const Recipe& recipe, const Peaks& peaks) {
   return 2 / (1 / peak(recipe.key) + 1 / peak(recipe.value));
 }
 
-// What follows from the times. Not a number where it is unknown: of a method that was refused, or is compared with one that was.
+// Numbers that follow from the times. One is NaN if it is unknown: the method was refused, or the one that it is compared with.
 struct Row {
   const Measurement& measurement;
   double tflops, attention_tflops, quantise_gb_s, peak_percent, speedup;
@@ -218,7 +218,7 @@ void print_section(const Workload& w, const Truth& truth, const std::vector<Meas
   std::fflush(stdout);
 }
 
-// A picture has one line a method, against the length.
+// A picture draws a line for each method, against the length.
 void check_plot(const ReportFile& file, const WorkloadSource& source, const std::vector<std::int64_t>& lengths) {
   file.require_extension(".svg");
   if (!file.wanted()) return;
@@ -310,7 +310,8 @@ void add_bench(CLI::App& app, const std::string& command_line) {
       ->excludes(command->get_option("--batch"))
       ->excludes(command->get_option("--input"));
   add_runs(*command, flags->settings);
-  command->add_option("--rows", flags->rows, "Query rows of a head compared with double precision; unless given, those of a few seconds");
+  command->add_option("--rows", flags->rows,
+                      "Query rows of a head compared with double precision; unless given, as many as a few seconds allow");
   command->add_option("--sample-above", flags->sample_above,
                       fmt::format("Seconds: on a CPU, a method whose call would take longer ({:g}, unless given) is timed on a sample of "
                                   "query rows, and the table says so",

@@ -6,13 +6,13 @@
 #include <string>
 
 namespace CLI {
-class App;  // declared: CLI11 costs each file that includes it several seconds
+class App;  // only declared, because CLI11 costs each file that includes it several seconds
 }
 
 namespace chitu::cli {
 
 void add_run(CLI::App& app);
-void add_bench(CLI::App& app, const std::string& command_line);  // which its pictures tell
+void add_bench(CLI::App& app, const std::string& command_line);  // its pictures show command_line
 void add_accuracy(CLI::App& app, const std::string& command_line);
 void add_explain(CLI::App& app);
 void add_methods(CLI::App& app);

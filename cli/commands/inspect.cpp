@@ -30,7 +30,7 @@ void explain_call(const ExplainFlags& flags) {
   const std::int64_t keys = flags.keys.empty() ? queries : count_of("--keys", flags.keys, 0);
   const bool gpu = device_of(flags.device) == Device::cuda;
   const DType type = dtype_of(!flags.dtype.empty() ? flags.dtype : gpu ? "bf16" : "f32");
-  // explain() asks whether there is data and where, and reads none.
+  // explain() asks whether there is data and where it is, but reads none.
   static float no_data;
   const gpu::GpuTensor on_gpu = gpu ? gpu::allocate(type, {1, 1, 1, 1}) : gpu::GpuTensor{};
   const auto tensor = [&](DType of, const Shape& shape) {

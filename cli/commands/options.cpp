@@ -12,7 +12,10 @@ void add_device(CLI::App& command, std::string& word) {
 
 void add_workload(CLI::App& command, WorkloadFlags& flags) {
   command.add_option("--method", flags.method, "all, or names: NAME,... (chitu methods lists them)")->capture_default_str();
-  CLI::Option* file = command.add_option("--input", flags.input, "A .safetensors file with tensors q, k and v, instead of --data");
+  CLI::Option* file = command.add_option(
+      "--input", flags.input,
+      "A .safetensors file with tensors q, k and v, instead of --data. Any other tensor is refused by name, but for out, lse and NAME.q, "
+      "NAME.k, NAME.v");
   command.add_option("--layout", flags.layout, "Order of the file's sizes: bhsd or bshd")->capture_default_str()->needs(file);
   CLI::Option* const of_data[] = {
       command.add_option("--data", flags.data, "all, or names: NAME,... (listed below)")->capture_default_str(),
@@ -41,11 +44,11 @@ void add_runs(CLI::App& command, MeasureSettings& settings) {
       ->check(CLI::Range(1, 1000));
   command
       .add_option("--in-a-row", settings.in_a_row,
-                  "Timed runs of a method before it is another's turn: a GPU that another method has driven to its power limit is slower "
+                  "Timed runs of a method before another method's turn: a GPU that another method has driven to its power limit is slower "
                   "for some calls")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
-  command.add_option("--rest", settings.rest_ms, "Milliseconds before each turn in which the device does nothing, against the same")
+  command.add_option("--rest", settings.rest_ms, "Milliseconds before each turn in which the device does nothing, for the same reason")
       ->capture_default_str()
       ->check(CLI::Range(0, 60000));
 }

@@ -37,7 +37,7 @@ Inputs read_inputs(const Words& words) {
     return {read_npy(words.query), read_npy(words.key), read_npy(words.value)};
   }
   const std::string names[] = {"q", "k", "v"};
-  auto tensors = read_safetensors(words.input, names);
+  auto tensors = read_safetensors(words.input, names, Others::refused);
   return {tensors.at("q"), tensors.at("k"), tensors.at("v")};
 }
 
@@ -49,7 +49,7 @@ Options options_of(const Words& words) {
           .kernel = words.kernel};
 }
 
-// The file for a result of this type; refused before the work is done where it could not be written after it.
+// The file for a result of this type. A file that could not be written is refused here, before the work is done.
 std::unique_ptr<NewFile> result_file(const std::string& option, const std::string& path, DType type) {
   const std::string extension = std::filesystem::path(path).extension().string();
   require(extension == npy || extension == safetensors, option, " ", path, " must end in .npy or .safetensors");
@@ -109,7 +109,11 @@ void add_run(CLI::App& app) {
   CLI::Option* query = command->add_option("--q", words->query, "Queries, .npy [batch, heads, tokens, dim], f32 or f16");
   CLI::Option* key = command->add_option("--k", words->key, "Keys, .npy");
   CLI::Option* value = command->add_option("--v", words->value, "Values, .npy");
-  command->add_option("--input", words->input, "A .safetensors file with q, k and v instead: f32, f16 or bf16")
+  command
+      ->add_option(
+          "--input", words->input,
+          "A .safetensors file with q, k and v instead: f32, f16 or bf16. Any other tensor is refused by name, but for out, lse and "
+          "NAME.q, NAME.k, NAME.v")
       ->excludes(query)
       ->excludes(key)
       ->excludes(value);

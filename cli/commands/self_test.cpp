@@ -41,7 +41,7 @@ Result run_on_gpu(const Operands& x, const Method& method, std::string_view kern
   return r;
 }
 
-// Names of kernels that can run here, each once, but for the reference.
+// Names of the kernels that can run here, each once, without the reference.
 std::vector<std::string> kernels_here(Device device) {
   std::vector<std::string> names;
   for (const KernelInfo& k : kernels())

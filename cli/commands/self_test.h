@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// doctor's numerics test: each method on each kernel that this machine can run, on a small hard problem: on the CPU in a type
-// that every kernel takes and in the one that some have instructions for, on GPU 0 in f16.
+// doctor's numerics test: each method on each kernel that this machine can run, on a small hard problem. On the CPU it uses a type that
+// every kernel takes, and the one that some have instructions for; on GPU 0 it uses f16.
 #pragma once
 
 #include <string>
@@ -18,7 +18,7 @@ struct SelfTest {
 struct SelfTestBound {
   double relative_l1, lse;
 };
-// GPUs sum in other types and orders, and an integer of a query or key may round the other way; a kernel that is broken is far beyond.
+// GPUs sum in other types and orders, and an integer of a query or key may round the other way. A broken kernel is far beyond these bounds.
 inline constexpr SelfTestBound cpu_bound{2e-3, 2e-3}, gpu_bound{1e-2, 2e-2};
 
 std::vector<SelfTest> run_self_tests(int threads);

@@ -26,7 +26,7 @@ namespace fs = std::filesystem;
 // A regular file to read from.
 class InputFile {
  public:
-  // Not blocking, or a named pipe would be waited for before it is refused.
+  // O_NONBLOCK, because opening a named pipe would otherwise wait for a writer, and it is refused anyway.
   explicit InputFile(const fs::path& path) : descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     if (descriptor_ < 0) fail_errno("cannot be opened");
     struct stat status {};
@@ -90,11 +90,11 @@ HostTensor read_npy(const fs::path& path) {
   });
 }
 
-std::map<std::string, HostTensor> read_safetensors(const fs::path& path, std::span<const std::string> names) {
+std::map<std::string, HostTensor> read_safetensors(const fs::path& path, std::span<const std::string> names, Others others) {
   return naming(path, [&] {
     const InputFile file(path);
     std::map<std::string, HostTensor> tensors;
-    for (const auto& [name, stored] : parse_safetensors(file.start(safetensors_header_limit), file.bytes(), names))
+    for (const auto& [name, stored] : parse_safetensors(file.start(safetensors_header_limit), file.bytes(), names, others))
       tensors.emplace(name, file.tensor(stored));
     return tensors;
   });
@@ -109,7 +109,7 @@ Tensor as_bhsd(const Tensor& tensor, std::string_view layout) {
   return view;
 }
 
-// Renaming would replace a link, or /dev/null, itself: links are followed, and nothing but a regular file is replaced.
+// publish() renames, which would replace a link or /dev/null itself. So links are followed, and only a regular file is replaced.
 NewFile::NewFile(const fs::path& path) : path_(path) {
   naming(path_, [&] {
     std::error_code error;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -23,16 +24,20 @@ struct HostTensor {
 
 HostTensor allocate(DType type, const Shape& shape);  // not initialised
 
-// Both: rank 4, the shape as in the file.
+// The tensors of a file that are not asked for. Refused: but for results (out, lse) and the q, k and v of other heads or layers
+// (layers.3.q), for any other might be a mask or a bias that the caller expects to count.
+enum class Others : std::uint8_t { ignored, refused };
+
+// Both readers want rank 4 and give the shape that the file has.
 HostTensor read_npy(const std::filesystem::path& path);  // f32, f16
-std::map<std::string, HostTensor> read_safetensors(const std::filesystem::path& path,
-                                                   std::span<const std::string> names);  // f32, f16, bf16
+std::map<std::string, HostTensor> read_safetensors(const std::filesystem::path& path, std::span<const std::string> names,
+                                                   Others others = Others::ignored);  // f32, f16, bf16
 
 // The view [batch, heads, tokens, dim] of a tensor whose sizes are in the order of `layout`, "bhsd" or "bshd"; and back.
 Tensor as_bhsd(const Tensor& tensor, std::string_view layout);
 
-// A file that appears whole under its name at publish(), replacing what was there, or not at all: until then it is a
-// temporary file beside it. The constructor refuses what could not be written, but makes no file; the destructor removes it.
+// A file that appears whole under its name at publish(), in place of what was there, or not at all. Until then it is a temporary file
+// beside it, which the destructor removes. The constructor refuses what could not be written, but makes no file.
 class NewFile {
  public:
   explicit NewFile(const std::filesystem::path& path);
@@ -45,7 +50,7 @@ class NewFile {
   void publish();
 
  private:
-  void open();  // unless it is
+  void open();  // if it is not open yet
   std::filesystem::path path_, target_;
   std::string temporary_{};
   int descriptor_ = -1;
@@ -61,7 +66,7 @@ struct NamedTensor {
 void write_npy(NewFile& file, const Tensor& tensor, int rank = 4);  // f32, f16: numpy has no bf16
 void write_safetensors(NewFile& file, std::span<const NamedTensor> tensors);
 
-// The same, published.
+// The same, and publishes the file.
 void write_npy(const std::filesystem::path& path, const Tensor& tensor, int rank = 4);
 void write_safetensors(const std::filesystem::path& path, std::span<const NamedTensor> tensors);
 

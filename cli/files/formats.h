@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two tensor file formats, apart from files: bytes in, places of tensors out, and the reverse. What the fuzzers run.
+// The two tensor file formats without files: bytes in, places of tensors out, and the reverse. The fuzzers run these functions.
 #pragma once
 
 #include <cstddef>
@@ -29,12 +29,12 @@ inline constexpr std::uint64_t safetensors_header_limit = std::uint64_t{1} << 24
 
 Stored parse_npy(std::span<const std::byte> start, std::uint64_t file_bytes);
 std::map<std::string, Stored> parse_safetensors(std::span<const std::byte> start, std::uint64_t file_bytes,
-                                                std::span<const std::string> names);
+                                                std::span<const std::string> names, Others others = Others::ignored);
 
 std::string npy_header(DType type, std::span<const std::int64_t> shape);
 std::string safetensors_header(std::span<const NamedTensor> tensors);
 
-// The sizes that a file has for a dense tensor of `rank`; with rank 3 without the last, which must be 1.
+// The sizes that a file has for a dense tensor of `rank`. With rank 3 they lack the last one, which must be 1.
 std::vector<std::int64_t> file_shape(const Tensor& tensor, int rank);
 
 Shape checked_shape(std::span<const std::int64_t> sizes);     // from a file: rank 4, none negative

@@ -149,10 +149,10 @@ Stored parse_npy(std::span<const std::byte> start, std::uint64_t file_bytes) {
   return {type, shape, offset};
 }
 
-// Of two sizes or more: Python writes a tuple of one otherwise.
+// For two sizes or more; Python writes a tuple of one in another way.
 std::string npy_header(DType type, std::span<const std::int64_t> shape) {
   require(type == DType::f32 || type == DType::f16, "numpy has no ", name(type), "; write a .safetensors file");
-  std::string sizes = cli::text(shape);  // a tuple but for its brackets
+  std::string sizes = cli::text(shape);  // a Python tuple, except for the brackets
   sizes.front() = '(';
   sizes.back() = ')';
   std::string header =

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The .safetensors format: length of the header (u64), a JSON object of {dtype, shape, data_offsets} by tensor name, data.
-// The JSON is read as a stream of events, so that nothing but what the format has is ever stored, however it nests.
+// The .safetensors format: length of the header (u64), a JSON object of {dtype, shape, data_offsets} by tensor name, data. The JSON is read
+// as a stream of events, so only what the format has is ever stored, however deep the input nests.
 #include <algorithm>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -80,7 +80,7 @@ class HeaderEvents : public json::json_sax_t {
   }
 
  private:
-  // Where the next event stands: at the outermost, among the tensors, within __metadata__, a tensor, its shape, its data_offsets.
+  // Where the next event stands: outermost, among the tensors, within __metadata__, a tensor, its shape, its data_offsets.
   enum class Place : std::uint8_t { file, tensors, metadata, tensor, shape, offsets };
 
   bool enter(Place place) {
@@ -113,7 +113,7 @@ class HeaderEvents : public json::json_sax_t {
   Entries entries_;
 };
 
-// The data must be the tensors one after the other, as the format has it: none overlaps, none leaves a hole.
+// The data must be the tensors one after the other, as the format says: no overlap, no hole.
 void check_offsets(const Entries& entries, std::int64_t data_bytes) {
   std::vector<const Entries::value_type*> order;
   for (const auto& entry : entries) order.push_back(&entry);
@@ -142,6 +142,18 @@ std::string names_in(const Entries& entries) {
   return names.empty() ? "none" : names;
 }
 
+void refuse_others(const Entries& entries, const std::map<std::string, Stored>& tensors) {
+  const auto may_stay = [](const std::string& name) {
+    const bool elsewhere = name.ends_with(".q") || name.ends_with(".k") || name.ends_with(".v");
+    return elsewhere || name == "out" || name == "lse";
+  };
+  Entries unknown;
+  for (const auto& entry : entries)
+    if (!tensors.contains(entry.first) && !may_stay(entry.first)) unknown.insert(entry);
+  require(unknown.empty(), "has tensors that would not count: ", names_in(unknown),
+          "; take them out (out, lse and those of other heads or layers, like layers.3.q, may stay)");
+}
+
 DType parse_dtype(const std::string& dtype) {
   if (dtype == "F32") return DType::f32;
   if (dtype == "F16") return DType::f16;
@@ -164,7 +176,7 @@ Stored stored(const Entry& entry, std::uint64_t data) {
 }  // namespace
 
 std::map<std::string, Stored> parse_safetensors(std::span<const std::byte> start, std::uint64_t file_bytes,
-                                                std::span<const std::string> names) {
+                                                std::span<const std::string> names, Others others) {
   require(start.size() >= prefix, "is not a .safetensors file: it has only ", file_bytes, " bytes");
   std::uint64_t length = 0;
   for (std::size_t i = 0; i < prefix; ++i) length |= std::to_integer<std::uint64_t>(start[i]) << (8 * i);
@@ -190,6 +202,7 @@ std::map<std::string, Stored> parse_safetensors(std::span<const std::byte> start
       throw Error(error.code(), "tensor " + in_quotes(name) + " " + error.what());
     }
   }
+  if (others == Others::refused) refuse_others(entries, tensors);
   return tensors;
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Times on the CPU: by its clock, and on a sample of query rows where the whole call would take too long.
+// Times calls by the CPU's clock, on a sample of query rows if the whole call would take too long.
 #include <algorithm>
 #include <chrono>
 
@@ -8,9 +8,9 @@
 namespace chitu::cli {
 namespace {
 
-// Rows of a timed sample are a multiple of this: whole blocks of the CPU's kernels, of the half sample too.
+// Rows of a timed sample are a multiple of this, so that the sample and its half are whole blocks of the CPU's kernels.
 constexpr std::int64_t sample_step = 768;
-// Rows a thread, over all heads: enough tasks that none waits long for the last.
+// Rows of a sample for each thread, over all heads: enough tasks that no thread waits long for the last.
 constexpr std::int64_t sample_rows_of_thread = 1536;
 // A sample must be this much shorter than the whole, or it saves nothing.
 constexpr std::int64_t sample_gain = 4;
@@ -26,7 +26,7 @@ struct Prepared {
   Quantized query, key, value;
 };
 
-// A cost that grows with the visible pairs on top of a fixed one, from a sample and its first half.
+// Cost model: a fixed part, and a part for each visible pair of query and key. Timing a sample and its first half gives both.
 struct Sample {
   RowRun whole, half;
 };
@@ -96,7 +96,7 @@ class CpuMeter : public Meter {
     return milliseconds_of([&] { attention(query, p.key, p.value, rows_of(output().out, run), options(run)); });
   }
 
-  // Absent where the whole call is affordable.
+  // The sample to time; absent if the whole call is affordable.
   std::optional<Sample> sample() const {
     const std::int64_t queries = w_.query.shape[2], heads = w_.query.shape[0] * w_.query.shape[1];
     const std::int64_t steps = std::max<std::int64_t>(sample_rows_of_thread * w_.threads / (heads * sample_step), 1);
@@ -116,7 +116,8 @@ class CpuMeter : public Meter {
     return whole + each * (static_cast<double>(w_.pairs()) - pairs(sample_->whole));
   }
 
-  // The rows of the truth, with the others of their tiles: the same numbers as in a whole call.
+  // Computes the rows of the truth together with all rows of their tiles: only so do scales, and hence the results, equal those of a whole
+  // call.
   void attend_cover() {
     const Prepared p = prepare(true);
     for (const RowRun& run : truth_.runs) {

@@ -22,7 +22,7 @@ constexpr std::uint64_t mix(std::uint64_t x) {
   return x ^ x >> 31;
 }
 
-// One row on its way. `numbers` hold N(0, 1) at first.
+// A row that is being made. `numbers` hold N(0, 1) at first.
 struct Row {
   Role role;
   std::int64_t token, tokens;  // tokens: of this operand

@@ -21,7 +21,8 @@ using cuda::check;
 
 constexpr int device = 0;
 
-// The driver's management library, which lies beside it. It is opened at run time, and does without where it is not.
+// The driver's management library, which is installed beside it. It is opened at run time; without it the clock and the version are
+// unknown.
 class Nvml {
  public:
   explicit Nvml(int index) {
@@ -100,7 +101,7 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
-// Of one run: the two steps, the whole call, the copy.
+// The events of one run: the two steps, the whole call, the copy.
 struct Marks {
   Event start, quantised, attended, whole_start, whole_end, copied;
 };
@@ -111,8 +112,7 @@ struct Tensors {
   HostTensor host_out, host_lse;
 };
 
-// Times by the GPU's own events. Calls go out without waiting for those before, so that what the host does between them is not in the
-// times.
+// Times calls by the GPU's own events. Calls are queued without waiting for earlier ones, so the host's work between them is not timed.
 class GpuMeter : public Meter {
  public:
   GpuMeter(const Workload& w, const Method& method, const Truth& truth, std::shared_ptr<const Tensors> tensors)
@@ -140,9 +140,9 @@ class GpuMeter : public Meter {
   }
 
   void run() override {
-    // Not far ahead of the GPU, for the progress bar; far enough that it never waits.
+    // Stays two runs ahead of the GPU: enough that it never waits, and little enough that the progress bar is true.
     if (marks_.size() >= 2) marks_[marks_.size() - 2]->whole_end.wait();
-    // A GPU that has nothing to do would wait for the host within the times, at an idle clock: give it something first.
+    // An idle GPU would wait for the host inside the timed span, at a low clock. Queue other calls first.
     if (cudaStreamQuery(nullptr) == cudaSuccess)
       for (double ms = 0; ms + call_ms_ < lead_ms; ms += call_ms_) call();
     const Marks& m = *marks_.emplace_back(std::make_unique<Marks>());
@@ -185,11 +185,11 @@ class GpuMeter : public Meter {
   }
 
  private:
-  static constexpr double long_ms = 1000;  // one call is warm-up enough
-  static constexpr double lead_ms = 20;    // of work ahead of times that begin on an idle GPU
+  static constexpr double long_ms = 1000;  // a call this long needs no second one to warm up
+  static constexpr double lead_ms = 20;    // of other calls, queued before a timed span on an idle GPU
   static constexpr double clock_ms = 200;  // of work under way while the clock is read
 
-  // Reading and writing them moves as many bytes as the quantise step must.
+  // Reading and writing so many bytes moves as much as the quantise step must.
   std::size_t copied_bytes() const {
     return static_cast<std::size_t>(quantise_bytes(workload_, *result_.method, !result_.attention_quantises_queries) / 2);
   }
@@ -204,7 +204,7 @@ class GpuMeter : public Meter {
     return describe(t.query.tensor, t.key.tensor, t.value.tensor, t.out.tensor, options_);
   }
 
-  // Why no GPU kernel takes the call, each reason once; empty: one does.
+  // Why no GPU kernel takes the call, each reason once; empty if one does.
   std::string refusal() const {
     const Problem p = problem();
     std::vector<std::string> reasons;
@@ -224,7 +224,7 @@ class GpuMeter : public Meter {
     return {tensors_->host_out.tensor, tensors_->host_lse.tensor};
   }
 
-  // Once the last run has begun: that, and calls after it while it would be over too soon.
+  // The clock while the last run is under way. If that run would be over too soon, more calls follow it.
   std::optional<int> clock_under_way() const {
     static const Nvml nvml(device);
     marks_.back()->start.wait();
@@ -285,7 +285,7 @@ GpuTensor upload(const Tensor& tensor) {
 }
 
 void download(const GpuTensor& from, const Tensor& to) {
-  check(cudaDeviceSynchronize());  // what calls on other streams than the default one do, too
+  check(cudaDeviceSynchronize());  // waits for calls on all streams, not only on the default one
   check(cudaMemcpy(to.data, from.memory.get(), span_bytes(from.tensor), cudaMemcpyDeviceToHost));
 }
 

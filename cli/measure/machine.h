@@ -23,8 +23,8 @@ std::string compiler();
 const std::vector<InstructionSet>& instruction_sets();  // those that the kernels ask for
 std::string_view best_kernel();                         // the first for CPU memory that this machine can run
 
-// Of measurements on a device. "AMD EPYC, 2 threads, cpu.avx512, g++ 12.2.0, chitu 0.1.0"; kernel: empty for the best. "NVIDIA H200 (141
-// GB, compute capability 9.0), driver 580.159.04, CUDA 13.0, g++ 12.2.0, chitu 0.1.0".
+// The machine of measurements on a device: "AMD EPYC, 2 threads, cpu.avx512, g++ 12.2.0, chitu 0.1.0", or "NVIDIA H200 (141 GB, compute
+// capability 9.0), driver 580.159.04, CUDA 13.0, g++ 12.2.0, chitu 0.1.0". kernel: empty for the best.
 std::string machine_text(Device device, int threads, std::string_view kernel);
 Json machine_json(Device device, int threads, std::string_view kernel);
 Json gpu_json(const gpu::Info& info);

@@ -14,10 +14,10 @@
 namespace chitu::cli {
 namespace {
 
-// On a GPU: calls of each method are timed for about so long.
+// On a GPU, the calls of each method are timed for about this long.
 constexpr double gpu_milliseconds = 1000;
 
-// call_ms: of one call of each method that runs.
+// call_ms: the time of one call, of each method that runs.
 int runs_of(const MeasureSettings& settings, Device device, const std::vector<double>& call_ms) {
   if (settings.runs) return *settings.runs;
   if (device == Device::cpu) return settings.cpu_runs;
@@ -62,7 +62,7 @@ std::vector<Measurement> measure(const Workload& w, std::span<const Method* cons
     results.push_back({.method = methods[i]});
     try {
       call_ms.push_back(meters[i]->warm_up());
-    } catch (const Error& error) {  // a GPU's kernels may take some methods only: the others are measured all the same
+    } catch (const Error& error) {  // a GPU's kernels may not take every method: the others are measured all the same
       if (w.device == Device::cpu || error.code() == ErrorCode::bad_argument || error.code() == ErrorCode::internal) throw;
       results.back().refused = error.what();
       meters[i].reset();

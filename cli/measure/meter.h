@@ -25,7 +25,7 @@ class Meter {
   virtual void run() = 0;  // timed
   // Waits for what has been run, then for this time.
   virtual void rest(std::chrono::milliseconds time) { std::this_thread::sleep_for(time); }
-  // After the last run, before another's: checks that the output is that of the warm-up still.
+  // Called after the method's last run and before another method runs: checks that the output is still that of the warm-up.
   virtual Measurement finish() = 0;
 
  protected:

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Loops of one kind of instruction on registers 4 ... 15: twelve independent chains, enough to hide its latency on any machine. In
-// assembly, because compilers keep a dozen accumulators in memory as they please (elsewhere than on x86-64, vectors
-// of the language must do). The operands are not zero, which would be faster.
+// Loops of one kind of instruction on registers 4 ... 15: twelve independent chains, enough to hide its latency on any machine. They are in
+// assembly, because compilers may keep a dozen accumulators in memory. Elsewhere than on x86-64, vectors of the language must do. The
+// operands are not zero, because zeros would be faster.
 #include "cli/measure/peaks.h"
 
 #include <omp.h>
@@ -101,7 +101,7 @@ constexpr std::int32_t halves_of_1 = 0x3f803f80;                          // bf1
         "xmm15");
 }
 
-// vpmaddubsw would be twice as fast, but saturates: no exact dot product is made of it.
+// vpmaddubsw would be twice as fast, but it saturates, so it makes no exact dot product.
 [[gnu::target("avx2")]] void int8_avx2(std::int64_t steps) {
   asm volatile(
       "vpbroadcastd %1, %%ymm0\n"
@@ -209,7 +209,7 @@ Loops best_loops() {
 #endif
 }
 
-// From the first thread's start to the last one's end; waking them is not counted.
+// Seconds from the first thread's start to the last one's end. Waking the threads is not counted.
 double seconds(const Loop& loop, std::int64_t steps, int threads) {
   double start = std::numeric_limits<double>::max(), end = 0;
 #pragma omp parallel num_threads(threads) reduction(min : start) reduction(max : end)
@@ -222,7 +222,7 @@ double seconds(const Loop& loop, std::int64_t steps, int threads) {
   return end - start;
 }
 
-// The least of many, which other programs disturb least.
+// The least of many times, because other programs disturb it least.
 double least_seconds(const Loop& loop, std::int64_t steps, int threads, int runs) {
   double least = seconds(loop, steps, threads);
   for (int i = 1; i < runs; ++i) least = std::min(least, seconds(loop, steps, threads));

@@ -151,7 +151,7 @@ struct SpeedAxes {
     for (int i = 0; i * step < highest * 1.001; ++i)
       svg += line(left, y(i * step), right, y(i * step), i ? "grid" : "quiet grid") +
              text(left - 10, y(i * step) + 4.5, "end", fmt::format("{:g}x", i * step));
-    double last = 0;  // where the last label ends: of lengths that lie close, some have none
+    double last = 0;  // where the last label ends; a length that lies too close to it has none
     for (const std::int64_t n : lengths) {
       const std::string words = n % (1 << 20) == 0 ? fmt::format("{}M", n >> 20)
                                 : n % 1024 == 0    ? fmt::format("{}K", n >> 10)
@@ -165,7 +165,7 @@ struct SpeedAxes {
   }
 };
 
-// Where names go beside the ends of lines: in the order of the ends, none on another.
+// Where names go beside the ends of lines: in the order of the ends, without overlap.
 std::vector<double> label_places(std::vector<double> ends) {
   constexpr double apart = 16;
   std::vector<std::size_t> order(ends.size());

@@ -10,7 +10,7 @@ namespace chitu::cli {
 
 class Progress {
  public:
-  // total: of the work, in any unit.
+  // total: all of the work, in any unit.
   explicit Progress(double total, std::FILE* stream = stderr);
   ~Progress() { clear(); }
   Progress(const Progress&) = delete;

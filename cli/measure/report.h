@@ -29,7 +29,8 @@ Json json_number(double x);
 // Rows: an array of flat objects with the same keys, which become the header.
 std::string csv(const Json& rows);
 
-// Files are begun before the work, so that a path that cannot be written fails at once, and appear whole after it.
+// A file that a command writes. It is begun before the work, so that a path that cannot be written fails at once, and it appears whole
+// after the work.
 class ReportFile {
  public:
   ReportFile(std::string option, const std::string& path);  // path empty: not asked for

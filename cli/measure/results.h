@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What bench and accuracy both say of measurements: a row of JSON, cells and sentences.
+// What bench and accuracy both say about measurements: a row of JSON, cells and sentences.
 #pragma once
 
 #include <span>

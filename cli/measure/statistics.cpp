@@ -11,7 +11,8 @@ namespace {
 
 constexpr double infinity = std::numeric_limits<double>::infinity();
 
-// Never NaN, so that maxima and sums do not lose a wrong NaN; infinities and NaN that belong there are no difference.
+// How far x is from the truth. It is never NaN, because a maximum could lose a NaN; a wrong NaN or infinity gives infinity. A NaN or
+// infinity that the truth has, too, is no difference.
 double difference(double x, double truth) {
   if (x == truth || (std::isnan(x) && std::isnan(truth))) return 0;
   const double d = std::fabs(x - truth);

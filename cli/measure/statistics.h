@@ -18,16 +18,16 @@ struct Place {
   double relative_l1 = unknown;
 };
 
-// Over all elements that are finite in the truth; "relative L1" is sum |o - r| / sum |r|. The others are left out where the output has
-// the same NaN or infinity; anything else there, and a NaN or infinity that the truth does not have, makes an infinite difference.
-// Unknown, not 0, where nothing was compared.
+// Errors over all elements that are finite in the truth; "relative L1" is sum |o - r| / sum |r|. Where the truth is not finite, the output
+// must have the same NaN or infinity. If it does not, or if it has one where the truth is finite, the difference is infinite. Errors are
+// unknown, not 0, if nothing was compared.
 struct Errors {
   double max_diff = unknown, mean_diff = unknown, relative_l1 = unknown, rmse = unknown, cosine = unknown;
   double lse_max_diff = unknown, lse_mean_diff = unknown;
   Place worst_head, worst_row;
 };
 
-// Collects rows, as many calls as there are runs of rows.
+// Collects rows by a call of add() for each run of rows.
 class Comparison {
  public:
   Comparison(std::int64_t batches, std::int64_t heads);

@@ -27,7 +27,7 @@ std::int64_t total(const RowRuns& runs);
 struct Truth {
   RowRuns runs;
   HostTensor out, lse;  // f32 [batch, heads, rows, dim] and [batch, heads, rows, 1]
-  // Of `out`: numbers that are not finite, and rows of all heads that hold some.
+  // How many numbers of `out` are not finite, and how many rows, over all heads, hold some.
   std::int64_t not_finite = 0, not_finite_rows = 0;
 
   std::int64_t rows_of_all_heads() const { return out.tensor.shape[0] * out.tensor.shape[1] * out.tensor.shape[2]; }

@@ -23,7 +23,7 @@ Tensor first_tokens(Tensor tensor, std::int64_t tokens, const std::string& file)
 
 Operands read(const std::string& file) {
   const std::string names[] = {"q", "k", "v"};
-  auto tensors = read_safetensors(file, names);
+  auto tensors = read_safetensors(file, names, Others::refused);
   return {tensors.at("q"), tensors.at("k"), tensors.at("v")};
 }
 
@@ -62,6 +62,9 @@ Workload WorkloadSource::check(std::span<const Method* const> methods, std::int6
   Workload w;
   if (is_file()) {
     w = make(data_.front(), tokens);
+    for (const auto& [name, tensor] : {std::pair{"q", &w.query}, {"k", &w.key}})
+      require(std::find(tensor->shape.begin(), tensor->shape.end(), 0) == tensor->shape.end(), flags_.input, ": ", name, " has shape ",
+              text(tensor->shape), ", so there is nothing to measure");
   } else {
     static float no_data;  // the library looks at none
     const auto tensor = [&](std::int64_t heads) {
@@ -72,7 +75,7 @@ Workload WorkloadSource::check(std::span<const Method* const> methods, std::int6
     w.query = tensor(flags_.heads);
     w.key = w.value = tensor(flags_.kv_heads);
   }
-  // What a GPU's kernels do not take is listed with the results: for those, explain() checks the words and sizes alone.
+  // A method that the GPU's kernels do not take is listed with the results. So here explain() only checks words and sizes.
   for (const Method* m : methods) {
     const Options options{.recipe = m->recipe, .window = window_, .threads = threads(), .kernel = flags_.kernel};
     if (device_ == Device::cpu)

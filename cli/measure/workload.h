@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What bench and accuracy measure: the flags that say it, and the tensors that come of them.
+// What bench and accuracy measure: the flags that describe it, and the tensors that are made from them.
 #pragma once
 
 #include <cstdint>
@@ -34,12 +34,12 @@ struct Workload {
   Device device = Device::cpu;  // that the methods run on; the tensors are in CPU memory in any case
 
   std::int64_t pairs() const { return pairs(0, query.shape[2]); }
-  std::int64_t pairs(std::int64_t first_query, std::int64_t queries) const;  // query and key, visible, of all heads
+  std::int64_t pairs(std::int64_t first_query, std::int64_t queries) const;  // visible pairs of query and key, over all heads
   double operations() const { return 4. * static_cast<double>(pairs()) * static_cast<double>(query.shape[3]); }
 };
 
-// Makes workloads of named distributions, or of the tensors in a file. The constructor refuses flags that cannot be honoured; check()
-// sizes, and on a CPU kernels, that attention() would refuse.
+// Makes workloads of named distributions, or of the tensors in a file. The constructor refuses flags that cannot be honoured. check()
+// refuses sizes that attention() would refuse, and on a CPU kernels, too.
 class WorkloadSource {
  public:
   explicit WorkloadSource(const WorkloadFlags& flags);
@@ -47,9 +47,9 @@ class WorkloadSource {
   bool is_file() const { return !flags_.input.empty(); }
   int threads() const;
   Device device() const { return device_; }
-  // The workload's tensors; of named distributions without data.
+  // The workload's tensors; those of named distributions have no data yet.
   Workload check(std::span<const Method* const> methods, std::int64_t tokens, std::optional<std::int64_t> batch = {}) const;
-  // The first `tokens` tokens of a file, 0 for all of them. batch: another one than the flags' for data.
+  // Takes the first `tokens` tokens of a file, or all if it is 0. batch: in place of the flags' batch, for named data.
   Workload make(const std::string& data, std::int64_t tokens, std::optional<std::int64_t> batch = {}) const;
 
  private:

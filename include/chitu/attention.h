@@ -3,7 +3,7 @@
 // All functions may be called from several threads at once, also with the same inputs and the same Quantized: inputs are never written.
 // They may be called after fork() too, for tensors on the CPU: in the child of a process in which the library has started threads they
 // compute on one thread, with the same result. A child of a process in which it has not starts its own.
-// Outputs must not overlap inputs or each other (merge() is the exception). That is not checked.
+// Outputs must not overlap inputs or each other; merge() says where it allows that. This is not checked.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,7 @@ namespace chitu {
 inline constexpr std::int64_t unbounded = std::numeric_limits<std::int64_t>::max() / 4;
 inline constexpr int max_dim = 256;
 inline constexpr int max_threads = 4096;
-// Limits that keep every size computation within 64 bits.
+// These limits keep every size that the library computes within 64 bits.
 inline constexpr std::int64_t max_heads = std::int64_t{1} << 22;         // and batch entries, and packed sequences
 inline constexpr std::int64_t max_tokens = (std::int64_t{1} << 31) - 1;  // of a batch entry
 inline constexpr std::int64_t max_elements = std::int64_t{1} << 42;      // of a tensor, an empty dimension counted as 1
@@ -61,8 +61,8 @@ struct Options {
 
   int threads = 0;         // for tensors on the CPU; 0: OpenMP's default, fewer where a call is too short for them. On a GPU it must be 0
   void* stream = nullptr;  // a cudaStream_t, for tensors on a GPU. On the CPU it must be null
-  // For tensors on a GPU: memory there for what one kernel leaves to the next. It starts at a multiple of 256 bytes and has at least
-  // workspace_size() bytes; the call is done with it when the stream has done the call. Without it the library allocates in the stream's
+  // For tensors on a GPU: memory there, in which a kernel leaves results for the next one. It starts at a multiple of 256 bytes and has at
+  // least workspace_size() bytes. The call uses it until the stream has done the call. Without it the library allocates in the stream's
   // order, which is not possible while the stream is being captured into a graph.
   void* workspace = nullptr;
   std::size_t workspace_bytes = 0;
@@ -130,8 +130,8 @@ struct Output {
 // unsupported (with explain()'s text), out_of_memory.
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
 
-// The bytes that Options::workspace must have for this call; 0 on the CPU. Looks at no data: that of tensors may be null still, and an
-// lse that will be asked for then says so by its shape; strides count. Throws like attention().
+// The bytes that Options::workspace must have for this call; 0 on the CPU. It looks at no data, so tensors may have none yet; shapes and
+// strides count. An lse that the call will ask for must have its shape here. Throws like attention().
 std::size_t workspace_size(const Operand& query, const Operand& key, const Operand& value, const Output& output,
                            const Options& options = {});
 
@@ -148,7 +148,8 @@ struct QuantizeOptions {
 Quantized quantize(const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options = {});
 
 // Joins the attention of the same queries over two disjoint sets of keys: result = softmax-weighted mean of a and b.
-// All three: out and lse as in Output, equal shapes; result may be a or b. A part whose lse is -inf counts nothing.
+// All three: out and lse as in Output, equal shapes; result may be a or b. A part whose lse is -inf counts nothing. A learned sink is a
+// part with output 0 and the sink as lse (docs/numerics.md, "Learned sinks").
 void merge(const Output& a, const Output& b, const Output& result);
 
 // The kernels in the order they are tried, up to the first that takes the call, and why each is refused or taken, a line each. Looks at

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The C interface of ChituAttention, for bindings: what attention.h offers, in plain C99. The caller allocates every output;
  * no C++ exception crosses. All functions may be called from several threads at once, also with the same inputs and the same
- * chitu_quantized. Outputs must not overlap inputs or each other (chitu_merge() is the exception). That is not checked. */
+ * chitu_quantized. Outputs must not overlap inputs or each other; chitu_merge() says where it allows that. This is not checked. */
 #ifndef CHITU_C_H
 #define CHITU_C_H
 
@@ -12,8 +12,8 @@
 extern "C" {
 #endif
 
-/* Of this header. A library with another number must not be called; the same number only ever gains functions, constants and
- * fields at the end of the structs that begin with struct_size. */
+/* The number of this header's interface. A library with another number must not be called; the same number only ever gains functions,
+ * constants and fields at the end of the structs that begin with struct_size. */
 #define CHITU_ABI_VERSION 1
 int32_t chitu_abi_version(void); /* of the library */
 const char* chitu_version(void); /* "0.1.0" */
@@ -26,7 +26,7 @@ typedef enum chitu_status {
   CHITU_INTERNAL = 4
 } chitu_status;
 
-/* What the calling thread's last call that did not return CHITU_OK had to say, at most 4095 bytes; "" if there was none. Valid
+/* The message of the calling thread's last call that did not return CHITU_OK, at most 4095 bytes; "" if there was none. It is valid
  * until the thread's next call that fails. */
 const char* chitu_last_error(void);
 
@@ -97,8 +97,8 @@ chitu_status chitu_options_init(chitu_options* options, size_t struct_size);
 chitu_status chitu_attention(const chitu_tensor* query, const chitu_tensor* key, const chitu_tensor* value, const chitu_tensor* out,
                              const chitu_tensor* lse, const chitu_options* options);
 
-/* The bytes that chitu_options.workspace must have for a call with these arguments; 0 on the CPU. Looks at no data: that of tensors may be
- * NULL still. */
+/* The bytes that chitu_options.workspace must have for a call with these arguments; 0 on the CPU. It looks at no data, so that of
+ * tensors may still be NULL. */
 chitu_status chitu_workspace_size(const chitu_tensor* query, const chitu_tensor* key, const chitu_tensor* value, const chitu_tensor* out,
                                   const chitu_tensor* lse, const chitu_options* options, size_t* bytes);
 

@@ -34,26 +34,27 @@ static int ask(PyObject* function) {
 /* 1 if PyTorch's dispatcher must see the call, 0, or -1 with an error. */
 static int must_route(State* state, PyObject* const* args) {
   static const int arrays[] = {0, 1, 2, OUT, LSE};
-  bool torch = false;
+  PyObject* tensors[5];
+  int count = 0;
   for (int i = 0; i < 5; ++i) {
-    PyTypeObject* const type = Py_TYPE(args[arrays[i]]);
-    if (args[arrays[i]] == Py_None || type == state->quantized_type) continue;
-    const TypeEntry* entry = type_entry(state, type);
+    PyObject* const array = args[arrays[i]];
+    if (array == Py_None || Py_TYPE(array) == state->quantized_type) continue;
+    const TypeEntry* entry = type_entry(state, Py_TYPE(array));
     if (!entry) return -1;
     if (entry->kind == KIND_TORCH_SUBCLASS) return 1;
-    torch |= entry->kind == KIND_TORCH;
+    if (entry->kind == KIND_TORCH) tensors[count++] = array;
   }
-  if (!torch) return 0;
+  if (count == 0) return 0;
   for (int i = 0; i < TORCH_CHECKS; ++i) {
     const int answer = ask(state->torch.checks[i]);
     if (answer != 0) return answer;
   }
   const int gradients = ask(state->torch.is_grad_enabled);
   if (gradients <= 0) return gradients;
-  for (int i = 0; i < 5; ++i) {
-    PyObject* required = PyObject_GetAttr(args[arrays[i]], state->requires_grad);
-    if (!required) PyErr_Clear(); /* no tensor of PyTorch */
-    Py_XDECREF(required);
+  for (int i = 0; i < count; ++i) {
+    PyObject* required = PyObject_GetAttr(tensors[i], state->requires_grad);
+    if (!required) return -1;
+    Py_DECREF(required); /* True and False live on */
     if (required == Py_True) return 1;
   }
   return 0;

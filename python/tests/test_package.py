@@ -90,6 +90,21 @@ def test_doctor():
     assert "driver" in text.lower()
 
 
+def test_doctor_names_an_old_driver(monkeypatch):
+    from chitu_attention import _attention, _doctor
+    monkeypatch.setattr(_doctor, "_driver", lambda: (12080, "NVIDIA driver with CUDA 12.8"))
+    monkeypatch.setattr(_attention, "kernels", lambda: [ca.Kernel("cuda.sm90", "int8", "int8", False, "cuda")])
+    assert "need driver 580 or newer (CUDA 13); this one has CUDA 12.8. The CPU kernels work" in ca.doctor()
+
+
+def test_command_needs_only_what_the_wheel_has():
+    command = os.path.join(FOLDER, "chitu")
+    if not os.path.exists(command):
+        pytest.skip("the installation was built without the command")
+    needed = subprocess.run(["ldd", command], capture_output=True, text=True).stdout
+    assert "libchitu.so" in needed and "libfmt" not in needed and "not found" not in needed
+
+
 @pytest.mark.parametrize("first, second", [("torch", "chitu_attention"), ("chitu_attention", "torch")])
 def test_one_pool_of_threads(first, second):
     pytest.importorskip("torch")

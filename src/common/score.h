@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a score becomes between query . key and softmax: one function for the reference, SIMD code, GPU kernels, what deals with NaN and
 // infinity, and the tests' second implementation. Today it changes nothing; a softcap, ALiBi or a bias is written here and nowhere else.
+// What an option says of it, a cap or slopes, has no way here yet: the first such option gives the function a parameter and its callers.
 #pragma once
 
 #include <cstdint>

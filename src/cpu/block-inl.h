@@ -144,10 +144,12 @@ class Block {
       const Locator where(q, unit_.sequence, head(r));
       read(q, head(r), sequence_.query_begin + query(r), numbers);
       negate(numbers);
-      x_.row_scale[i] = std::fabs(p_.scale()) * std::numbers::log2e_v<float>;
-      if (q.quant.scaling == Scaling::tokens) x_.row_scale[i] *= where.scales[q.quant.groups.of(query(r))];
+      const float unit = shared_.query_unit;
+      x_.row_scale[i] = std::fabs(p_.scale()) / unit * std::numbers::log2e_v<float>;
+      if (q.quant.scaling == Scaling::none && unit != 1) multiply(numbers, unit);
+      if (q.quant.scaling == Scaling::tokens) x_.row_scale[i] *= unit * where.scales[q.quant.groups.of(query(r))];
       if (q.quant.scaling == Scaling::head)
-        x_.row_scale[i] *= where.scales[0] * Locator(shared_.operands.key, unit_.sequence, unit_.head).scales[0];
+        x_.row_scale[i] *= unit * where.scales[0] * Locator(shared_.operands.key, unit_.sequence, unit_.head).scales[0];
       x_.seen[i] = sequence_.visible(p_.options.window, query(r));
     }
     std::byte* to = x_.query.data() + (r / R * R * lanes + r % R) * 4;
@@ -171,6 +173,15 @@ class Block {
         numbers[c] = static_cast<T>(-numbers[c]);
     }
   }
+
+  // By a power of two.
+  void multiply(float* numbers, float factor) const {
+    for (int c = 0; c < l_.dim; ++c) numbers[c] *= factor;
+  }
+  void multiply(std::uint16_t* numbers, float factor) const {
+    for (int c = 0; c < l_.dim; ++c) numbers[c] = f32_to_bf16(bf16_to_f32(numbers[c]) * factor);
+  }
+  void multiply(std::int8_t*, float) const {}  // they have scales
 
   // A row of an operand as the numbers of a product; NaN and infinity as 0.
   void read(const Quantized& x, std::int64_t head, std::int64_t token, std::int8_t* to) const {
@@ -213,15 +224,8 @@ class Block {
     if constexpr (!int8_weights)
       Packer<S, Weight>::values(l_, count, x_.values.data(), [&, read = from(shared_.operands.value)](int j, auto* numbers) {
         read(j, numbers);
-        if (value_unit_ != 1) shrink(numbers);
+        if (value_unit_ != 1) multiply(numbers, value_unit_);
       });
-  }
-
-  void shrink(float* numbers) const {
-    for (int c = 0; c < l_.dim; ++c) numbers[c] *= value_unit_;
-  }
-  void shrink(std::uint16_t* numbers) const {
-    for (int c = 0; c < l_.dim; ++c) numbers[c] = f32_to_bf16(bf16_to_f32(numbers[c]) * value_unit_);
   }
 
   void score(const Step& s) {
@@ -323,8 +327,8 @@ class Block {
       S::store(now_->weight + r, S::mul(weight, S::set(unit)));
       S::store(now_->residual_weight + r, S::mul(weight, S::set(unit / residual_parts)));
       S::store(now_->sum_weight + r, S::mul(weight, S::set(shared_.sum_unit)));
-      // Beside scores from 1e5 on log2_top_ is rounded here, so that u8 weights may saturate: an error no larger than those of such
-      // scores, and a faster loop. exponential() adds it itself, for where sums are of unrounded weights.
+      // Adding log2_top_ here makes the loop faster. With scores from 1e5 on the sum is rounded, so that u8 weights may saturate; such
+      // scores have larger errors of their own. Where unrounded weights are summed, exponential() adds it instead.
       S::store(x_.offset + r, S::sub(S::set(int8_weights ? shared_.log2_top : 0), relative_to));
     }
     now_->kept = S::reduce_max(change) == 0;
@@ -344,8 +348,8 @@ class Block {
     int left() const { return static_cast<int>(end - next); }
     [[gnu::always_inline]] void operator()() {
       const unsigned r = next / vectors;
-      // The product is rounded as find_maximum() rounds that of the maximum, which fma() would not: from scores of 2^31 on, 2^(their
-      // difference) is anything but 1.
+      // No fma() here: the product must be rounded as find_maximum() rounded the maximum's. Otherwise, from scores of 2^31 on, the largest
+      // weight would not be 2^0.
       const F p = exp2_u8<S>(S::add(S::mul(S::load(x->scores + next * W), S::load(x->factor[r])), S::set(x->offset[r])));
       S::store_u8(weights + next * W, S::to_int(p));
       if constexpr (unrounded) S::store(sums[r], S::add(S::load(sums[r]), p));

@@ -24,8 +24,8 @@ constexpr T round_up(T x, T to) {
   return (x + to - 1) / to * to;
 }
 
-// Large blocks that were freed, for calls to come: to have the system clear new memory takes as long as to quantise into it. They are
-// aligned to huge pages, and in them where the system has some, for a tile of panels is eight entries of the TLB otherwise.
+// Keeps large freed blocks for later calls, because the system would take as long to clear new memory as we take to quantise into it.
+// Blocks are aligned to huge pages and use them where the system has some: on small pages a tile of panels needs eight entries of the TLB.
 class Pool {
  public:
   static constexpr std::size_t huge_page = std::size_t{2} << 20, limit = std::size_t{64} << 20;  // bytes; of all blocks that wait

@@ -37,9 +37,12 @@ struct Shared {
   const L layout;
   const Weights& weights = problem.options.recipe.weights;
   const float log2_top = std::log2(weights.top) - (int8_weights ? exp2_u8_shift<S> : 0);
-  // Where running maxima lag, sums are this much smaller: else a tile's large scale times 2^lag could overflow, even in rows that do not
-  // see the value it comes from.
+  // A running maximum that lags lets sums grow by 2^lag. They are made smaller by that factor, because a large scale times 2^lag could
+  // overflow in rows whose result is finite.
   const bool lags = weights.by_tile && int8_weights;
+  // A scale near either end of fp32 leaves this part of itself, a power of two, to the queries: log2 e times it would overflow, or have few
+  // bits.
+  const float query_unit = std::fabs(problem.scale()) > 0x1p100f ? 0x1p40f : std::fabs(problem.scale()) < 0x1p-100f ? 0x1p-40f : 1;
   const float sum_unit = lags ? std::exp2(-lag) : 1;
   const bool sums_unrounded = weights.output == Sum::unrounded || weights.lse == Sum::unrounded;
   // Groups of a whole tile repeat every 8 keys: one vector holds the scales of all, and they wait for the exponential.

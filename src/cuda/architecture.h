@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a GPU architecture gives to the calls of call.h: its attention kernels, one table that refusals and launches both read.
+// What a GPU architecture gives to the calls in call.h: a table of its attention kernels. Refusals and launches both read it.
 #pragma once
 
 #include <span>
@@ -9,12 +9,12 @@
 
 namespace chitu::cuda {
 
-// An attention kernel that is compiled. What is not in the table is refused: no kernel stands in for another.
+// An attention kernel that is compiled. A call without a kernel in the table is refused: no kernel stands in for another.
 struct AttentionKernel {
   const Recipe* recipe;
   DType input;             // of query, key and value: f16 or bf16
   int dim;                 // channels, padded: 64, 128 or 256
-  bool quantizes_queries;  // they come as the caller's tensor has them (Params::tuned_quantizer)
+  bool quantizes_queries;  // it reads them as the caller's tensor has them (Params::tuned_quantizer)
   Form form;               // how it wants the operands
   void (*start)(const Params& params, const Tensor& query, int processors, cudaStream_t stream);
 };

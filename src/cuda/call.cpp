@@ -40,7 +40,8 @@ bool fits_tensor_map(const Tensor& t) {
   return true;
 }
 
-// The first that takes the call, null if none does.
+// Finds the first kernel that takes the call; null if none does. A kernel that quantises queries copies them by a tensor map, and some
+// strides have none. A kernel that leaves all three operands to quantize_any_recipe() then takes the call.
 const AttentionKernel* find_kernel(const Architecture& architecture, const Problem& p) {
   const Tensor& q = p.query.tensor();
   const auto takes = [&](const AttentionKernel& k) {
@@ -51,12 +52,12 @@ const AttentionKernel* find_kernel(const Architecture& architecture, const Probl
   return found == architecture.kernels.end() ? nullptr : &*found;
 }
 
-// What can be said without a GPU.
+// Reasons to refuse that can be found without a GPU.
 std::string beyond_it(const Architecture& architecture, const Problem& p) {
   const Tensor &q = p.query.tensor(), &k = p.key.tensor(), &v = p.value.tensor(), &out = p.output.out;
   if (!has_kernel_of(architecture, p.options.recipe)) {
     const auto method = std::find_if(methods.begin(), methods.end(), [&](const Method& m) { return m.recipe == p.options.recipe; });
-    return method == methods.end() ? "does the library's methods only, and this recipe is none of them"
+    return method == methods.end() ? "runs the library's methods only, and this recipe is not one of them"
                                    : "has no kernel for the method " + std::string(method->name);
   }
   if (p.query.quantized() || p.key.quantized() || p.value.quantized())
@@ -70,7 +71,7 @@ std::string beyond_it(const Architecture& architecture, const Problem& p) {
     return "has no kernel for this recipe in " + std::string(name(q.type)) + " at dim " + std::to_string(p.dim());
   for (const auto& [t, what] : {std::pair{&q, "query"}, {&k, "key"}, {&v, "value"}, {&out, "out"}})
     if (std::string why = misaligned(*t, what); !why.empty()) return why;
-  // Tiles of all sequences have one index with 31 bits, and so have the tokens of a head in whole tiles.
+  // One 31-bit index counts the tiles of all heads and sequences, another one the tokens of a head, padded to whole tiles.
   const std::int64_t tokens = std::max(q.shape[2], k.shape[2]), sequences = static_cast<std::int64_t>(p.sequences.size()),
                      tiles = p.packed() ? tokens / tile_tokens + sequences : sequences * tiles_of(tokens);
   if (tokens > most_tokens || q.shape[1] * tiles > most_tokens)
@@ -80,7 +81,7 @@ std::string beyond_it(const Architecture& architecture, const Problem& p) {
 
 View view(const Tensor& t) { return {t.data, t.stride[0], t.stride[1], t.stride[2]}; }
 
-// Places for arrays in one block of memory, each at a multiple of 256 bytes. Without memory it only adds up.
+// Gives arrays their places in one block of memory, each at a multiple of 256 bytes. Without memory it only adds up the sizes.
 class Arena {
  public:
   explicit Arena(std::byte* memory) : memory_(memory) {}
@@ -98,7 +99,7 @@ class Arena {
 
 int narrow(std::int64_t x) { return static_cast<int>(x); }
 
-// All but the arrays.
+// Fills all fields but the arrays.
 Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vector<SequenceLayout>& layouts) {
   const Form& form = kernel.form;
   const Tensor &q = p.query.tensor(), &k = p.key.tensor();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A call on a GPU, the same for all architectures: what differs is the table of attention kernels that an Architecture brings.
+// A call on a GPU. All architectures share this code; each brings its own table of attention kernels (Architecture).
 #pragma once
 
 #include <cstddef>
@@ -14,20 +14,20 @@
 
 namespace chitu::cuda {
 
-std::span<const Architecture* const> architectures();  // of this build, the first is tried first
+std::span<const Architecture* const> architectures();  // of this build, in the order in which they are tried
 
 std::string refusal(const Architecture& architecture, const Problem& problem);  // empty: takes it
 std::size_t workspace_bytes(const Architecture& architecture, const Problem& problem);
 void run(const Architecture& architecture, const Problem& problem);
 
-// A call with at least one query, in its two steps: its workspace lives as long as this does. Benchmarks time the steps apart.
+// A call with at least one query, in two steps, so that benchmarks can time them apart. Its workspace lives as long as this object.
 class Call {
  public:
-  explicit Call(const Problem& problem);  // on the architecture whose row select() takes
+  explicit Call(const Problem& problem);  // on the architecture whose row select() chooses
   Call(const Architecture& architecture, const Problem& problem);
   void quantize() const;
   void attend() const;
-  bool attention_quantizes_queries() const { return params_.tuned_quantizer; }  // then quantize() has keys and values only
+  bool attention_quantizes_queries() const { return params_.tuned_quantizer; }  // then quantize() makes keys and values only
 
  private:
   bool is_bf16() const { return query_.type == DType::bf16; }

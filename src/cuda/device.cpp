@@ -67,7 +67,7 @@ bool on_device(const void* data, int device) {
 }
 
 bool launches_overlap() {
-  thread_local int asked_of = -1;  // a device, whose answer is kept: this is on the way of every launch
+  thread_local int asked_of = -1;  // the device whose answer is kept, because every launch asks
   thread_local bool answer = false;
   int device = 0;
   check(cudaGetDevice(&device));

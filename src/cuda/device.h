@@ -15,7 +15,7 @@ std::string trouble(int device, int major, int minor);
 // Whether some device can run them.
 bool any_device(int major, int minor);
 
-// Whether the device may read and write this memory as its own: its own, or managed.
+// Whether this memory is the device's own, or managed: then its kernels may read and write it.
 bool on_device(const void* data, int device);
 
 int multiprocessors(int device);
@@ -26,7 +26,7 @@ bool launches_overlap();
 
 bool is_capturing(cudaStream_t stream);
 
-// Makes a device current; the one before is current again afterwards.
+// Makes a device current while this object lives, and afterwards the one that was current before.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device);
@@ -38,8 +38,8 @@ class DeviceGuard {
   int before_ = 0;
 };
 
-// Memory of the current device that is there for what the stream does between construction and destruction. From a pool of the library's
-// own, which keeps up to 1 GiB for the next call.
+// Memory of the current device for all work that the stream gets between construction and destruction. It comes from the library's own
+// pool, which keeps up to 1 GiB for the next call.
 class StreamMemory {
  public:
   StreamMemory(std::size_t bytes, int device, cudaStream_t stream);

@@ -11,10 +11,10 @@
 
 namespace chitu::cuda {
 
-// The builtins, because clang 14 has no std::source_location.
+// Builtins give the place, because clang 14 has no std::source_location.
 inline void check(cudaError_t e, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (e == cudaSuccess) return;
-  (void)cudaGetLastError();  // reported here, not by whoever calls CUDA next
+  (void)cudaGetLastError();  // clears the error: it is reported here, not by whoever calls CUDA next
   throw Error(e == cudaErrorMemoryAllocation ? ErrorCode::out_of_memory : ErrorCode::internal,
               std::string("CUDA: ") + cudaGetErrorString(e) + " (" + file + ":" + std::to_string(line) + ")");
 }
@@ -22,7 +22,7 @@ inline void check(cudaError_t e, const char* file = __builtin_FILE(), int line =
 struct Grid {
   unsigned blocks = 1, threads = 1;
   unsigned shared_bytes = 0;  // dynamic
-  bool overlaps = false;      // may start while the kernel before it runs, for whose results it waits itself: ptx::wait_for_previous()
+  bool overlaps = false;      // may start while the kernel before it runs, and calls ptx::wait_for_previous() for its results
 };
 
 template <class Parameters>
@@ -41,7 +41,7 @@ void launch(void (*kernel)(Parameters), const Grid& grid, cudaStream_t stream, c
   config.stream = stream;
   config.attrs = &overlap;
   config.numAttrs = grid.overlaps && launches_overlap() ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, parameters), file, line);  // the launch's own error: one that the caller left is not ours
+  check(cudaLaunchKernelEx(&config, kernel, parameters), file, line);  // the launch's own error, not one that the caller left
 }
 
 }  // namespace chitu::cuda

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What was not finite, after the attention kernel.
+// Repairs output rows that see a NaN or an infinity. It runs after the attention kernel.
 //
 // The quantisers stored zeros for a query or key that is not finite, and a zero for such a number of a value. This pass gives NaN or
 // infinity to the rows that exact attention would give it to (docs/numerics.md, "NaN and infinity"), as cpu/nonfinite.cpp does. One thing
@@ -24,7 +24,7 @@ namespace chitu::cuda {
 namespace {
 
 constexpr int threads = 256, warps = threads / 32;
-constexpr int resident = 2;  // CTAs of a multiprocessor
+constexpr int resident = 2;  // CTAs on a multiprocessor
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 
 // What becomes of a row of the output.
@@ -58,7 +58,7 @@ struct KindsOfRow {
 
 struct Shared {
   int begin, end;                          // the keys that any row sees
-  std::uint32_t tokens[tile_tokens / 32];  // a bit for each key of a tile: it is not finite
+  std::uint32_t tokens[tile_tokens / 32];  // a bit for each key of a tile: 1 if it is not finite
   RowState rows[tile_tokens];              // of the queries
   KindsOfRow tile, kinds[tile_tokens];     // of a tile's values; of those that each row sees
   float query[warps][max_dim];             // of the row that a warp computes again
@@ -97,8 +97,8 @@ __device__ float warp_maximum(float x) {
   return x;
 }
 
-// A tile of queries of a head, and the keys and values that it meets. All threads of the CTA call run() and what it calls directly, but
-// those members that have a row as argument: a whole warp calls them for a row of its own.
+// A tile of queries of a head, and the keys and values that they see. A member with a row as argument is called by a whole warp, for a row
+// of its own. All threads of the CTA call the other members that run() calls.
 template <class T>
 class QueryTile {
  public:
@@ -118,19 +118,19 @@ class QueryTile {
   __device__ void run() const {
     if (!begin()) return;
 
-    // States of the rows, from their queries and from the keys that they see.
+    // Find the states of the rows: first from their queries, then from the keys that they see.
     if (p_.nonfinite_queries[tile_.index])
       for (int row = warp_; row < rows_; row += warps) query(row);
     for_flagged(p_.nonfinite_keys, [&](int tile) { see_keys(tile); });
 
-    // Rows whose output changes as a whole.
+    // Replace rows whose output changes as a whole.
     for (int row = warp_; row < rows_; row += warps) {
       const RowState what = state(row);
       if (what == RowState::nan || (what == RowState::again && !attend_again(row))) fill(row, nan, nan);
       if (what == RowState::nothing) fill(row, 0, -infinity);
     }
 
-    // The attention kernel left such numbers of values out; they are added to the other rows.
+    // The attention kernel left non-finite numbers of values out. Add them to the other rows.
     for_flagged(p_.nonfinite_values, [&](int tile) { see_values(tile); });
     for (int row = warp_; row < rows_; row += warps)
       if (state(row) < RowState::nothing) add_nonfinite(row);
@@ -139,7 +139,7 @@ class QueryTile {
  private:
   // Prepares `shared`. True if any row sees any key.
   __device__ bool begin() const {
-    __syncthreads();  // the tile before is done with
+    __syncthreads();  // no thread needs the tile before any more
     if (threadIdx.x == 0) shared_.begin = std::numeric_limits<int>::max(), shared_.end = 0;
     if (threadIdx.x < tile_tokens) shared_.rows[threadIdx.x] = RowState::as_it_is, shared_.kinds[threadIdx.x] = {};
     __syncthreads();
@@ -225,7 +225,7 @@ class QueryTile {
   // Fills Shared::tokens, and with_kinds Shared::tile, for the tile whose first token is `tile`.
   template <bool with_kinds>
   __device__ void find(int tile, const View& x) const {
-    __syncthreads();  // the tile before is done with
+    __syncthreads();  // no thread needs the tile before any more
     if (threadIdx.x < tile_tokens / 32) shared_.tokens[threadIdx.x] = 0;
     if (with_kinds && threadIdx.x == 0) shared_.tile = {};
     __syncthreads();
@@ -241,7 +241,7 @@ class QueryTile {
     __syncthreads();
   }
 
-  // The state of a row in a tile with non-finite queries.
+  // Finds the state of a row from its query, in a tile with non-finite queries.
   __device__ void query(int row) const {
     const int2 seen = ranges_[row];
     const bool finite = lane_ >= chunks_ || Chunk<T>(query_row(row) + lane_ * 8).finite();
@@ -256,7 +256,7 @@ class QueryTile {
     return {tile_.head, queries.first + (first_ + row) * queries.step, keys.first + key * keys.step, keys.step};
   }
 
-  // Is the score -inf?
+  // Whether the score is -inf.
   __device__ bool weighs_nothing(int row, int key) const {
     float sum = 0;
     if (lane_ < chunks_) {
@@ -268,8 +268,8 @@ class QueryTile {
   }
 
   // Computes a row again: softmax(scale * query . key) value, without numbers of values that are not finite. False if a score is NaN or
-  // +inf. It takes 32 keys at a time. First each lane has a key and its score. Then `groups` keys are added at once: the lanes of a group
-  // have the chunks of its value.
+  // +inf. It takes 32 keys at a time. First each lane computes the score of one key. Then `groups` keys are added at once, each by a group
+  // of lanes, of which every lane has a chunk of the key's value.
   __device__ bool attend_again(int row) const {
     float* query = shared_.query[warp_];
     __syncwarp();
@@ -344,7 +344,7 @@ class QueryTile {
     store(row, out, lse);
   }
 
-  // Stores a row, of which lane i < chunks has the i-th 8 numbers.
+  // Stores a row. Lane i < chunks has its i-th 8 numbers.
   __device__ void store(int row, const float (&x)[8], float lse) const {
     if (lane_ < chunks_) {
       std::uint32_t words[4];
@@ -375,7 +375,7 @@ __global__ void __launch_bounds__(threads, resident) nonfinite_kernel(const __gr
 }  // namespace
 
 void spoil_nonfinite(const Params& p, bool bf16, int processors, cudaStream_t stream) {
-  // No more CTAs than run at once, because calls without such tokens would pay for more.
+  // Starts no more CTAs than run at once, because every call would pay for more, and most have no such tokens.
   const auto blocks = static_cast<unsigned>(std::min(p.query_tiles * p.heads, resident * processors));
   launch(bf16 ? nonfinite_kernel<__nv_bfloat16> : nonfinite_kernel<__half>, {.blocks = blocks, .threads = threads, .overlaps = true},
          stream, p);

@@ -11,31 +11,32 @@
 
 namespace chitu::cuda {
 
-constexpr int most_warps = 16;  // of an attention kernel, 16 queries each
+constexpr int most_warps = 16;  // of a CTA of an attention kernel; each has 16 queries
 
-// What a warp's 16 rows of a piece of an item come to, 16 bytes for each lane: the output so far, its references, sums.
+// Vectors of 16 bytes that each lane leaves of a piece, for its warp's 16 rows: outputs so far, references, sums.
 constexpr int piece_vectors(int dim) { return dim / 8 + 2; }
 
-// What quantize_chitu() needs. Kept small and apart from Params: a kernel fetches its parameters in lines of 64 bytes when it starts, which
-// short calls feel (18.0 against 18.8 us at 4K tokens, 16 heads).
+// What quantize_chitu() needs. It is small and apart from Params, because a kernel fetches its parameters in lines of 64 bytes when it
+// starts, and short calls wait for that. For the sample's kernel 128 bytes in place of 784 brought 19.4 to 18.8 us
+// (docs/kernels/sm90-log.md).
 struct QuantizeParams {
   View key, value;
   const SequenceLayout* layouts;  // [sequences] of a packed call; null: all sequences are like `same`, one for each batch entry
   SequenceLayout same;            // batch 0 of such a call
   int kv_heads, heads, sequences;
-  int dim;                       // of the tensors, a multiple of 8
-  int query_tiles, key_tiles;    // of a head, in all sequences
-  void* centre;                  // [sequences, kv_heads, dim], in the type of the keys
-  float* channels;               // [sequences, kv_heads, Form::dim]: what outputs are multiplied by at the end: λ, a value's scale; 1
-  std::uint8_t* tiles;           // [key tiles x kv_heads]: Form::tile_bytes: keys [panels][128][panel], then values
-  PassScales* passes;            // [key tiles x kv_heads, 2]: the last pass, the residual's
-  std::int8_t* residuals;        // [key tiles x kv_heads]: values' second plane, written where flagged
-  std::uint8_t* nonfinite_keys;  // [key tiles x kv_heads]: 1 if the tile has something that is not finite, else 0: of queries and keys the
-  std::uint8_t* nonfinite_values;   //   token was left out of the operands, of values the number
+  int dim;                          // of the tensors, a multiple of 8
+  int query_tiles, key_tiles;       // of a head, in all sequences
+  void* centre;                     // [sequences, kv_heads, dim], in the type of the keys
+  float* channels;                  // [sequences, kv_heads, Form::dim]: the factor of outputs at the end: λ, a value's scale, or 1
+  std::uint8_t* tiles;              // [key tiles x kv_heads]: Form::tile_bytes: keys [panels][128][panel], then values
+  PassScales* passes;               // [key tiles x kv_heads, 2]: the last pass, then the residual plane's
+  std::int8_t* residuals;           // [key tiles x kv_heads]: values' second plane, written where flagged
+  std::uint8_t* nonfinite_keys;     // [key tiles x kv_heads]: 1 if a number in the tile is not finite, else 0. Operands have zeros for
+  std::uint8_t* nonfinite_values;   //   the whole query or key with such a number, but only for the number of a value
   std::uint8_t* nonfinite_queries;  // [query tiles x heads]
-  int* any_nonfinite;               // not 0 if any is
+  int* any_nonfinite;               // not 0 if any tile has 1 there
 
-  // By prepare().
+  // What prepare() reads and writes.
   Window window;
   int blocks;        // of Form::block_queries queries, of a head, in all sequences
   Split split;       // of the blocks of all heads
@@ -46,13 +47,13 @@ struct QuantizeParams {
 
 struct Params : QuantizeParams {
   View query, out, lse;  // lse.data may be null
-  int heads_at_once;     // of all sequences, where their blocks are taken in turn: block_of()
+  int heads_at_once;     // whose blocks are taken in turn, counted over all sequences: block_of()
   bool out_bf16;         // else f16
   bool tuned_quantizer;  // quantize_chitu() for keys and values, the attention kernel for queries; else quantize_any_recipe() for all
   float scale;
-  float4* pieces;  // what split items' pieces have come to: join()
+  float4* pieces;  // results of the pieces of split items: join()
 
-  // With quantize_any_recipe() only.
+  // Used with quantize_any_recipe() only.
   std::uint8_t* queries;  // [query tiles x heads], a head: [panels][128 tiles][panel]; negated if scale is negative
   float* query_scale;     // [queries / Form::query_scale_rows]: with rows = 2, [each 16 queries][8]
   float* correction;      // [queries]: q . centre; 0 where keys are not centred
@@ -63,7 +64,7 @@ struct Params : QuantizeParams {
 // Items of the attention kernel that are taken in pieces.
 __host__ __device__ inline int split_item_count(const QuantizeParams& p) { return p.blocks * p.heads - p.split.whole; }
 
-// Of QuantizeParams::ranges.
+// The number of QuantizeParams::ranges.
 __host__ __device__ inline int range_count(const QuantizeParams& p) {
   return tile_tokens * (p.layouts ? p.query_tiles : tiles_of(p.same.queries));
 }
@@ -78,7 +79,7 @@ __host__ __device__ inline SequenceLayout sequence_layout(const QuantizeParams& 
   return s;
 }
 
-// Launched in this order on one stream. The tensors are bf16, or f16.
+// Launched in this order on one stream. bf16: the type of the tensors; else it is f16.
 void write_layouts(const SequenceLayout* layouts, int count, SequenceLayout* to, cudaStream_t stream);  // fills Params::layouts
 void quantize_chitu(const QuantizeParams& params, bool bf16, cudaStream_t stream);  // keys and values of chitu, dim 64 or 128
 void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, bool bf16, cudaStream_t stream);

@@ -24,7 +24,7 @@ Arithmetic arithmetic_of(const Quant& quant, DType input) {
   }
 }
 
-// Types that differ and operands that came quantised are refused by cuda::refusal(), which says what to give instead.
+// Types that differ and operands that came quantised are in this list, but cuda::refusal() refuses them: it says what to give instead.
 constexpr Needs takes_of_call() {
   using enum Need;
   return {window,    scale, negative_scale, query_positions, key_positions,   packed_sequences, stream,

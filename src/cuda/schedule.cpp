@@ -10,7 +10,7 @@ namespace {
 
 int narrow(std::int64_t x) { return static_cast<int>(x); }
 
-// Tiles of keys that a block of queries sees, on average and at most; of some of the blocks of each sequence.
+// Tiles of keys that a block of queries sees, on average and at most. Only some blocks of each sequence are looked at.
 struct Tiles {
   double average = 0, most = 0;
 };
@@ -51,13 +51,13 @@ std::vector<SequenceLayout> layouts_of(const Problem& p, const Form& form) {
     at.key_tile += tiles_of(at.keys);
     at.block += (at.queries + form.block_queries - 1) / form.block_queries;
   }
-  all.push_back(at);  // the end: its tiles and blocks are those of all
+  all.push_back(at);  // the end: its tile and block indices are the totals
   return all;
 }
 
 Split split_of(const Problem& p, const Form& form, std::int64_t items) {
   const int processors = multiprocessors(p.query.tensor().device_id);
-  // Many sequences are many items, and of several lengths.
+  // Many packed sequences need no splitting: they give many items, and items of different lengths even out.
   if (!form.splittable || (p.packed() && items >= 2 * processors)) return {narrow(items), 1};
   const Tiles tiles = tiles_of_blocks(p, form);
   return split_items(items, tiles.average, tiles.most, processors);

@@ -11,12 +11,14 @@ struct Block {
   int sequence, head, row;
 };
 
-// The block that is item `item`, before items are split. opaque: 0, but the compiler must not know it (ptx/order.h): else it would compute
-// much ahead of the loop over items, and run out of registers.
+// The block that is item `item`, before items are split. `opaque` is 0, but the compiler must not know it (ptx/order.h). Adding it makes a
+// number look as if it depended on the item; otherwise the compiler would compute it before the loop over items, and run out of registers.
 //
-// In an order that is good for the end, where items are short then, and for the L2 cache. Where all sequences are alike and the last rows
-// see most keys, these come first, of all heads whose keys and values the cache holds at once; else heads come one after another, and what
-// leaves warpgroups idle, the heads' partial last blocks, at the end. Packed sequences and their heads come one after another.
+// The order has two aims: short items at the end, so that no multiprocessor waits long for the last; and few heads at a time, so that the
+// L2 cache holds their keys and values.
+// - All sequences alike, later rows see more keys: the last rows come first, of as many heads at a time as the cache holds.
+// - All sequences alike, otherwise: one head after another; the heads' partial last blocks, which leave warpgroups idle, come at the end.
+// - Packed: one sequence after another, in it one head after another.
 template <int block_queries>
 __device__ Block block_of(const Params& p, int item, int opaque) {
   const int all_heads = p.heads + opaque;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which work an attention kernel's CTAs take: blocks of queries, in which order, and which of them are divided along the keys so that no
+// Which work the CTAs of an attention kernel take: blocks of queries, in which order. Some blocks are split along the keys, so that no
 // multiprocessor is idle while others have work ("split-KV", "Flash-Decoding", Dao et al. 2023).
 #pragma once
 
@@ -16,28 +16,30 @@ struct Problem;
 
 namespace chitu::cuda {
 
-// Where each sequence of a call lies, and behind them the end of the last.
+// The layout of each sequence of a call. One more follows, the end: its tile and block indices are the totals.
 std::vector<SequenceLayout> layouts_of(const Problem& problem, const Form& form);
 
-// Of all sequences' query heads, how many are taken in turn: all in parts of one size whose keys and values fill half of the L2 cache.
-// group: query heads a kv head.
+// How many query heads are taken in turn. The heads of all sequences are divided into equal parts, so that half of the L2 cache holds the
+// keys and values of a part. group: query heads of a kv head.
 int heads_at_once(int kv_heads, int group, std::int64_t bytes_of_kv_head, int device);
 
-// Items before `whole` are taken as they are, each of the others in `pieces`, whose results are joined.
+// Items before `whole` are taken whole, each of the others in `pieces` pieces, whose results are joined.
 struct Split {
   int whole, pieces;
   friend constexpr bool operator==(const Split&, const Split&) = default;
 };
 
-// What an item costs beside its tiles, and each of its pieces beside that, in tiles. Measured: docs/kernels/sm90-log.md, "Split items".
+// Costs, in tiles: item_cost of an item beside its tiles; piece_cost of each piece beside that; join_cost of each piece for each piece of
+// its item. They are measured: docs/kernels/sm90-log.md, "Split items".
 constexpr double item_cost = 2, piece_cost = 2, join_cost = 2. / 3;
 constexpr int most_pieces = 32;             // of an item
 constexpr int most_pieces_a_processor = 4;  // they take memory
-// No more than so much of the time without it, of all items and of those that are split: else it is not done.
+// Splitting must pay. All items together must take at most worth_of_all of their time without it, and the split items at most
+// worth_of_split of theirs.
 constexpr double worth_of_all = 0.99, worth_of_split = 0.9;
 
-// items: of equal length, `tiles` each; or of `tiles` on average and `longest` at most, the longest ones first, which then come out nearly
-// even on their processors.
+// Chooses which of `items` items are split. They see `tiles` tiles on average and `longest` at most. If the two are nearly equal, items
+// count as equally long. Otherwise the longest come first, and the processors come out nearly even.
 inline Split split_items(std::int64_t items, double tiles, double longest, int processors) {
   const bool even = longest < 1.05 * tiles;
   const auto time = [&](std::int64_t count, int pieces) {
@@ -48,7 +50,7 @@ inline Split split_items(std::int64_t items, double tiles, double longest, int p
   };
   Split best{static_cast<int>(items), 1};
   double least = worth_of_all * time(items, 1);
-  // All take a whole one, another, and so on; the rest is split, perhaps with one round more.
+  // Every processor takes the same number of whole items: as many as there are for all of them, or one less. The rest is split.
   const std::int64_t rounds = even ? items / processors : 0;
   for (std::int64_t whole = rounds * processors; whole >= 0 && whole >= (rounds - 1) * processors; whole -= processors)
     for (int pieces = 2; pieces <= most_pieces && (items - whole) * pieces <= most_pieces_a_processor * processors; ++pieces) {
@@ -60,7 +62,7 @@ inline Split split_items(std::int64_t items, double tiles, double longest, int p
   return best;
 }
 
-// Of a call with `items` items.
+// The same for a call with `items` items.
 Split split_of(const Problem& problem, const Form& form, std::int64_t items);
 
 }  // namespace chitu::cuda

@@ -81,7 +81,7 @@ TEST(Files, ThatCannotBeRead) {
   refused(folder / "missing", "No such file");
   refused(folder / ".", "is a directory");
   ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
-  refused(folder / "pipe", "not a regular file");  // and does not wait for a writer
+  refused(folder / "pipe", "not a regular file");  // and the reader does not wait for a writer
   refused("/dev/null", "not a regular file");
   refused(write_bytes(folder / "file", "") / "below", "Not a directory");
   refused(folder / std::string(300, 'a'), "name too long");
@@ -106,7 +106,7 @@ TEST(Files, RefusedByTheirBytesAreNamed) {
   expect_error([&] { read_safetensors(write_bytes(folder / "a.safetensors", "abc"), names); }, {"a.safetensors: is not"});
 }
 
-// A sparse file of 1 TiB whose header claims as little, or as much: what is asked for follows what is checked.
+// A sparse file of 1 TiB whose header claims little, or as much. Memory is asked for only after the header is checked.
 TEST(Files, HugeFilesWithSmallTensors) {
   const Folder folder;
   write_npy(folder / "huge.npy", random_tensor(DType::f32, shape, 1).tensor);

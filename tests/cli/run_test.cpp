@@ -228,7 +228,7 @@ TEST(Program, HelpAndVersion) {
   for (const char* word : {"--q", "--input", "--lse", "--method", "--layout", "--causal", "--window", "--scale", "--threads", "--device"})
     EXPECT_NE(run_help.out.find(word), std::string::npos) << word;
   EXPECT_NE(run_help.out.find("(chitu methods lists them)"), std::string::npos);
-  EXPECT_EQ(run_help.out.find("chitu explain"), std::string::npos);  // which stops at the first that takes a call
+  EXPECT_EQ(run_help.out.find("chitu explain"), std::string::npos);  // chitu explain stops at the first kernel that takes a call
   EXPECT_EQ(version.out, "chitu " CHITU_VERSION "\n");
 }
 

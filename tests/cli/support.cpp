@@ -12,7 +12,7 @@ namespace chitu::cli::test {
 bool has_gpu() { return !gpu::all().empty(); }
 
 Outcome chitu(const std::string& words, const std::string& before) {
-  // From the environment where the tests run on another machine than they were built on.
+  // The environment names the program if the tests run on another machine than they were built on.
   static const char* const elsewhere = std::getenv("CHITU_PROGRAM");
   const std::string program = elsewhere ? elsewhere : CHITU_PROGRAM;
   const Folder folder;

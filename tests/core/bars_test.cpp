@@ -37,7 +37,7 @@ TEST(Bars, NormalData) {
     }
 }
 
-// A factor that is one but for a rounding error, taken once a tile, shows after a thousand tiles.
+// A factor that should be 1, but has a rounding error, shows after a thousand tiles if each tile applies it.
 TEST(Bars, ErrorDoesNotGrowWithLength) {
   Random random(26);
   const Data d = normal_data(random, 4, 131072, 8);
@@ -115,7 +115,8 @@ INSTANTIATE_TEST_SUITE_P(All, HardData, testing::ValuesIn(hard_data()), [](const
 
 class Shards : public testing::TestWithParam<Method> {};
 
-// Keys in three uneven parts, each a call of its own as on three machines, merged: as good as one call.
+// Keys in three uneven parts, each attended by a call of its own, as on three machines. Merged, the results are as good as those of one
+// call.
 TEST_P(Shards, MergedAreAsGoodAsUnsplit) {
   const std::int64_t keys = 1500, cuts[] = {0, 700, 731, keys};
   for (const Window& window : {everything, causal, Window{600, 0}, Window{300, 200}}) {

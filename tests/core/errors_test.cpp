@@ -83,7 +83,7 @@ TEST(Errors, ShapesThatDoNotFit) {
   });
 }
 
-// Before anything is made for a call: such sizes would overflow, or take for ever.
+// These are refused before anything is made for a call, because such sizes would overflow, or take for ever.
 TEST(Errors, SizesAndStridesThatNothingCanHave) {
   constexpr std::int64_t huge = std::int64_t{1} << 62;
   const auto in_all = [](std::size_t dimension, std::int64_t size) {

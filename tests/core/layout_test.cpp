@@ -75,8 +75,8 @@ TEST(Layout, PanelsCoverTheirRows) {
   }
 }
 
-// A swizzle only trades the chunks of a row; 8 rows' chunks of one column, which ldmatrix reads at once, lie in 8 different places of 16
-// bytes within 128, so in all 32 banks.
+// A swizzle only trades the chunks of a row. ldmatrix reads the chunks of one column in 8 rows at once. They lie in 8 different places of
+// 16 bytes within 128, so in all 32 banks.
 template <int row_bytes>
 void expect_swizzle() {
   constexpr int chunks = row_bytes / 16;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Want of memory: whichever allocation fails, what is thrown is the library's Error. A program of its own, for it replaces operator new.
+// Lack of memory: whichever allocation fails, the library throws its own Error. This is a program of its own, because it replaces operator
+// new.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -23,7 +24,8 @@ void* allocate(std::size_t bytes) {
 
 void* operator new(std::size_t bytes) { return allocate(bytes); }
 void* operator new[](std::size_t bytes) { return allocate(bytes); }
-// The standard library asks for buffers that it can do without so; left alone, a sanitizer's would meet the delete below.
+// The standard library uses this one for buffers that it can do without. If it were not replaced, the memory of a sanitizer's version would
+// meet the delete below.
 void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept { return std::malloc(bytes ? bytes : 1); }
 void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept { return std::malloc(bytes ? bytes : 1); }
 void operator delete(void* data) noexcept { std::free(data); }
@@ -36,7 +38,7 @@ namespace {
 
 // Each allocation of body() fails once, until it makes no more.
 void expect_own_errors(const char* name, const std::function<void()>& body) {
-  body();  // what is made once and kept is made
+  body();  // makes what is made once and kept
   int failed = 0;
   for (bool done = false; !done && failed < 100000; ++failed) {
     allocations_left = failed;

@@ -38,7 +38,7 @@ alignas(256) std::byte memory[256];
 struct Asked {
   Need need;
   std::function<void(Plan&)> ask;
-  std::vector<Need> implied{};  // what goes with it
+  std::vector<Need> implied{};  // needs that come with it
 };
 
 Quantized quantized(Role role) {
@@ -116,7 +116,7 @@ TEST(Needs, WhatIsNotTheDefaultIsAskedFor) {
   for (const Need need : all_needs()) EXPECT_TRUE(seen.has(need)) << "no case here asks for " << name(need);
 }
 
-// The refusal of an option that no row has heard of: of all rows, whatever the device, on all three ways to a kernel.
+// An option that no row has heard of is refused by all rows, whatever the device, on all three ways to a kernel.
 TEST(Needs, AnOptionThatNoRowListsIsRefusedByEachRowByName) {
   const std::string wanted = std::string("does not take ") + name(Need::unlisted);
   for (const Device device : {Device::cpu, Device::cuda})
@@ -147,7 +147,7 @@ TEST(Needs, AnOptionThatNoRowListsIsRefusedByEachRowByName) {
     }
 }
 
-// Likewise of each option there is, once a row does not list it.
+// The same for each option that there is, once a row does not list it.
 TEST(Needs, WhatARowDoesNotListItRefusesByName) {
   for (const Kernel& row : kernel_table())
     for (const Need need : all_needs()) {

@@ -49,7 +49,7 @@ const std::vector<Scene>& scenes() {
       {"infinite_keys_alone",
        {{Role::key, 0, 0, 100, 0, infinity}, {Role::key, 0, 0, 101, 0, -infinity}, {Role::key, 1, 1, 127, 0, -infinity}},
        {0, 0}},
-      // Likewise by the query's fault: 0 without weight, or NaN.
+      // The same with keys that are finite: the query alone gives 0 without weight, or NaN.
       {"infinite_queries_alone",
        {{Role::query, 0, 0, 0, 0, infinity},
         {Role::query, 0, 1, 1, 1, -infinity},

@@ -34,7 +34,7 @@ TEST_P(NonFiniteInput, SpoilsWhatExactAttentionSpoils) {
 INSTANTIATE_TEST_SUITE_P(All, NonFiniteInput, testing::Combine(testing::ValuesIn(methods), testing::ValuesIn(scenes())),
                          [](const auto& info) { return test_name(std::get<0>(info.param).name) + "_" + std::get<1>(info.param).name; });
 
-// A value's other channels count as ever.
+// The other channels of such a value count as ever.
 TEST(NonFinite, ValueKeepsItsFiniteChannels) {
   Array q(DType::f32, {1, 1, 4, 2}), k(DType::f32, {1, 1, 4, 2}), v(DType::f32, {1, 1, 4, 2});
   for (std::int64_t t = 0; t < 4; ++t)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Second implementations of what the library computes, plain and slow, from its specification (docs/numerics.md). They share no code
-// with it, but for changed_score(), which is a specification itself: number formats, masks, exact attention, the quantisers, and attention
-// over quantised numbers.
+// Second implementations of what the library computes: number formats, masks, exact attention, the quantisers, and attention over quantised
+// numbers. They are plain and slow, and written from the specification (docs/numerics.md). They share no code with the library except
+// changed_score(), which is a specification itself.
 #pragma once
 
 #include <array>
@@ -38,7 +38,7 @@ struct Run {
   std::int64_t batch, sequence, query_begin, query_end, key_begin, key_end;
 };
 std::vector<Run> runs(const Call& call);
-// Of tokens of the tensors: their positions, and whether the query sees the key.
+// For tokens of the tensors: a query's position, and whether the query sees the key.
 std::int64_t query_position(const Call& call, const Run& run, std::int64_t query);
 std::int64_t key_position(const Call& call, const Run& run, std::int64_t key);
 bool sees(const Call& call, const Run& run, std::int64_t query, std::int64_t key);

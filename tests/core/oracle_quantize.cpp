@@ -13,7 +13,7 @@ namespace chitu::test::oracle {
 namespace {
 
 constexpr float tiny = 1e-30f;
-// Numbers that are centred or rotated are in units of its inverse: fp32 without an upper end. The library has another power of two.
+// Centred or rotated numbers are multiplied by this, so that they never leave fp32. The library uses another power of two.
 constexpr float small = 0x1p-16f;
 using Row = std::vector<float>;
 
@@ -53,7 +53,7 @@ std::vector<std::int64_t> finite_of(const std::vector<std::int64_t>& tokens, con
   return kept;
 }
 
-// Of f(x) of each channel over the listed tokens, in double and then to f32; 0 if there is none.
+// The mean of f(x) over the listed tokens, for each channel, in double and then to f32; 0 if there are no tokens.
 template <class F>
 Row mean(const std::vector<Row>& rows, const std::vector<std::int64_t>& tokens, std::size_t dim, const F& f) {
   std::vector<double> sum(dim);
@@ -95,7 +95,7 @@ void by_tokens(Head& head, const std::vector<Row>& rows, const Groups& groups, f
   const std::int64_t blocks = (head.tokens + groups.block - 1) / groups.block;
   Row maximum(static_cast<std::size_t>(blocks * groups.lanes), tiny * unit);
   for (std::int64_t t = 0; t < head.tokens; ++t) {
-    // Of 8 consecutive rows, neighbours share a lane: 8 / lanes of them.
+    // 8 / lanes neighbours among 8 consecutive rows share a lane.
     const std::int64_t lane = groups.lanes == 1 ? 0 : t % 8 / (8 / groups.lanes);
     head.group.push_back(t / groups.block * groups.lanes + lane);
     float& m = maximum[static_cast<std::size_t>(head.group.back())];
@@ -216,7 +216,7 @@ struct Rounding {
   double (*round)(double);
 };
 
-// Said again, not read from the recipes: a recipe that changes must change here.
+// Written down again, not read from the recipes, so that a change of a recipe needs a change here.
 Rounding rounding_of(std::string_view method) {
   const auto to_integer = [](double x) { return std::nearbyint(x); };
   const auto to_f16 = [](double x) { return round_to(f16, x); };
@@ -254,7 +254,7 @@ HeadResult attention(std::string_view method, const std::vector<float>& query, c
       running = std::max(running, tile_top);
       relative_to.resize(scores.size(), how.by_tile ? tile_top : running);
     }
-    // Second pass: weights relative to the row's maximum, rounded as they were relative to something else.
+    // Second pass: weights relative to the row's maximum, but rounded as they were relative to another score.
     double output_sum = 0, lse_sum = 0;
     std::vector<double> out(static_cast<std::size_t>(dim));
     for (std::int64_t j = 0; j < keys; ++j) {

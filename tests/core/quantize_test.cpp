@@ -390,7 +390,7 @@ TEST_P(EveryMethod, CorrectionIsTheProductWithTheCentre) {
 }
 
 TEST_P(EveryMethod, CorrectionOverflowsOnlyAsAWhole) {
-  // Its parts, of whatever channels are summed together, are up to 9.6e39.
+  // q . centre is 0, but its parts are up to 9.6e39, whatever channels are summed together.
   Array q(DType::bf16, {1, 1, 3, 64}), k(DType::bf16, {1, 1, 20, 64});
   q.fill([](auto, auto, auto, std::int64_t c) { return c < 32 ? 3e38f : -3e38f; });
   k.fill([](auto...) { return 1.f; });

@@ -69,10 +69,10 @@ class Array {
 };
 
 Array normal(Random& random, DType type, const Shape& shape, Layout layout = Layout::bhsd);
-// Of four packed sequences, perhaps empty ones.
+// The starts of four packed sequences, perhaps empty ones.
 std::vector<std::int64_t> random_starts(Random& random, std::int64_t tokens);
 
-// The same elements, each a view of t: tokens [begin, end) of every head.
+// A view of t: tokens [begin, end) of every head.
 Tensor tokens_of(const Tensor& t, std::int64_t begin, std::int64_t end);
 
 struct Result {
@@ -89,7 +89,7 @@ double relative_l1(const std::vector<float>& x, const std::vector<float>& y);
 struct Difference {
   double largest = 0, mean = 0;
 };
-// Of log-sum-exps. -inf on both sides is no difference, on one side an infinite one.
+// The difference of log-sum-exps. -inf on both sides is no difference, on one side an infinite one.
 Difference difference(const std::vector<float>& x, const std::vector<double>& y);
 
 // The most that rounding an output to `type` can add to relative_l1().

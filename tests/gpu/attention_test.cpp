@@ -32,7 +32,7 @@ Case make_case(std::size_t i) {
   return test::make_case(space, i);
 }
 
-// The most that a case may be off beyond rounding, of the output and of the LSE (the latter where few keys have most of the weight).
+// How far a case may be off beyond rounding: the output, and the LSE where few keys have most of the weight.
 struct Tolerance {
   double out = 2e-3, lse = 1e-2;
 };
@@ -61,8 +61,8 @@ void expect_recipe(Case& c, const Recipe& recipe, const Tolerance& tolerance = {
   const GpuResult got = attend_on_gpu(c.query, c.key, c.value, c.options, c.type, c.in, c.out);
   EXPECT_LE(relative_l1(got.out, expected.out.numbers()), tolerance.out + gpu_rounding(recipe, c.query.tensor().type, c.type));
 
-  // A weight, or an integer of a rotated query or key, may round the other way where it is nearly halfway: where few keys have most of
-  // the weight, that one integer is seen.
+  // A weight, or an integer of a rotated query or key, may round the other way where it is nearly halfway. If few keys have most of the
+  // weight, that one integer is seen.
   const bool exact = recipe == recipes::exact, fp8_scores = recipe.key.type == DType::e4m3;
   const auto lse = to_double(expected.lse.numbers());
   const auto seen = keys_seen(c);
@@ -77,7 +77,7 @@ void expect_recipe(Case& c, const Recipe& recipe, const Tolerance& tolerance = {
     sum += error;
   }
   const double mean = exact ? 3e-5 : !fp8_scores ? 2e-4 : c.peaky ? 1.5e-3 : 3e-4;
-  EXPECT_LE(sum, mean * static_cast<double>(lse.size()) + (exact ? 0 : 1e-2));  // the latter: one integer's worth
+  EXPECT_LE(sum, mean * static_cast<double>(lse.size()) + (exact ? 0 : 1e-2));  // 1e-2: what one integer may change
 }
 
 class GpuMethods : public NeedsGpu<testing::TestWithParam<Method>> {
@@ -136,8 +136,8 @@ TEST_P(GpuMethods, LeaveRowsThatSeeNoKeyAtZeroWithoutWeight) {
   }
 }
 
-// A sequence of a packed batch gets the bits that it gets alone, where neither is split: nothing of its neighbours reaches it, and tiles
-// are counted from its start. `layout` has gaps, which attend_on_gpu() expects to be untouched.
+// A sequence of a packed batch gets the bits that it gets alone, if neither call splits it: its neighbours do not reach it, and tiles are
+// counted from its start. `layout` has gaps, which attend_on_gpu() expects to be untouched.
 TEST_P(GpuMethods, PackedSequencesAreAsAlone) {
   const std::vector<std::int64_t> query_starts{0, 1, 1, 301, 430, 494, 694, 695}, key_starts{0, 1, 6, 6, 306, 563, 763, 1163};
   for (const std::int64_t dim : {64, 128, 256, 72})
@@ -207,7 +207,7 @@ TEST_P(GpuMethods, FewQueriesOfManyKeys) {
         }
         if (small)  // flagged tiles
           c.value.fill([&](auto, auto, std::int64_t t, auto) { return random.normal() * (t % 301 == 0 ? 0.01f : 1.f); });
-        // The last two: rows spread over all keys, the first before any, so that each sees others.
+        // In the last two, rows are spread over all keys, the first one before any key, so that each row sees other keys.
         const Window windows[] = {everything, causal, {700, 0}, {60, 20}, causal};
         c.options.window = windows[n % 5];
         if (n % 5 >= 3) {
@@ -218,7 +218,7 @@ TEST_P(GpuMethods, FewQueriesOfManyKeys) {
         c.in = random.pick(layouts);
         c.out = random.pick(layouts);
         c.peaky = sink;
-        // Of few rows one weight that rounds otherwise is seen, the more so where a sink leaves few weights to the others.
+        // With few rows, one weight that rounds differently is seen, the more so if a sink leaves few weights to the other keys.
         const Tolerance tolerance{.out = sink ? 1.5e-2 : 4e-3};
         c.text = "dim " + std::to_string(dim) + ", " + std::to_string(queries) + " queries, " + std::to_string(keys) + " keys, window " +
                  std::to_string(n % 5) + ", " + name(in) + (sink ? ", sink" : "") + (small ? ", flagged tiles" : "");
@@ -250,8 +250,8 @@ TEST_P(GpuMethods, FewQueriesOfManyKeysPacked) {
     }
 }
 
-// Items that are split, by the methods that do: the last of one more than there are multiprocessors, and all of five. The same bits,
-// whichever piece is the last to be done.
+// Split items, by the methods that split. With one item more than multiprocessors only the last is split, with five items all are. The bits
+// are the same, whichever piece is the last to be done.
 TEST_P(GpuMethods, SplitItems) {
   int processors = 0;
   ASSERT_EQ(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0), cudaSuccess);
@@ -280,7 +280,7 @@ TEST_P(GpuMethods, SplitItems) {
     }
 }
 
-// More keys and values than the L2 cache holds: blocks are taken in several parts of the heads, which do not come out even.
+// More keys and values than the L2 cache holds: the heads are taken in several parts, whose sizes differ.
 TEST_P(GpuMethods, HeadsInParts) {
   Random random(22);
   Case c = normal_case(random, DType::bf16, {1, 502, 400, 128}, {1, 251, 1030, 128});
@@ -306,7 +306,7 @@ TEST_P(GpuSmall, Calls) {
     c.key_starts = key_starts;
     c.options.query_starts = c.query_starts;
     c.options.key_starts = c.key_starts;
-    // A key that part of the rows weigh at nothing, and a value: all of mend().
+    // All of spoil_nonfinite(): a non-finite key that some rows weigh at nothing, and a non-finite value.
     c.key.set(0, 0, 10, 3, infinity);
     c.value.set(0, 0, 200, 5, -infinity);
     const GpuResult r = attend_on_gpu(c.query, c.key, c.value, c.options, DType::bf16);
@@ -315,7 +315,7 @@ TEST_P(GpuSmall, Calls) {
   }
 }
 
-// So many blocks that CTAs have several: the second comes to memory that the first has used.
+// So many blocks that a CTA has several: the second meets memory that the first has used.
 TEST_P(GpuSmall, ManyBlocks) {
   for (const std::int64_t dim : {64, 128}) {
     Random random(20);
@@ -353,7 +353,7 @@ TEST_F(Gpu, WithoutLseAndWithoutQueries) {
   }
 }
 
-// A dimension whose steps are so far apart that offsets pass 2^31 and 2^32 elements, of tokens within a tile.
+// A dimension whose steps are so far apart that offsets pass 2^31 and 2^32 elements, even between tokens of a tile.
 struct Far {
   const char* name;
   Shape shape;
@@ -380,8 +380,8 @@ TEST_P(GpuFar, OffsetsHave64Bits) {
 
   Random random(6);
   Array host[3] = {normal(random, DType::f16, far.shape), normal(random, DType::f16, far.shape), normal(random, DType::f16, far.shape)};
-  host[2].set(batch - 1, heads - 1, tokens - 1, 3, infinity);  // for mend() too
-  std::vector<Tensor> tensors;  // of which every row lies `count` elements behind the same one of the tensor before
+  host[2].set(batch - 1, heads - 1, tokens - 1, 3, infinity);  // for spoil_nonfinite(), too
+  std::vector<Tensor> tensors;                                 // a row lies `count` elements behind the same row of the tensor before
   for (int i = 0; i < 4; ++i) {
     Tensor t{static_cast<std::byte*>(memory) + i * count * 2, DType::f16, Device::cuda, 0, far.shape, contiguous_strides(far.shape)};
     t.stride[far.dimension] = far.stride;
@@ -412,8 +412,8 @@ INSTANTIATE_TEST_SUITE_P(All, GpuFar,
                                          Far{"Tokens", {1, 2, 200, 64}, 2, two_to_31 / 64 + 64}),
                          [](const auto& info) { return std::string(info.param.name); });
 
-// Queries whose strides no tensor map can have, for which chitu's own quantiser of queries is not used; and keys and values with such
-// strides, for which it is.
+// Queries whose strides no tensor map can have, so that the any_recipe quantizer takes the call; and keys and values with such strides,
+// which chitu's own quantizer takes.
 TEST_F(Gpu, StridesThatNoTensorMapHas) {
   const auto reverse = [](Tensor& t, std::size_t dimension) {
     t.data = static_cast<std::byte*>(t.data) + (t.shape[dimension] - 1) * t.stride[dimension] * bytes(t.type);
@@ -458,10 +458,10 @@ TEST_F(Gpu, StridesThatNoTensorMapHas) {
 
 // ---- numbers near the largest of bf16
 
-constexpr float tiny_scale = 0x1p-126f;  // by which scores of one such token and one of usual size are of usual size
+constexpr float tiny_scale = 0x1p-126f;  // the score of a huge token and one of usual size is then of usual size
 
-// Among others, queries of head 0 and keys of head 1 whose rotations would overflow fp32 if it were not for their unit: half of them have
-// two large numbers, half have all the same size, with the signs that the rotation takes away, so that it sums them all.
+// Some queries of head 0 and keys of head 1 would overflow fp32 in their rotation without rotation_headroom. Half of these have two large
+// numbers. The other half have numbers of one size, with the signs that the rotation takes away, so that it sums them all.
 TEST_F(Gpu, RowsOfHugeNumbers) {
   for (const std::int64_t dim : {64, 128, 72})
     for (const float scale : {tiny_scale, -tiny_scale}) {

@@ -84,7 +84,7 @@ TEST_F(Gpu, AMillionKeys) {
   Random random(9);
   Data d;
   d.query = normal(random, DType::f16, {1, 1, 200, 64});
-  // Random numbers are slow: some, again and again, in step with no tile.
+  // Random numbers are slow, so a few are repeated, with a period that no tile divides.
   constexpr std::int64_t period = 65411;
   for (Array* x : {&d.key, &d.value}) {
     const std::vector<float> numbers = normal(random, DType::f16, {1, 1, period, 64}).numbers();
@@ -95,7 +95,7 @@ TEST_F(Gpu, AMillionKeys) {
       attend(d.query.tensor(), d.key.tensor(), d.value.tensor(), {.recipe = recipes::exact, .window = causal});  // fp32, good to 1e-5
   for (const Method& method : {find_method("chitu"), find_method("sage2"), find_method("exact")}) {
     const GpuResult got = run(d, {.recipe = method.recipe, .window = causal});
-    // Tensor cores cut off what fp32 cannot hold: seen after 65536 sums in place.
+    // Tensor cores cut off what fp32 cannot hold. That shows after 65536 sums in place.
     const double sums = method.recipe == recipes::exact ? 1e-3 : 0;
     EXPECT_LE(relative_l1(got.out, truth.out.numbers()),
               bar_of(method.name).l1 + gpu_rounding(method.recipe, DType::f16, DType::f16) + sums)

@@ -110,7 +110,7 @@ TEST_F(GpuCommand, BenchWritesCompleteAndConsistentRows) {
     const double ms = row.at("total_ms"), tokens = row.at("tokens");
     EXPECT_GT(row.at("attention_ms").get<double>(), 0);
     EXPECT_GE(row.at("quantise_ms").get<double>(), 0);
-    EXPECT_EQ(row.at("copy_ms").is_null(), method == "exact") << method;  // which quantises nothing
+    EXPECT_EQ(row.at("copy_ms").is_null(), method == "exact") << method;  // exact quantises nothing, so it has no copy
     EXPECT_LE(row.at("total_ms_min").get<double>(), ms);
     EXPECT_GE(row.at("total_ms_max").get<double>(), ms);
     EXPECT_NEAR(row.at("tflops"), 4 * 64 * 4 * (4096 / tokens) * tokens * (tokens + 1) / 2 / (ms * 1e9), 1e-9 * ms);

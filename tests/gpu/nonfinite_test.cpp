@@ -46,7 +46,8 @@ TEST_P(GpuNonFinite, AnywhereSpoilsOnlyItsOwn) {
   }
 }
 
-// Many tokens in many tiles (more than mend() looks through at a time); one kind each, for a NaN would hide the others.
+// Many tokens in many tiles, more than spoil_nonfinite() looks through at a time. Each call has one kind, because a NaN would hide the
+// others.
 TEST_P(GpuNonFinite, InManyTiles) {
   for (const std::int64_t dim : {64, 128})
     for (int kind = 0; kind < 4; ++kind) {
@@ -58,7 +59,7 @@ TEST_P(GpuNonFinite, InManyTiles) {
       call.options.query_positions = Positions{0, 25};
       for (int i = 0; i < 40; ++i) {
         const float x = kind == 2 && i % 3 == 0 ? nan : random.below(2) ? infinity : -infinity;
-        const std::int64_t channel = kind == 0 ? 7 : random.below(dim);  // a channel's: half of the rows weigh them all at nothing
+        const std::int64_t channel = kind == 0 ? 7 : random.below(dim);  // all in one channel: half of the rows weigh them all at nothing
         if (kind == 3)
           call.set({Role::query, 0, random.below(4), random.below(200), channel, nan});
         else
@@ -71,7 +72,7 @@ TEST_P(GpuNonFinite, InManyTiles) {
     }
 }
 
-// Whole operands that are not finite end in good time, with no tile left as it was.
+// Calls with whole operands that are not finite end in good time, and leave no tile as it was.
 TEST_P(GpuNonFinite, Everything) {
   Random random(41);
   const Array good = normal(random, DType::f16, {1, 2, 2000, 128});
@@ -92,7 +93,7 @@ TEST_P(GpuNonFinite, Everything) {
   for (const float x : none.lse) ASSERT_EQ(x, -infinity);
 }
 
-// Rows in which the only spoilt keys weigh nothing are exact attention's over the others: computed again, not merely finite.
+// Rows whose non-finite keys all weigh nothing equal exact attention over the other keys: they are computed again, not merely finite.
 TEST_P(GpuNonFinite, KeysThatWeighNothingLeaveNoTrace) {
   for (const std::int64_t dim : {64, 128, 256, 40}) {
     SCOPED_TRACE("dim " + std::to_string(dim));
@@ -137,7 +138,7 @@ TEST_P(GpuNonFinite, OtherRowsKeepTheirBits) {
   }
 }
 
-// A block of queries reaches into the next sequence of a packed batch, and with it what is brought of them.
+// A block of queries reaches into the next sequence of a packed batch, and so does the copy that brings the block.
 TEST_P(GpuNonFinite, OtherSequencesKeepTheirBits) {
   const std::vector<std::int64_t> query_starts{0, 40, 300, 301, 500}, key_starts{0, 300, 600, 750, 1150};
   for (const std::int64_t dim : {64, 128, 72}) {

@@ -77,10 +77,10 @@ std::vector<SequenceLayout> layouts_of(const Shape& q, const Shape& k, const std
   return all;
 }
 
-enum class By { pack, quantise };  // the latter: keys and values, by chitu's own quantiser
+enum class Quantizer { any_recipe, chitu };  // chitu: for keys and values
 
-// Three tensors as an attention kernel wants them, here.
-struct Packed {
+// Three tensors as an attention kernel wants them, copied back from the GPU.
+struct GpuOperands {
   Form form;
   std::vector<SequenceLayout> layouts;
   Params p{};
@@ -94,8 +94,8 @@ struct Packed {
   OnGpu<double> statistics{0};
   OnGpu<SequenceLayout> layouts_on_gpu{0};
 
-  Packed(By by, const Recipe& recipe, const Tensor& q, const Tensor& k, const Tensor& v, const std::vector<std::int64_t>& query_starts,
-         const std::vector<std::int64_t>& key_starts, float scale)
+  GpuOperands(Quantizer quantizer, const Recipe& recipe, const Tensor& q, const Tensor& k, const Tensor& v,
+              const std::vector<std::int64_t>& query_starts, const std::vector<std::int64_t>& key_starts, float scale)
       : form(form_of(recipe, static_cast<int>(q.shape[3]))), layouts(layouts_of(q.shape, k.shape, query_starts, key_starts)) {
     p.query = view(q);
     p.key = view(k);
@@ -106,7 +106,7 @@ struct Packed {
     p.sequences = static_cast<int>(layouts.size()) - 1;
     p.query_tiles = layouts.back().query_tile;
     p.key_tiles = layouts.back().key_tile;
-    p.tuned_quantizer = by == By::quantise;
+    p.tuned_quantizer = quantizer == Quantizer::chitu;
     p.scale = scale;
     p.window = causal;
     p.same = layouts.front();
@@ -138,7 +138,7 @@ struct Packed {
     make(statistics, p.statistics, p.tuned_quantizer ? 0 : statistics_count(p));
     p.items_taken = counters.data();
     p.any_nonfinite = counters.data() + 1;
-    if (by == By::quantise)
+    if (quantizer == Quantizer::chitu)
       quantize_chitu(p, q.type == DType::bf16, nullptr);
     else
       quantize_any_recipe(p, recipe, form, q.type == DType::bf16, nullptr);
@@ -147,14 +147,14 @@ struct Packed {
     passes.fetch(), key_scale.fetch(), ranges.fetch(), nonfinite_queries.fetch(), nonfinite_keys.fetch(), nonfinite_values.fetch();
     counters.fetch();
     if (recipe.value.type != DType::i8) return;
-    // As quantize() has them: without the offset.
+    // Remove the offset: quantize() has none.
     for (std::int64_t i = 0; i < static_cast<std::int64_t>(tiles.numbers().size()); ++i)
       if (i % form.tile_bytes() >= form.key_bytes()) tiles[i] ^= value_offset;
     for (std::int64_t i = 0; i < static_cast<std::int64_t>(residuals.numbers().size()); ++i)
       residuals[i] = static_cast<std::int8_t>(residuals[i] ^ value_offset);
   }
 
-  // Byte of a number in an operand of 16- or 8-bit rows; the operand has `rows` rows.
+  // The byte at which a number begins in an operand of 16- or 8-bit rows; the operand has `rows` rows.
   std::int64_t in_panels(int bytes, std::int64_t rows, std::int64_t row, std::int64_t channel) const {
     const std::int64_t row_bytes = std::int64_t{form.dim} * bytes, panel = std::min<std::int64_t>(row_bytes, 128), at = channel * bytes;
     const std::int64_t chunk = at % panel / 16, stands = panel == 128 ? chunk ^ (row % 8) : chunk ^ (row / 2 % 4);
@@ -167,7 +167,7 @@ struct Packed {
   const std::uint8_t* key(std::int64_t tile, std::int64_t row, std::int64_t channel) const {
     return &tiles[tile * form.tile_bytes() + in_panels(form.score_bytes, tile_tokens, row, channel)];
   }
-  // Of a plane of 8-bit values: where a key stands in a channel's row.
+  // The byte of a key's number in a plane of 8-bit values.
   static std::int64_t in_columns(std::int64_t row, std::int64_t channel) {
     constexpr int order[] = {0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15};
     const std::int64_t at = std::find(std::begin(order), std::end(order), row % 16) - order;
@@ -180,7 +180,7 @@ struct Packed {
   }
 };
 
-// A place among the numbers of a type, so that neighbours differ by one.
+// The index of a number among those of its type, so that neighbours differ by one.
 std::int64_t step_of(DType type, const std::uint8_t* number) {
   if (type == DType::i8) return static_cast<std::int8_t>(*number);
   std::uint16_t bits = *number;
@@ -201,13 +201,13 @@ struct Tally {
 
 bool near(float got, float want, float tolerance = 1e-6f) { return std::fabs(got - want) <= tolerance * std::fabs(want); }
 
-bool spoils(const Quantized& x, std::int64_t sequence, std::int64_t head, std::int64_t token) {
+bool has_nonfinite(const Quantized& x, std::int64_t sequence, std::int64_t head, std::int64_t token) {
   return std::any_of(x.nonfinite.begin(), x.nonfinite.end(),
                      [&](const NonFinite& n) { return n.sequence == sequence && n.head == head && n.token == token; });
 }
 
 // Compares everything that was written with what quantize() makes of the same tensors.
-void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const Tensor& k, const Tensor& v,
+void expect_same(const Recipe& recipe, const GpuOperands& got, const Tensor& q, const Tensor& k, const Tensor& v,
                  const std::vector<std::int64_t>& query_starts, const std::vector<std::int64_t>& key_starts) {
   const Quantized key = quantize(k, Role::key, recipe, {.starts = key_starts}),
                   value = quantize(v, Role::value, recipe, {.starts = key_starts}),
@@ -224,7 +224,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
     if (x.quant.scaling == Scaling::head) return load(row(x.scales, sequence, head, 0), DType::f32, 0);
     return 1.f;
   };
-  // What is stored for a number; zeros where there is none.
+  // Compares what is stored for a number. Where there is no number, a zero must be stored.
   const auto expect_number = [&](Tally& tally, const Quantized& x, const std::uint8_t* stored, float factor, std::int64_t sequence,
                                  std::int64_t batch, std::int64_t head, std::int64_t begin, std::int64_t tokens, std::int64_t token,
                                  std::int64_t channel) {
@@ -232,7 +232,8 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
     float want = 0;
     if (token < tokens && channel < dim) {
       want = factor * load(row(x.values, batch, head, begin + token), type, channel);
-      if (x.quant.scaling == Scaling::none && (x.role == Role::value ? !is_finite(want) : spoils(x, sequence, head, token))) want = 0;
+      if (x.quant.scaling == Scaling::none && (x.role == Role::value ? !is_finite(want) : has_nonfinite(x, sequence, head, token)))
+        want = 0;
     }
     alignas(float) std::uint8_t bytes_of_it[4] = {};
     store(bytes_of_it, type, 0, want);
@@ -262,7 +263,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
         if (t < s.queries) {
           const float want = scale_of(query, i, s.batch, h, query_group, t);
           ASSERT_TRUE(near(scale, want)) << "query scale " << scale << ", not " << want << ", of token " << t << " of head " << h;
-          if (key.centre.data && !spoils(query, i, h, t))
+          if (key.centre.data && !has_nonfinite(query, i, h, t))
             for (std::int64_t c = 0; c < dim; ++c) {
               const double product = load(row(q, s.batch, h, s.query_begin + t), q.type, c) *
                                      static_cast<double>(load(row(key.centre, i, kv_head, 0), DType::f32, c));
@@ -275,7 +276,8 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
       }
       for (std::int64_t tile = 0; tile < query_tiles; ++tile) {
         bool nonfinite = false;
-        for (std::int64_t t = tile * 128; t < std::min<std::int64_t>(s.queries, tile * 128 + 128); ++t) nonfinite |= spoils(query, i, h, t);
+        for (std::int64_t t = tile * 128; t < std::min<std::int64_t>(s.queries, tile * 128 + 128); ++t)
+          nonfinite |= has_nonfinite(query, i, h, t);
         ASSERT_EQ(got.nonfinite_queries[query_tile0 + h * query_tiles + tile], nonfinite) << "query tile " << tile << " of head " << h;
         any_nonfinite |= nonfinite;
       }
@@ -314,8 +316,8 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
         for (std::int64_t r = 0; r < 128; ++r) {
           const std::int64_t t = tile * 128 + r;
           if (t < s.keys) {
-            nonfinite_keys |= spoils(key, i, h, t);
-            nonfinite_values |= spoils(value, i, h, t);
+            nonfinite_keys |= has_nonfinite(key, i, h, t);
+            nonfinite_values |= has_nonfinite(value, i, h, t);
             const float scale = got.form.scale_each_key ? got.key_scale[at * 128 + r] : last.key[r % 8 / 2],
                         want = scale_of(key, i, s.batch, h, key_group, t);
             ASSERT_TRUE(near(scale, want)) << "key scale " << scale << ", not " << want << ", of token " << t << " of head " << h;
@@ -326,7 +328,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
             const std::int64_t before = values.different;
             expect_number(values, value, got.value(at, r, c), 1, i, s.batch, h, s.key_begin, s.keys, t, c);
             if (plane >= 0 && values.different == before) {
-              const auto stored = got.residuals[at * 128 * padded + Packed::in_columns(r, c)];
+              const auto stored = got.residuals[at * 128 * padded + GpuOperands::in_columns(r, c)];
               residuals.add(stored, c < dim ? static_cast<std::int64_t>(load(row(value.residuals, 0, plane, r), DType::i8, c)) : 0);
             }
           }
@@ -346,7 +348,7 @@ void expect_same(const Recipe& recipe, const Packed& got, const Tensor& q, const
   EXPECT_FALSE(got.p.tuned_quantizer && any_query) << "flags of queries are the attention kernel's to set";
   EXPECT_EQ(got.counters[0], 0);
   EXPECT_EQ(got.counters[1] != 0, any_nonfinite);
-  // Sums of a rotation may be rounded otherwise, and those of a sample, so that one channel's λ is another number.
+  // The GPU may round the sums of a rotation and of a sample differently; a channel's λ then differs.
   const auto expect_tally = [&](const Tally& t, const char* what, double part) {
     if (t.different == 0) return;
     std::printf("  %s: %lld of %lld numbers differ, by %lld at most\n", what, static_cast<long long>(t.different),
@@ -391,12 +393,13 @@ const std::vector<Case>& cases() {
   return all;
 }
 
-void run(By by, const Method& method, std::int64_t dim, const Case& c) {
+void run(Quantizer quantizer, const Method& method, std::int64_t dim, const Case& c) {
   SCOPED_TRACE(std::string(method.name) + ", dim " + std::to_string(dim) + ", " + c.name);
   Random random(static_cast<std::uint64_t>(dim) * 131 + static_cast<std::uint64_t>(c.keys));
   Array q = normal(random, c.type, {c.batch, c.heads, c.queries, dim}), k = normal(random, c.type, {c.batch, c.kv_heads, c.keys, dim}),
         v = normal(random, c.type, k.shape());
-  // Keys with a common part; values of which one is smaller than its tile's others, about as much as a flag needs, and one larger.
+  // Keys share an offset. In each tile of values one key is smaller than the others, by about the ratio that flags a tile, and one key is
+  // larger.
   k.fill([&](auto, auto h, auto, std::int64_t channel) { return random.normal() + static_cast<float>(channel * (h + 1) % 7); });
   v.fill([&](auto, auto h, std::int64_t t, auto) {
     const float small = 0.12f + 0.02f * static_cast<float>((t / 131 + 3 * h + dim / 8) % 10);
@@ -412,53 +415,54 @@ void run(By by, const Method& method, std::int64_t dim, const Case& c) {
     if (c.type == DType::bf16) v.set(c.batch - 1, 0, 3, 1, 1e5f);  // more than f16 can hold
   }
   const GpuArray on_gpu[] = {GpuArray(q, c.layout), GpuArray(k, c.layout), GpuArray(v, c.layout)};
-  const Packed got(by, method.recipe, on_gpu[0], on_gpu[1], on_gpu[2], c.query_starts, c.key_starts, c.scale);
+  const GpuOperands got(quantizer, method.recipe, on_gpu[0], on_gpu[1], on_gpu[2], c.query_starts, c.key_starts, c.scale);
   expect_same(method.recipe, got, q, k, v, c.query_starts, c.key_starts);
 }
 
-using Pack = NeedsGpu<testing::TestWithParam<Method>>;
+using AnyRecipeQuantizer = NeedsGpu<testing::TestWithParam<Method>>;
 
-TEST_P(Pack, MakesWhatQuantizeMakes) {
+TEST_P(AnyRecipeQuantizer, MakesWhatQuantizeMakes) {
   for (const std::int64_t dim : {64, 128, 256, 8, 72, 80, 96, 160, 192, 248})
     for (const Case& c : cases()) {
-      run(By::pack, GetParam(), dim, c);
+      run(Quantizer::any_recipe, GetParam(), dim, c);
       if (HasFailure()) return;
     }
 }
 
-// So many tiles that a chunk of the statistics has several, and a head many chunks.
+// So many tiles that a span of the statistics has several, and a head has many spans.
 Case long_case(DType type) { return {"long", type, Layout::bhsd, 1, 4, 4, 100, 40000, {}, {}, 0.1f, true}; }
 Case long_packed() {
   return {"long, packed", DType::bf16, Layout::bshd, 1, 4, 4, 300, 40000, {0, 100, 200, 300}, {0, 30000, 30003, 40000}, 0.1f, false};
 }
 
-TEST_P(Pack, LongSequences) {
+TEST_P(AnyRecipeQuantizer, LongSequences) {
   for (const DType type : {DType::bf16, DType::f16}) {
-    run(By::pack, GetParam(), 40, long_case(type));
+    run(Quantizer::any_recipe, GetParam(), 40, long_case(type));
     if (HasFailure()) return;
   }
-  run(By::pack, GetParam(), 64, long_packed());
+  run(Quantizer::any_recipe, GetParam(), 64, long_packed());
 }
 
-INSTANTIATE_TEST_SUITE_P(Methods, Pack, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(Methods, AnyRecipeQuantizer, testing::ValuesIn(methods),
+                         [](const auto& info) { return test_name(info.param.name); });
 
-using Quantise = NeedsGpu<testing::TestWithParam<std::int64_t>>;  // dim
+using ChituQuantizer = NeedsGpu<testing::TestWithParam<std::int64_t>>;  // dim
 
-TEST_P(Quantise, MakesWhatQuantizeMakes) {
+TEST_P(ChituQuantizer, MakesWhatQuantizeMakes) {
   for (const Case& c : cases()) {
-    run(By::quantise, find_method("chitu"), GetParam(), c);
+    run(Quantizer::chitu, find_method("chitu"), GetParam(), c);
     if (HasFailure()) return;
   }
 }
 
-TEST_P(Quantise, LongSequences) {
+TEST_P(ChituQuantizer, LongSequences) {
   for (const Case& c : {long_case(DType::bf16), long_case(DType::f16), long_packed()}) {
-    run(By::quantise, find_method("chitu"), GetParam(), c);
+    run(Quantizer::chitu, find_method("chitu"), GetParam(), c);
     if (HasFailure()) return;
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dims, Quantise, testing::Values(64, 128));
+INSTANTIATE_TEST_SUITE_P(Dims, ChituQuantizer, testing::Values(64, 128));
 
 }  // namespace
 }  // namespace chitu::test

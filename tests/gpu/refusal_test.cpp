@@ -43,7 +43,7 @@ TEST(GpuRefusals, AreByName) {
       {"key has stride 129 between tokens; rows must start at multiples of 16 bytes", [](Call& c) { c.key.stride[2] = 129; }},
       {"value has stride 153604 between batch entries", [](Call& c) { c.value.stride[0] += 4; }},
       {"out's memory starts at no multiple of 16 bytes", [](Call& c) { c.out.data = static_cast<std::byte*>(c.out.data) + 2; }},
-      {"does the library's methods only, and this recipe is none of them", [](Call& c) { c.options.recipe.weights.top = 200; }},
+      {"runs the library's methods only, and this recipe is not one of them", [](Call& c) { c.options.recipe.weights.top = 200; }},
       {"is for up to 2^30 tokens and tiles of all heads: give fewer heads a call",
        [](Call& c) {
          for (Tensor* t : {&c.key, &c.value}) t->shape[2] = (std::int64_t{1} << 30) + 1;

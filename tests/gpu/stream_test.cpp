@@ -39,7 +39,7 @@ struct Tensors {
     void* memory = nullptr;
     ASSERT_EQ(cudaMalloc(&memory, options.workspace_bytes), cudaSuccess);
     workspace = std::shared_ptr<void>(memory, cudaFree);
-    ASSERT_EQ(cudaMemset(memory, 0xff, options.workspace_bytes), cudaSuccess);  // nothing may be expected of it
+    ASSERT_EQ(cudaMemset(memory, 0xff, options.workspace_bytes), cudaSuccess);  // a call may not rely on what it holds
     options.workspace = memory;
   }
   void assign(Random& random) {
@@ -95,7 +95,7 @@ TEST_P(GpuStreams, WorkspaceOfTheCallersGivesTheSameBits) {
     }
 }
 
-// The first kernel may start early, so it is the kernel that waits.
+// The first kernel may start before earlier work has ended, so it must wait itself.
 TEST_P(GpuStreams, WaitsForWhatComesBefore) {
   for (const std::int64_t dim : {64, 128})
     for (const bool captured : {false, true}) {
@@ -146,7 +146,7 @@ TEST_P(GpuStreams, GraphsReplayWithNewData) {
       ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal), cudaSuccess);
       ASSERT_NO_THROW(c.call());
       ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
-      std::fill(copy.begin(), copy.end(), 0);  // a graph keeps nothing of the caller's host memory
+      std::fill(copy.begin(), copy.end(), 0);  // a graph must not need the caller's host memory
       c.options.query_starts = c.options.key_starts = {};
 
       std::size_t count = 0;
@@ -176,7 +176,7 @@ TEST_P(GpuStreams, GraphsReplayWithNewData) {
 
 INSTANTIATE_TEST_SUITE_P(All, GpuStreams, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
 
-// What of attention()'s error; empty if there is none.
+// The text of attention()'s error; empty if there is none.
 std::string error_of(const Tensors& c) {
   try {
     c.call();

@@ -15,7 +15,7 @@ namespace chitu::test {
 std::string_view gpu_kernel();
 bool has_gpu();
 
-// Base of tests that need it: skipped, and counted so, where there is none.
+// Base of tests that need a GPU: they are skipped, and counted so, if there is none.
 template <class Base>
 class NeedsGpu : public Base {
  protected:
@@ -47,13 +47,12 @@ struct GpuResult {
 // attention() by gpu_kernel() into poisoned memory.
 GpuResult attend_on_gpu(const Tensor& query, const Tensor& key, const Tensor& value, Options options, DType type,
                         Layout layout = Layout::bhsd);
-// The same of copies on the GPU, in the layout `in`.
+// The same with copies on the GPU, in the layout `in`.
 GpuResult attend_on_gpu(const Array& query, const Array& key, const Array& value, const Options& options, DType type,
                         Layout in = Layout::bhsd, Layout layout = Layout::bhsd);
 
-// What the GPU may add to relative_l1(): the rounding of the output to `type`, of `exact` that of the weights to the inputs' type, of FP8
-// scores that of the tensor cores' sums
-// (docs/numerics.md, "Arithmetic of the GPU kernels").
+// How much rounding on the GPU may add to relative_l1(). Every recipe rounds the output to `type`; `exact` also rounds weights to the
+// inputs' type; with FP8 scores the tensor cores' sums are rounded too (docs/numerics.md, "Arithmetic of the GPU kernels").
 double gpu_rounding(const Recipe& recipe, DType in, DType type);
 
 std::vector<double> to_double(const std::vector<float>& x);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The named distributions: the same for a seed, as random as they claim, and of the structure they are named for.
+// The named distributions: they are the same for a seed, as random as they claim, and have the structure that they are named for.
 #include "cli/measure/data.h"
 
 #include <gtest/gtest.h>

@@ -113,7 +113,7 @@ class TensorFile {
   std::filesystem::path path_;
 };
 
-// The words for a file of random tensors; nan: of so many elements of the queries.
+// The words for a file of random tensors; nan: how many elements of the queries are NaN.
 std::string file_of(const Folder& folder, const Shape& query, const Shape& key, std::int64_t nan = 0) {
   const HostTensor q = random_tensor(DType::f32, query, 1), k = random_tensor(DType::f32, key, 2), v = random_tensor(DType::f32, key, 3);
   std::fill_n(static_cast<float*>(q.tensor.data), nan, std::nanf(""));
@@ -140,13 +140,50 @@ TEST(NotFinite, WhereNothingIsComparedNothingIsRecommended) {
         EXPECT_TRUE(report.at("rows")[0].at(key).is_null()) << key;
     }
     const Outcome bench = chitu("bench" + file);
-    if (bench.status == refused) return;  // of a file with fewer queries than keys
+    if (bench.status == refused) return;  // bench refuses a file with fewer queries than keys
     EXPECT_NE(bench.out.find("Nothing was compared: " + why), std::string::npos) << bench.out;
     EXPECT_EQ(bench.out.find("0.0e+00"), std::string::npos) << bench.out;
   };
   expect_none(file_of(folder, small, small, 2 * 5 * 16), "no number of the truth is finite");
-  expect_none(file_of(folder, {1, 2, 0, 16}, small), "there are no query rows");
-  expect_none(file_of(folder, {1, 2, 0, 16}, {1, 2, 0, 16}), "there are no query rows");
+}
+
+TEST(Program, FilesWithNothingToMeasureAreRefused) {
+  const Folder folder;
+  const auto expect_one_line = [&](const std::string& file, const std::string& why) {
+    for (const std::string command : {"accuracy", "bench", "accuracy --max-l1 0.5"}) {
+      const Outcome o = chitu(command + file);
+      EXPECT_EQ(o.status, refused) << o.out << o.error;
+      EXPECT_EQ(o.out, "");
+      EXPECT_NE(o.error.find("x.safetensors: " + why), std::string::npos) << o.error;
+      EXPECT_EQ(std::count(o.error.begin(), o.error.end(), '\n'), 1) << o.error;
+    }
+  };
+  expect_one_line(file_of(folder, {1, 2, 0, 16}, small), "q has shape [1, 2, 0, 16], so there is nothing to measure");
+  expect_one_line(file_of(folder, {1, 2, 0, 16}, {1, 2, 0, 16}), "q has shape [1, 2, 0, 16], so there is nothing to measure");
+  expect_one_line(file_of(folder, small, {1, 2, 0, 16}), "k has shape [1, 2, 0, 16], so there is nothing to measure");
+  expect_one_line(file_of(folder, {0, 2, 5, 16}, {0, 2, 5, 16}), "q has shape [0, 2, 5, 16], so there is nothing to measure");
+}
+
+// Whoever puts a mask into a file expects it to count.
+TEST(Program, TensorsThatWouldNotCountAreRefused) {
+  const Folder folder;
+  const HostTensor x = random_tensor(DType::f32, small, 1);
+  const auto file = [&](const std::string& name, const std::vector<std::string>& others) {
+    std::vector<NamedTensor> tensors{{"q", x.tensor}, {"k", x.tensor}, {"v", x.tensor}};
+    for (const std::string& other : others) tensors.push_back({other, x.tensor});
+    write_safetensors(folder / name, tensors);
+    return " --input '" + (folder / name).string() + "' --threads 1";
+  };
+  const std::string commands[] = {"accuracy --runs 1", "bench --runs 1", "run --out '" + (folder / "out.npy").string() + "'"};
+  const std::string masked = file("masked.safetensors", {"attn_mask", "layers.3.bias", "lse"});
+  const std::string more = file("more.safetensors", {"layers.3.q", "1.k", "out", "lse"});
+  for (const std::string& command : commands) {
+    const Outcome o = chitu(command + masked);
+    EXPECT_EQ(o.status, refused) << o.out;
+    EXPECT_NE(o.error.find("masked.safetensors: has tensors that would not count: 'attn_mask', 'layers.3.bias';"), std::string::npos)
+        << o.error;
+    EXPECT_EQ(chitu(command + more).status, 0);
+  }
 }
 
 TEST(NotFinite, RowsLeftOutAreNamed) {
@@ -161,7 +198,7 @@ TEST(NotFinite, RowsLeftOutAreNamed) {
   }
 }
 
-// Without a heading that says what is not so, or seconds of work.
+// A refused file prints no heading that would be untrue, and costs no seconds of work.
 TEST(Refusals, OfAFileComeFirst) {
   const Folder folder;
   const auto expect_refused = [](const std::string& words, const char* named) {

@@ -101,7 +101,8 @@ std::size_t occurrences(const std::string& text, std::string_view part) {
   return n;
 }
 
-// Each element that begins ends, in its order; no bare & or control character. What a browser needs to draw an SVG at all.
+// Checks what a browser needs to draw an SVG at all: each element that begins also ends, in its order, and there is no bare & or control
+// character.
 void expect_well_formed(const std::string& xml) {
   std::vector<std::string> open;
   for (std::size_t at = 0; at < xml.size(); ++at) {

@@ -26,8 +26,8 @@ __host__ __device__ inline const View& input_of(const Params& p, Role role) {
 }
 constexpr int heads_of(const Params& p, Role role) { return role == Role::query ? p.heads : p.kv_heads; }
 
-// Starts the two kernels that come first. They find out what must be known of whole heads, write Params::centre and Params::channels, and
-// prepare().
+// Starts the two kernels that come first. They collect what must be known of whole heads, write Params::centre and Params::channels, and
+// call prepare().
 void collect(const AnyRecipeCall& call, bool bf16, cudaStream_t stream);
 
 // ---- statistics
@@ -67,7 +67,7 @@ struct Statistics {
   __host__ __device__ explicit Statistics(const Params& p) : record(1 + p.dim + p.dim / 2) {
     const auto take = [&](std::int64_t doubles) {
       const std::int64_t at = count;
-      count += (doubles + 1) / 2 * 2;  // parts start at multiples of 16 bytes: they are read so
+      count += (doubles + 1) / 2 * 2;  // parts start at multiples of 16 bytes, because some loads need that
       return at;
     };
     const auto records = [&](Role role) { return take(std::int64_t{Spans(p, role, false).count} * heads_of(p, role) * record); };

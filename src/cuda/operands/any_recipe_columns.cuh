@@ -19,7 +19,7 @@ struct ColumnsShared {                         // of each warp's part of a tile
   float top[most_columns / 32];
 };
 
-// The mean size of the tile's smallest key that is not zero. sizes: a tile's warps' sums over their channels.
+// The mean size of the tile's smallest key that is not zero. sizes: for each warp of the tile, the sums over its channels.
 __device__ __forceinline__ float smallest_key(const float (*sizes)[tile_tokens], int warps, int dim) {
   const int lane = threadIdx.x % 32;
   float size[4] = {};
@@ -48,9 +48,9 @@ struct ColumnsPart {
   const TileLocation at;
   uint4 x[thread_keys];
   std::uint32_t largest[4];  // the largest sizes of the 8 channels, as bits, two in a word
-  float factor[8];           // what a channel's numbers are multiplied by; 0 of padding
+  float factor[8];           // what a channel's numbers are multiplied by; 0 for padding
 
-  // A tile's scale of its own (Scaling::tile), what numbers are multiplied by for it, and whether the tile is flagged.
+  // Scaling::tile: the tile's scale, the factor of its numbers, and whether it is flagged.
   struct TileScale {
     float scale, inverse;
     bool flagged;
@@ -79,7 +79,7 @@ struct ColumnsPart {
     for (int i = 0; i < thread_keys; ++i) x[i] = real && i < keys ? load_input(from + i * p.value.token) : make_uint4(0, 0, 0, 0);
   }
 
-  // Finds the largest sizes, and puts zeros for numbers that are not finite. True if the thread has such a number.
+  // Finds the largest sizes, and replaces numbers that are not finite by zeros. True if the thread has such a number.
   __device__ __forceinline__ bool leave_out_nonfinite() {
     find_largest();
     const bool nonfinite = has_nonfinite<T>(largest_sizes(largest));

@@ -19,7 +19,7 @@ struct RowsShared {  // a number for each row of the tile
   float top[tile_tokens], group[tile_tokens], factor[tile_tokens], dot[tile_tokens];
 };
 
-// Joins each of a thread's numbers, one for each of its rows, over the `lanes` lanes of a row. Lane i gets the result of row i % 8.
+// A thread has a number for each of its rows. Joins these numbers over the `lanes` lanes of a row. Lane i gets the result of row i % 8.
 template <class Join>
 __device__ __forceinline__ float over_row(float (&x)[thread_rows], int lane, int lanes, Join join) {
   // Each step halves the rows that a lane still joins: it gives one half away and joins the other.
@@ -36,7 +36,7 @@ __device__ __forceinline__ float over_row(float (&x)[thread_rows], int lane, int
 
 // The largest `top` of the scale group of row `threadIdx.x`. All threads of a CTA call it; the first tile_tokens get an answer.
 __device__ float over_group(const Groups& groups, float top, RowsShared& shared) {
-  const int alike = groups.block == 1 ? 1 : 8 / groups.lanes;  // neighbours in a group
+  const int alike = groups.block == 1 ? 1 : 8 / groups.lanes;  // how many neighbours of 8 share a group
 #pragma unroll
   for (int n = 1; n < 32; n *= 2)
     if (n < 8 ? n < alike : n < groups.block) top = fmaxf(top, __shfl_xor_sync(~0u, top, n));
@@ -48,7 +48,7 @@ __device__ float over_group(const Groups& groups, float top, RowsShared& shared)
   return top;
 }
 
-// Rotates a row, of which a lane has the 8 channels of chunk `chunk`. All lanes of the row call it together.
+// Rotates a row. Each lane has 8 channels of it, those of chunk `chunk`, and all lanes of the row call it together.
 __device__ __forceinline__ void rotate(float (&y)[8], int chunk, int block) {
 #pragma unroll
   for (int c = 0; c < 8; ++c)
@@ -129,8 +129,8 @@ struct RowsPart {
     }
   }
 
-  // Puts zeros for what is not finite: for a query or key as a whole, for a value number by number. True if the thread has such a number.
-  // One test of the largest sizes serves all rows, because such numbers are rare.
+  // Replaces what is not finite by zeros: a query or key as a whole, a value number by number. True if the thread has such a number. One
+  // test of the largest sizes serves all rows, because such numbers are rare.
   __device__ __forceinline__ bool leave_out_nonfinite() {
     std::uint32_t sizes = 0;
 #pragma unroll
@@ -174,8 +174,8 @@ struct RowsPart {
     put(shared.dot, over_row(dot, lane, lanes, [](float a, float b) { return a + b; }));
   }
 
-  // Leaves the largest size in each row in shared.top. It keeps rotated rows, because to rotate again would cost time; others are made
-  // again.
+  // Leaves the largest size in each row in shared.top. It keeps rotated rows, because to rotate them again would cost time. Other rows are
+  // made again in write_numbers().
   __device__ __forceinline__ void find_tops() {
     float top[thread_rows];
 #pragma unroll
@@ -258,12 +258,13 @@ struct RowsPart {
   }
 
  private:
-  // Stores what over_row() has left.
+  // Stores a result of over_row() for the row that it belongs to.
   __device__ __forceinline__ void put(float* of_rows, float result) const {
     if (threadIdx.x % lanes < thread_rows) of_rows[row0 + threadIdx.x % thread_rows * row_step] = result;
   }
 
-  // The thread's part of row j before it is scaled, times headroom: less the centre, and rotated.
+  // Makes the thread's part of row j before it is scaled: the centre is subtracted, the row is rotated, and the numbers are times
+  // `headroom`.
   __device__ __forceinline__ void make(int j, float (&y)[8]) const {
     unpack<T>(x[j], y);
     if (!is_query && centred) {

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(quantize_threads, 4) quantize_kernel(const __g
             threads = (static_cast<int>(gridDim.x) - first) * quantize_threads;
   prepare(p, thread, threads);
   for (int i = thread; i < p.query_tiles * p.heads; i += threads) p.nonfinite_queries[i] = 0;
-  ptx::wait_for_previous();  // even if there are no keys: a kernel that waits for this one must have waited for the sample's, too
+  ptx::wait_for_previous();  // waits even if there are no keys: a kernel that waits for this one must have waited for the sample's, too
 }
 
 template <class T, int dim>

@@ -57,8 +57,8 @@ struct Divisor {
   }
 };
 
-// The main kernel's parameters. A CTA has a unit of one operand, which is a tile with dim 128 and two tiles with dim 64. The CTAs behind
-// all units prepare().
+// The main kernel's parameters. A CTA has a unit of one operand: a tile with dim 128, two tiles with dim 64. The CTAs behind all units call
+// prepare().
 struct Job {
   QuantizeParams params;
   int units;

@@ -10,8 +10,8 @@
 namespace chitu::cuda {
 namespace {  // part of chitu.cu
 
-// What a thread has of 16 rows: two of them, `row` and `row` + 4. In a row it has channels 16 quad ... 16 quad + 15 and (dim 128) those +
-// 64, in chunks of 8.
+// A thread has two of 16 rows, `row` and `row` + 4. In each it has channels 16 quad ... 16 quad + 15 and, with dim 128, those + 64, in
+// chunks of 8.
 template <int dim>
 struct RowShare {
   int g, quad, row;
@@ -130,7 +130,8 @@ struct KeyPart {
   // Index of a chunk among the thread's Chunks.
   static constexpr __device__ int chunk(int h, int s, int m) { return (h * strips + s) * (dim / 32) + m; }
   __device__ __forceinline__ bool exists_row(int h, int s) const { return s * 16 + h * 4 < left; }
-  // Where the integers of chunks m and m + 1 of a row go in the tile. Between the rows of one thread the swizzle differs as little as this.
+  // Where the integers of chunks m and m + 1 of a row go in the tile. It is computed from the thread's first row, because the swizzles of
+  // its rows differ only as these terms say.
   __device__ __forceinline__ int to(int h, int s, int m) const {
     const int first = row * dim + swizzled<dim>(share.quad, row) * 16;
     return dim == 128 ? first + h * 4 * dim + ((m >> 1) ^ h) * 64 : (first ^ (h * 32)) + (s * 16 + h * 4) * dim;

@@ -45,7 +45,7 @@ __device__ __forceinline__ double total(double x, double (&of_warps)[count / 32]
   return sum;
 }
 
-// A head's sampled tokens. `lanes` neighbours have a token, each a 16-byte chunk of it.
+// A head's sampled tokens. `lanes` neighbouring threads have a token, each a 16-byte chunk of it.
 template <class T, int dim>
 struct SampledTokens {
   static constexpr unsigned lanes = dim / 8;
@@ -78,10 +78,10 @@ struct SampledTokens {
   }
 };
 
-// A thread's sums over its tokens, of 8 channels: of keys, or of sizes of values.
+// A thread's sums of 8 channels over its tokens: sums of keys, or of the sizes of values.
 template <class T, bool is_value>
 struct SampleSums {
-  float sum[8] = {};              // an eighth of it, so that the sum of sample_loads numbers is finite
+  float sum[8] = {};              // an eighth of the sum, so that it is finite for sample_loads numbers
   std::uint32_t largest[4] = {};  // sizes of values, two in a word
 
   __device__ __forceinline__ void add(const uint4& y) {
@@ -109,7 +109,7 @@ struct SampleShared {
   std::uint16_t* maxima;  // [warps][dim]
 };
 
-// Sums again, now without what is not finite: of keys the whole row, of values the number. Returns how many keys the warp has left out.
+// Sums again without what is not finite: a whole key, or a number of a value. Returns how many keys the warp has left out.
 template <class T, int dim, bool is_value>
 __device__ __forceinline__ int sum_finite(const SampledTokens<T, dim>& tokens, SampleSums<T, is_value>& mine) {
   constexpr unsigned lanes = dim / 8;

@@ -12,8 +12,8 @@
 namespace chitu::cuda {
 namespace {  // part of chitu.cu
 
-// A warp has 64 keys x 32 channels of a tile. A thread has 8 keys x 8 channels. 16 keys of a channel make a 16-byte chunk of the operand,
-// of which a thread has numbers 0 ... 3 and 8 ... 11, or those + 4: their integers follow each other there.
+// A warp has 64 keys x 32 channels of a tile. A thread has 8 keys x 8 channels. 16 keys of a channel make a 16-byte chunk of the operand. A
+// thread has numbers 0 ... 3 and 8 ... 11 of it, or those + 4; their integers follow each other in the order of stored_key().
 template <class T, int dim>
 struct ValuePart {
   static constexpr int keys = 8, parts = dim / 32, warps = 2 * parts, groups = 8 / warps;  // warps: of a tile; groups: tiles of a CTA
@@ -22,7 +22,7 @@ struct ValuePart {
   int chunk;
   bool exists;
   TileLocation at;
-  int valid;              // keys behind the thread's first
+  int valid;              // keys of the sequence from the thread's first on
   const T* from;          // its first key's first channel
   const float* channels;  // λ of its first channel
 
@@ -54,7 +54,7 @@ struct ValuePart {
     *reinterpret_cast<uint2*>(to) = make_uint2(ptx::pack_i8(number(0), number(1), number(4), number(5)) ^ value_offsets,
                                                ptx::pack_i8(number(2), number(3), number(6), number(7)) ^ value_offsets);
   }
-  // One thread of the tile's speaks for all.
+  // True in one thread of the tile, which writes for all.
   __device__ __forceinline__ bool speaks() const { return warp == 0 && lane == 0; }
 };
 
@@ -101,8 +101,8 @@ __device__ __forceinline__ void load_factors(const ValuePart<T, dim>& part, floa
   }
 }
 
-// The B operand of measure(): 1/λ in 16 bits in even columns, what is left of it in odd ones. Both are times `unit`, a power of two which
-// brings them into the range of f16.
+// The B operand of measure(): 1/λ in 16 bits in even columns, and in odd columns what this rounding has left. Both are times `unit`, a
+// power of two that brings them into the range of f16.
 template <class T, int dim>
 __device__ __forceinline__ void size_weights(const ValuePart<T, dim>& part, const float (&factor)[8], float unit,
                                              std::uint32_t (&weight)[4]) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where everything lies: tokens in the caller's tensors, tiles of quantised operands, numbers within a tile. Every address in src/cuda is
-// made here, so that another layout (pages of a cache) changes this file alone. Plain constexpr: for host and device, tested without a GPU.
+// made here, so that another layout (pages of a cache) changes this file alone. All functions are constexpr: host and device have them, and
+// tests need no GPU.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +23,9 @@ struct View {
 struct SequenceLayout {
   int batch;                 // entry of the tensors
   int query_begin, queries;  // its tokens there
-  int key_begin, keys;       //
+  int key_begin, keys;       // the same for keys and values
   int query_tile, key_tile;  // tiles that a head has in the sequences before it
-  int block;                 // the same of the blocks of Form::block_queries queries; in a packed call
+  int block;                 // blocks of Form::block_queries queries that a head has before it; only in a packed call
   Positions query_positions, key_positions;
 };
 
@@ -33,7 +34,7 @@ constexpr std::int64_t token_offset(const View& x, int batch, int head, std::int
   return batch * x.batch + head * x.head + token * x.token;
 }
 
-// The same of a sequence's tokens: of `query` in the queries or the output, of `key` in the keys or the values.
+// The same for a token of a sequence: `query` in the queries or the output, `key` in the keys or the values.
 constexpr std::int64_t query_offset(const View& x, const SequenceLayout& s, int head, std::int64_t query) {
   return token_offset(x, s.batch, head, s.query_begin + query);
 }
@@ -43,21 +44,22 @@ constexpr std::int64_t key_offset(const View& x, const SequenceLayout& s, int he
 
 // ---- rows of a block
 
-// A block of the attention kernel has rows of queries. Which query of the block a row is, and of which of the query heads that share a kv
-// head: today a block has one head, so that a row is a query. More heads a block would let few queries share the keys that they read.
+// block_row() says which query of a block a row is, and of which of the query heads that share a kv head. Today a block has one head, so a
+// row is a query. With more heads in a block, a few queries could share the keys that they read.
 constexpr int heads_of_block = 1;
 struct BlockRow {
   int query, head;
 };
 constexpr BlockRow block_row(int row) { return {row / heads_of_block, row % heads_of_block}; }
 
-// Elements from a block's first row to another. A warp has 16 rows, so its first row and a row of it may be added up.
+// Elements from a block's first row to another. The offset of a warp's first row and that of a row within the warp may be added up, because
+// heads_of_block divides 16, the rows of a warp.
 constexpr std::int64_t row_offset(const View& x, int row) { return block_row(row).head * x.head + block_row(row).query * x.token; }
 static_assert(16 % heads_of_block == 0);
 
 // ---- operands
 
-// How the operands of a recipe are stored for the attention kernels. "Bytes" are of a number.
+// How the operands of a recipe are stored for the attention kernels. "Bytes" are those of one number.
 struct Form {
   int dim;                // channels, padded with zeros: 64, 128 or 256
   int score_bytes;        // of queries and keys
@@ -88,37 +90,40 @@ constexpr Form form_of(const Recipe& r, int dim) {
           .splittable = r.weights.by_tile || bytes_of(r.value) == 2};
 }
 
-// What the main loop needs of a pass over a tile of keys beside the numbers. A flagged tile has two passes: the first has the residual
-// plane for values and does not count in the row sums.
+// The scales of one pass of a tile through the main loop. A flagged tile has two passes. The first brings the residual plane in place of
+// the values, and its weights do not count in the row sums.
 struct alignas(32) PassScales {
   float key[4];  // of the keys with key % 8 / 2 = 0 ... 3; unused where each key has its own (Form::scale_each_key)
   float value;   // of the tile's values, 1 where they have none of their own
-  int last;      // 1, or 0: of the residual plane
-  int flagged;   // the tile
+  int last;      // 0 in the pass of the residual plane, else 1
+  int flagged;   // whether the tile is
   int unused;
 };
-// Among all: tile `tile`'s last pass (residual 0) or that of its residual plane (1).
+// Index among all passes: a tile's last one (residual 0), or that of its residual plane (1).
 constexpr std::int64_t pass_index(std::int64_t tile, int residual) { return 2 * tile + residual; }
 
-// Bytes from the start of the tiles to a tile's keys and to its values; from the start of the residuals to a tile's. Tiles of a head follow
-// each other, then the heads of a sequence, then the sequences.
+// Bytes from the start of all tiles to a tile's keys and to its values, and from the start of all residual planes to a tile's. Tiles of a
+// head follow each other, then come the other heads of the sequence, then the other sequences.
 constexpr std::int64_t key_tile_offset(Form form, std::int64_t tile) { return tile * form.tile_bytes(); }
 constexpr std::int64_t value_tile_offset(Form form, std::int64_t tile) { return tile * form.tile_bytes() + form.key_bytes(); }
 constexpr std::int64_t residual_offset(Form form, std::int64_t tile) { return tile * (std::int64_t{tile_tokens} * form.dim); }
 
-// ---- numbers within a tile: as wgmma and ldmatrix look for them in shared memory, so that plain copies of bytes do
+// ---- numbers within a tile
 //
-// Tokens are padded with zeros to whole tiles, channels to Form::dim. A row of queries or keys, and a 16-bit row of values, is cut into
-// *panels* of 128 bytes (one of 64 where it has no more); a panel's rows follow each other, and their 16-byte chunks are swizzled. 8-bit
-// values are transposed: a row of 128 keys for each channel, swizzled likewise, its keys in the order of stored_key(). Integers of values,
-// and of their residual plane, are stored + 128.
+// Operands are stored as wgmma and ldmatrix read them from shared memory, so a plain copy of bytes brings a tile.
+// - Rows (queries, keys, 16-bit values) are cut into *panels* of 128 bytes, or one of 64 if a row has no more. The rows of a panel follow
+//   each other.
+// - 8-bit values are transposed: a row for each channel, 128 keys long, in the order of stored_key().
+// - The 16-byte chunks of each row are swizzled().
+// - Tokens are padded with zeros to whole tiles, channels to Form::dim. Integers of values and of their residual plane are stored + 128
+//   (value_offset).
 constexpr int panel_bytes(int row_bytes) { return row_bytes < 128 ? row_bytes : 128; }
 
-// Bytes from the start of `rows` rows, all panels of them, to a panel.
+// Bytes from the first panel of `rows` rows to another one.
 constexpr std::int64_t panel_offset(int row_bytes, int panel, std::int64_t rows) { return panel * rows * panel_bytes(row_bytes); }
 
-// Where the 16-byte chunk of a panel's row stands: rows of 128 bytes trade their chunks by row % 8, rows of 64 bytes by row / 2 % 4. Eight
-// rows' chunks of one column then lie in different banks.
+// Where the 16-byte chunk of a panel's row stands. Rows of 128 bytes trade their chunks by row % 8, rows of 64 bytes by row / 2 % 4. So the
+// chunks of one column lie in different banks in eight rows.
 template <int row_bytes>
 constexpr int swizzled(int chunk, int row) {
   static_assert(row_bytes == 64 || row_bytes == 128);
@@ -130,6 +135,6 @@ constexpr int swizzled(int chunk, int row) {
 constexpr int stored_key(int at) { return (at >> 2) * 2 + (at >> 1 & 1) * 8 + (at & 1); }
 
 constexpr std::uint32_t value_offset = 128;
-constexpr std::uint32_t value_offsets = 0x80808080u;  // adds it to four bytes by exclusive or
+constexpr std::uint32_t value_offsets = 0x80808080u;  // exclusive or with this adds it to four bytes
 
 }  // namespace chitu::cuda

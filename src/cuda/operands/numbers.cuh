@@ -42,7 +42,8 @@ __device__ __forceinline__ void unpack(const uint4& x, float (&y)[8]) {
   for (int c = 0; c < 8; ++c) y[c] = low<T>(word(x, c / 2) >> c % 2 * 16 & 0xffff);
 }
 
-// Brings the rest of the 128-byte line to L2, too. Volatile, so that such loads stay in the order in which they are written.
+// Loads 16 bytes and brings the rest of the 128-byte line to L2, too. It is volatile, so that such loads stay in the order in which they
+// are written.
 template <class T>
 __device__ __forceinline__ uint4 load_input(const T* p) {
   uint4 r;
@@ -56,7 +57,7 @@ __device__ __forceinline__ uint4 load_input(const T* p) {
 
 __device__ __forceinline__ std::uint32_t sizes_of(std::uint32_t w) { return w & 0x7fff7fffu; }
 __device__ __forceinline__ std::uint32_t larger_sizes(std::uint32_t sizes, std::uint32_t w) { return __vmaxu2(sizes, sizes_of(w)); }
-// Two sizes, the larger of which is the largest of all eight: of sizes that are in `sizes` already, or of numbers.
+// Two sizes, the larger of which is the largest of eight: of those in `sizes`, or of the sizes of eight numbers.
 __device__ __forceinline__ std::uint32_t largest_sizes(const std::uint32_t (&sizes)[4]) {
   return larger_sizes(larger_sizes(larger_sizes(sizes[0], sizes[1]), sizes[2]), sizes[3]);
 }
@@ -85,7 +86,7 @@ __device__ __forceinline__ bool has_nonfinite(const std::uint32_t (&w)[4]) {
   return max(sizes & 0xffffu, sizes >> 16) >= infinity_bits<T>;
 }
 
-// Puts 0 for numbers that are not finite.
+// Replaces numbers that are not finite by 0.
 template <class T>
 __device__ __forceinline__ std::uint32_t finite_part(std::uint32_t w) {
   const std::uint32_t both = infinity_bits<T> | infinity_bits<T> << 16;

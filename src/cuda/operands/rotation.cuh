@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rotation of queries and keys (common/rotation.h) for dim 64 and 128: what the quantiser of keys and that of queries share. In both
-// the tensor cores do its additions; there +-1 times a 16-bit value is exact, and sums are fp32.
+// The rotation of queries and keys (common/rotation.h) for dim 64 and 128: what the quantizers of keys and of queries share. The tensor
+// cores do its additions in both: there +-1 times a 16-bit value is exact, and sums are fp32.
 #pragma once
 
 #include <type_traits>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The table of a packed call's sequences, before all other kernels.
+// Writes the table of a packed call's sequences, before all other kernels.
 #include <algorithm>
 
 #include "cuda/launch.h"
@@ -10,7 +10,7 @@ namespace {
 
 constexpr int layouts_at_once = 62;
 
-// A part of the table, as an argument of a kernel: so it is copied by the launch and the host's memory need not live on.
+// A part of the table, as the argument of a kernel: the launch copies it, so the host's memory need not live on.
 struct LayoutsPart {
   SequenceLayout* to;
   int count;

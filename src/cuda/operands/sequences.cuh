@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Device code that all quantisers share: which sequence a unit of work belongs to, what they prepare for the attention kernel, and what it
-// needs of a tile's values.
+// Device code that all quantizers share. It finds the sequence of a unit of work, prepares tables for the attention kernel, and writes the
+// scales of a tile's values.
 #pragma once
 
 #include <cstddef>
@@ -66,7 +66,7 @@ __device__ inline void prepare(const QuantizeParams& p, int thread, int threads)
   }
 }
 
-// Writes a tile's flag, one of QuantizeParams::nonfinite_...: whether it has something that is not finite.
+// Marks a tile in one of QuantizeParams::nonfinite_...: 1 if a number in it is not finite, else 0.
 __device__ __forceinline__ void mark(const QuantizeParams& p, std::uint8_t* flags, std::int64_t tile, bool nonfinite) {
   flags[tile] = nonfinite;
   if (nonfinite) *p.any_nonfinite = 1;

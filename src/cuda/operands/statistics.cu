@@ -79,14 +79,14 @@ struct CollectShared {
   int taken[collect_threads / 32];
 };
 
-// Sums again, now without what is not finite: of queries and keys the whole token, of values the number. A warp has a token, so that it
-// sees all of it. Returns how many tokens count.
+// Sums again without what is not finite: a whole query or key, or a number of a value. A warp has a token, so that it sees all of it.
+// Returns how many tokens count.
 template <class T, bool with_sums>
 __device__ __forceinline__ int collect_finite(const Tokens<T>& tokens, int chunks, bool is_value, std::uint32_t signs,
                                               Part<T, with_sums>& part, CollectShared& shared) {
   constexpr int warps = collect_threads / 32;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int taken = 0;  // by the warp
+  int taken = 0;  // tokens that count, of the warp's
   part = {};
   for (int i = warp; i < tokens.count; i += warps) {
     uint4 x = lane < chunks ? load_input(tokens.at(i) + lane * 8) : make_uint4(0, 0, 0, 0);
@@ -154,7 +154,7 @@ __device__ void collect_span(const Tokens<T>& tokens, int dim, bool is_value, do
   }
 }
 
-// Prepares what comes after. All threads of the call's first kernel call it.
+// Prepares for later kernels. All threads of the call's first kernel call it.
 __device__ __forceinline__ void begin(const Params& p) {
   const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (thread == 0) *p.any_nonfinite = 0;
@@ -217,7 +217,7 @@ struct ConcludeShared {
   double of_warps[conclude_threads / 32];
 };
 
-// What the records of a head say of the thread's channel; 0 in threads beyond the dim.
+// The totals of a head's records for the thread's channel; 0 in threads beyond the dim.
 struct Total {
   double sum = 0, count = 0;
   float maximum = 0;
@@ -262,7 +262,7 @@ __device__ double over_threads(double x, ConcludeShared& shared, Join join) {
   return x;
 }
 
-// The scale for numbers up to `maximum`, and what they are multiplied by. f16 inputs do not get here: they have no records.
+// The scale for numbers up to `maximum`, and what they are multiplied by.
 __device__ float2 scaling_of(float maximum, DType type) {
   const float m = fmaxf(maximum, smallest_maximum), most = largest(type);
   return type == DType::f16 && m >= least_plain_f16 && m <= most ? make_float2(1, 1) : make_float2(m / most, most / m);
@@ -305,7 +305,9 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
     const Quant& quant = call.recipe.value;
     const Total all = total(Role::value);
     float2 scaling = make_float2(1, 1);
-    if (quant.scaling == Scaling::head) scaling = head_scaling(all.maximum, quant.type, shared);
+    // f16 values that stay f16 have no records: they are stored as they came.
+    const bool has_maximum = collected(call.recipe, Role::value, is_bf16<T>);
+    if (quant.scaling == Scaling::head && has_maximum) scaling = head_scaling(all.maximum, quant.type, shared);
     if (quant.scaling == Scaling::channel) scaling = scaling_of(all.maximum, quant.type);
     if (quant.scaling == Scaling::tile) {
       const float lambda = lambda_of(all, p.dim, shared);

@@ -9,8 +9,8 @@
 
 namespace chitu::cuda::ptx {
 
-// ---- copies of a thread's own (sm_80)
-// 16 bytes to shared memory; zeros unless they exist. The rest of the 128-byte line is brought to L2.
+// ---- copies that a thread waits for itself (sm_80)
+// Copies 16 bytes to shared memory; zeros unless they exist. The rest of the 128-byte line is brought to L2.
 __device__ __forceinline__ void copy_16(std::uint32_t to, const void* from, bool exists) {
   asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(exists ? 16 : 0));
 }
@@ -47,13 +47,13 @@ __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint3
 }
 
 // ---- copies that an mbarrier counts (sm_90)
-// Copies bytes (a multiple of 16) to shared memory; the barrier counts them when they have come.
+// Copies bytes (a multiple of 16) to shared memory; the barrier counts them when they arrive.
 __device__ __forceinline__ void bulk_copy(std::uint32_t to, const void* from, std::uint32_t bytes, std::uint32_t barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
                "r"(barrier)
                : "memory");
 }
-// A box of a tensor with four dimensions, at these coordinates.
+// Copies a box of a tensor with four dimensions, at these coordinates.
 __device__ __forceinline__ void tensor_copy(std::uint32_t to, const CUtensorMap* map, int x, int y, int z, int w, std::uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
@@ -61,8 +61,8 @@ __device__ __forceinline__ void tensor_copy(std::uint32_t to, const CUtensorMap*
       : "memory");
 }
 
-// ---- kernels that overlap (programmatic dependent launch, sm_90). Below sm_90 a kernel starts when the one before has ended, so that
-// there is nothing to say; launch() asks for no overlap there.
+// ---- kernels that overlap (programmatic dependent launch, sm_90). Below sm_90 launch() asks for no overlap: a kernel starts when the one
+// before has ended, and these functions do nothing.
 // The next kernel on the stream may start.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "common/numbers.h"
+
 namespace chitu::cuda::ptx {
 
 __device__ __forceinline__ float exp2_approx(float x) {
@@ -18,8 +20,8 @@ __device__ __forceinline__ float reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// Rounded to even and saturated: a and b as two bytes, then the first two of `next`. One instruction; not with .ftz, which would keep the
-// compiler from fusing conversion and packing.
+// a and b as two bytes, rounded to even and saturated, followed by the first two bytes of `next`. It is one instruction. With .ftz the
+// compiler would not fuse conversion and packing.
 __device__ __forceinline__ std::uint32_t pack_u8(float a, float b, std::uint32_t next) {
   std::uint32_t r;
   asm("{ .reg .s32 x, y;\n"
@@ -40,22 +42,30 @@ __device__ __forceinline__ std::uint32_t pack_i8(float a, float b, float c, floa
   return r;
 }
 
-// Of e4m3, the first as of u8.
+// The same for e4m3, in the order of pack_u8() and of pack_i8().
 __device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, std::uint32_t next) {
+#if __CUDA_ARCH__ >= 890
   std::uint32_t r;
   asm("{ .reg .b16 x, y, z;\n"
       "cvt.rn.satfinite.e4m3x2.f32 x, %2, %1; mov.b32 {y, z}, %3; mov.b32 %0, {x, y}; }"
       : "=r"(r)
       : "f"(a), "f"(b), "r"(next));
   return r;
+#else  // no instruction before sm_89
+  return f32_to_e4m3(a) | static_cast<std::uint32_t>(f32_to_e4m3(b)) << 8 | next << 16;
+#endif
 }
 __device__ __forceinline__ std::uint32_t pack_e4m3(float a, float b, float c, float d) {
+#if __CUDA_ARCH__ >= 890
   std::uint32_t r;
   asm("{ .reg .b16 x, y;\n"
       "cvt.rn.satfinite.e4m3x2.f32 x, %2, %1; cvt.rn.satfinite.e4m3x2.f32 y, %4, %3; mov.b32 %0, {x, y}; }"
       : "=r"(r)
       : "f"(a), "f"(b), "f"(c), "f"(d));
   return r;
+#else
+  return pack_e4m3(a, b, pack_e4m3(c, d, 0));
+#endif
 }
 __device__ __forceinline__ std::uint32_t pack_f16(float a, float b) {
   std::uint32_t r;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the compiler must not know or move: it optimises for fewer instructions, these for fewer registers or a better order.
+// Hides values and keeps orders from the compiler. It optimises for few instructions; these functions are for few registers, or a better
+// order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -8,26 +9,28 @@
 
 namespace chitu::cuda::ptx {
 
-// The thread's index read again, so that what depends on it is not kept in registers across the main loop.
+// Reads the thread's index again. Then nothing that depends on it has to stay in registers across the main loop.
 __device__ __forceinline__ int thread_index_again() {
   int t;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(t));
   return t;
 }
 
-// What is written before this is executed before what is written after it: the compiler moves no arithmetic past a conditional exit.
-// zero: 0, which the compiler must not know. It finds that one test is enough, and the machine code has only that.
+// Keeps instructions before this call before those after it: the compiler moves no arithmetic past a conditional exit. The exit is never
+// taken, because `zero` is 0, but the compiler must not know that. All these exits have the same condition, so the machine code tests it
+// once.
 __device__ __forceinline__ void keep_order(float zero) {
   asm volatile("{ .reg .pred p; setp.ne.f32 p, %0, 0f00000000; @p exit; }" ::"f"(zero) : "memory");
 }
-// x + y, here and not where the sum is used.
+// x + y, computed here and not where the sum is used.
 __device__ __forceinline__ std::uint32_t add_here(std::uint32_t x, std::uint32_t y) {
   std::uint32_t r;
   asm volatile("add.u32 %0, %1, %2;" : "=r"(r) : "r"(x), "r"(y));
   return r;
 }
 
-// Hides where a value came from: the compiler computes again what depends on it, and keeps nothing in registers for it until then.
+// Hides the value's origin from the compiler. So it computes again what depends on the value, and keeps nothing in registers for it
+// meanwhile.
 __device__ __forceinline__ int opaque(int x) {
   asm volatile("" : "+r"(x));
   return x;

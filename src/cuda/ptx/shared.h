@@ -60,10 +60,10 @@ __device__ __forceinline__ void store_matrix(std::uint32_t to, std::uint32_t a, 
 }
 
 // ---- warps that meet
-// Of some of a CTA's warps: `threads` of them.
+// A barrier of some of a CTA's warps, `threads` threads in all.
 __device__ __forceinline__ void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
-// Adds 1 to a counter in global memory; what it was. Whoever finds n sees what the n before wrote until then.
+// Adds 1 to a counter in global memory and returns what it was. A warp that gets n sees all that the n callers before it wrote until then.
 __device__ __forceinline__ int count(int* counter) {
   int before;
   asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");

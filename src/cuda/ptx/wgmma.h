@@ -23,11 +23,12 @@ __device__ __forceinline__ void give_registers() {
 }
 
 // ---- warpgroup matrix instructions
-// Before a barrier, after which they read what this thread has written to shared memory.
+// Makes what this thread has written to shared memory visible to them. It belongs before the barrier after which they read.
 __device__ __forceinline__ void written_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits for all products. d: what they write, so that the compiler reads none of it before; arrays of arrays too.
+// Waits for all products. d: the numbers that they write, perhaps arrays of arrays. It is an argument so that the compiler does not read it
+// earlier.
 template <class Number, int count>
 __device__ __forceinline__ void written(Number (&d)[count]) {
 #pragma unroll
@@ -45,9 +46,9 @@ __device__ __forceinline__ void wgmma_wait(D& d) {
   written(d);
 }
 
-// A matrix in shared memory whose rows of `row_bytes` (64 or 128) are swizzled; groups of 8 rows follow each other, and panels of as many
-// columns as a row has, where the instruction spans several, after `panel_bytes`. Only the low word depends on the address, so that a
-// step is one addition there.
+// A matrix in shared memory with swizzled rows of `row_bytes` (64 or 128). Groups of 8 rows follow each other. If an instruction spans
+// several panels of such rows, these are `panel_bytes` apart. Only the descriptor's low word depends on the address, so a step is one
+// addition there.
 template <int row_bytes, int panel_bytes = 16>
 struct Matrix {
   static_assert(row_bytes == 64 || row_bytes == 128);
@@ -109,7 +110,7 @@ __device__ __forceinline__ void scores(Number (&d)[64], std::uint64_t a, std::ui
     CHITU_SHARED_PRODUCT_64("m64n128k16.f32.bf16.bf16", "+f", ", 1, 1, 0, 0");
 }
 
-// The same of b [64, 32 bytes].
+// The same for b [64, 32 bytes].
 template <DType type, bool add>
 __device__ __forceinline__ void scores(float (&d)[32], std::uint64_t a, std::uint64_t b) {
   if constexpr (type == DType::f16)

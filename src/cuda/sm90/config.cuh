@@ -34,12 +34,12 @@ struct Config {
   static constexpr DType weight_type = recipe.weights.type == DType::f32 ? input : recipe.weights.type;
   static_assert(weight_type == value_type);
   static constexpr bool integer_scores = score_type == DType::i8, integer_values = value_type == DType::u8;
-  // How a tile's product with values gets into the output. 16-bit values: the tensor cores add it. Others: one addition for each number.
+  // The tensor cores add products with 16-bit values to the output. Other products take one addition for each number.
   static constexpr bool sums_in_place = form.value_bytes == 2;
   // That addition also rescales the output to a new reference: O = a O + P V.
   static constexpr bool folds = !sums_in_place && !integer_values;
   static constexpr bool splittable = form.splittable;
-  // The reference may lag this many powers of two behind the maximum, where a weight's precision does not depend on its size.
+  // The reference may lag this many powers of two behind the maximum, if a weight's precision does not depend on its size.
   static constexpr float lag = splittable ? 8 : 0;
 
   static constexpr bool query_scales = recipe.query.scaling != Scaling::none;
@@ -60,15 +60,16 @@ struct Config {
 
   static constexpr int row_bytes = dim * form.score_bytes, panel = row_bytes < 128 ? row_bytes : 128, panels = row_bytes / panel;
   static constexpr int query_bytes = form.block_queries * row_bytes, key_bytes = form.key_bytes();
-  static constexpr int block_bytes = quantizes_queries ? form.block_queries * dim * 2 : query_bytes;  // queries as they are brought
+  static constexpr int block_bytes = quantizes_queries ? form.block_queries * dim * 2 : query_bytes;  // a block of queries as it is brought
   static constexpr int value_bytes = form.tile_bytes() - key_bytes;
   static constexpr int halves = dim == 256 ? 2 : 1, width = dim / halves;  // channels of a product with values
-  // Products with the values of the first keys start while the weights of the others are computed. Only where registers allow it and it
-  // pays.
+  // Products with the values of the first keys start while the weights of the others are computed. This is done only where registers allow
+  // it and it pays.
   static constexpr bool early = dim == 64 && warpgroups == 3;
-  // The pipeline of weigh(), in pairs of keys; all found by measurement. Scores are converted and scaled so far ahead of their
-  // exponentials, and weights packed so far behind. The order is kept for so many pairs, after every so many: keeping it takes registers
-  // while products are under way, so `early` ones keep it in the first block only. Floating-point scores have fewer steps to put in order.
+  // The pipeline of weigh(), in pairs of keys; the numbers are measured (docs/kernels/sm90-log.md). A score is converted `converts_ahead`
+  // and scaled `scales_ahead` pairs before its exponential, and its weight is packed `packs_behind` pairs after it. keep_order() holds this
+  // order up to `ordered_pairs`, once every `order_step` pairs. Holding it takes registers while products are under way, so `early` holds
+  // it in the first block only. Floating-point scores have fewer steps to put in order.
   static constexpr int converts_ahead = by_tile ? 9 : 8, scales_ahead = 8, packs_behind = by_tile ? 6 : 8;
   static constexpr int ordered_pairs = !early ? 32 : integer_scores ? 8 : 0, order_step = integer_scores ? 1 : 4;
   static_assert(scales_ahead <= converts_ahead);
@@ -81,21 +82,22 @@ struct Config {
     int2 range[form.block_queries];
     int4 share[warpgroups];  // tiles of a warpgroup: the first, the end, the first that every row sees in full, the end of these
     int4 what;               // rows (0: no more work), first tile, end of tiles; a piece's number among those of all split items, else -1
-    std::int64_t out, lse;   // the elements where its first row begins
+    std::int64_t out, lse;   // where its first row begins, in elements of the tensors
     int4 rows;               // in the tensors: batch entry, head, first row
     int4 queries;            // in the operands: its head's first tile, its head's tiles, its first row in the head, its row of ranges
     int4 keys;               // in the operands: its kv head, that head's first tile
   };
 
-  // How shared memory is divided. The ring of tiles has what the rest leaves.
+  // How shared memory is divided. The ring of tiles gets what the rest leaves.
   static constexpr int hadamard_bytes = quantizes_queries ? 64 * 128 : 128;
   static constexpr int fixed_bytes = warps * out_bytes + 2 * sizeof(Item) + hadamard_bytes + 1024;
   static constexpr int stage_bytes = key_bytes + value_bytes + sizeof(PassScales) + (form.scale_each_key ? tile_tokens * 4 : 0);
   static constexpr int room(int blocks) { return (most_shared_bytes - fixed_bytes - blocks * block_bytes) / stage_bytes; }
-  // One slot is enough for blocks that the warpgroups quantise: it is free soon after the item has begun.
+  // One slot for blocks is enough if the warpgroups quantise the queries, because it is free again soon after an item has begun.
   static constexpr int block_slots = !quantizes_queries && room(2) >= 2 ? 2 : 1, item_slots = quantizes_queries ? 2 : block_slots;
   static constexpr int key_slots = room(block_slots) > 6 ? 6 : room(block_slots) < 2 ? 1 : room(block_slots);
-  // Keys and values of a tile come and go together. With room for one tile only, its keys are handed back before its values.
+  // Keys and values of a tile come and go together, unless there is room for one tile only: then its keys are handed back earlier than its
+  // values.
   static constexpr bool separate_value_barriers = key_slots == 1;
   static constexpr int value_slots = key_slots;
   static_assert(!quantizes_queries || (panels == 1 && 64 * row_bytes <= 4 * out_bytes && form.query_scale_rows == 2 && corrections));
@@ -148,7 +150,7 @@ struct Config {
 // Slots of a ring, taken in turn, and the parity with which to wait for their barriers. first: the first parity.
 template <int slots, std::uint32_t first>
 struct Ring {
-  static constexpr bool counts = slots <= 2;  // one number instead of two, for the registers
+  static constexpr bool counts = slots <= 2;  // one number instead of two, to save a register
   std::uint32_t at = 0, odd = 0;
   __device__ std::uint32_t slot() const { return counts ? at & (slots - 1) : at; }
   __device__ std::uint32_t parity() const { return (counts ? at / slots & 1 : odd) ^ first; }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention on Hopper for the recipes of all methods. A multiprocessor has one CTA: one warpgroup produces, the others compute, 64 query
-// rows each. docs/kernels/sm90.md draws the schedule and has what was measured.
+// rows each. docs/kernels/sm90.md draws the schedule, sm90-log.md has what was measured.
 //
-//   item: a block of queries of a head, as one CTA takes it. The producer takes items from a counter, writes what the warpgroups need of
-//         one into shared memory and keeps a ring of tiles full: 128 keys and values each. A flagged tile comes twice, first with its
-//         residual plane for values: so the main loop has no branch for it.
+//   item: a block of queries of a head, as one CTA takes it. The producer takes items from a counter and writes into shared memory what the
+//         warpgroups have to know of each. It keeps a ring of tiles full, 128 keys and values each. A flagged tile comes twice, the first
+//         time with its residual plane in place of the values. So the main loop has no branch for it.
 //   tile: S = Q K^T, P = round(top 2^(s - reference)) in registers, O += P V. The warpgroups meet only through the ring.
 //
 // Barriers, each with a parity that flips when it completes:
@@ -18,8 +18,8 @@
 //   value_full, value_empty   the same two for values, where keys have barriers of their own (Config::separate_value_barriers).
 //   block_read     all threads of the warpgroups arrive; the thread that brings queries waits. The warpgroups have read the queries that
 //                  they quantise themselves.
-//   named 1 ...    the warps of a warpgroup. With quantizes_queries they meet here before and after they write its queries, and after they
-//                  have read them: queries lie where these warps stage what they store.
+//   named 1 ...    the warps of a warpgroup meet here with quantizes_queries: before and after they write its queries, and after they have
+//                  read them. The queries lie where these warps later stage the output.
 #pragma once
 
 #include "cuda/launch.h"
@@ -39,9 +39,9 @@
 
 namespace chitu::cuda::sm90 {
 
-// A warpgroup that computes. run() is the loop over items and tiles and calls the phases, which stand below it in their order. All of them
-// are inlined: what they hand to each other stays in registers. Their spelling matters: ptxas gives out registers by the order in which it
-// meets variables. tools/same_sass.py shows what a change does.
+// A warpgroup that computes. run() is the loop over items and tiles. It calls the phases, which stand below it in their order. All of them
+// are inlined, so what they hand to each other stays in registers. How they are written matters: ptxas gives out registers in the order in
+// which it meets variables. tools/same_sass.py shows what a change does.
 template <class C>
 struct Consumer {
   using Item = typename C::Item;
@@ -60,19 +60,19 @@ struct Consumer {
     int tile, end;         // the next tile, and the end of those that the warpgroup sees
   };
 
-  // The slots in which a tile's keys and values are: the same, unless values have a ring of their own.
+  // The slots of a tile's keys and of its values. They are the same, unless values have a ring of their own.
   struct Slots {
     int keys, values;
   };
 
-  // What the phases hand to each other of a tile: of the thread's two rows.
+  // What the phases hand to each other while they process a tile. Arrays of two are for the thread's two rows.
   struct Tile {
     float scale[2];                                // a score times this is an exponent of 2
     float maximum[2];                              // the largest exponent
-    float moved[2];                                // with Config::folds: what the output so far is multiplied by, for its new reference
+    float moved[2];                                // with Config::folds: the factor that brings the output so far to its new reference
     std::uint32_t weights[form.value_bytes * 16];  // P, as the operand of the product with values
     float unrounded[2] = {0, 0};                   // sums of weights before rounding
-    Product product[C::width / 2];                 // P V, unless the tensor cores add it to the output: of half of the channels at a time
+    Product product[C::width / 2];                 // P V for C::width channels at a time; unused if the tensor cores add it to the output
   };
 
   const Params& p;
@@ -123,10 +123,10 @@ struct Consumer {
           accumulate_tile(work, used, value, tile, rows);
       }
 
-      // What value_offset has added goes.
+      // Subtract what value_offset has added.
       if constexpr (C::integer_values) rows.remove_offset();
 
-      // Tiles behind those that the warpgroup sees go back.
+      // Hand back the tiles behind those that the warpgroup sees.
       pass_tiles(ptx::load_int4(work.item + offsetof(Item, what)).z - ptx::load_int2(work.item + offsetof(Item, share) + warpgroup * 16).y);
 
       // Sum over the lanes of a row.
@@ -150,7 +150,7 @@ struct Consumer {
 
   // ---- items
 
-  // An item that has no rows for this warpgroup, such as the last of a sequence.
+  // Hands back an item that has no rows for this warpgroup, such as the last of a sequence.
   __device__ __forceinline__ void pass_item(const int4& what) {
     if constexpr (C::quantizes_queries) ptx::barrier_arrive(at.block_read());
     pass_tiles(what.z - what.y);
@@ -158,10 +158,10 @@ struct Consumer {
   }
 
   __device__ __forceinline__ Work begin_item(std::uint32_t item, int first_tile) {
-    // Queries that come as the caller's tensor has them: the warpgroup quantises its own rows.
+    // If queries come as the caller's tensor has them, the warpgroup quantises its own rows.
     if constexpr (C::quantizes_queries) quantize_queries<C>(p, at, item, warpgroup);
 
-    // Tiles before those that the warpgroup sees go back.
+    // Hand back the tiles before those that the warpgroup sees.
     const int2 share = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16);
     pass_tiles(share.x - first_tile);
 
@@ -171,7 +171,7 @@ struct Consumer {
     return work;
   }
 
-  // The part of a score's factor that its query decides. The softmax is in powers of 2, hence log2 e.
+  // A score's factor, as far as it depends on the query. It contains log2 e, because the softmax works in powers of 2.
   __device__ __forceinline__ void query_scales(std::uint32_t item, float (&scale)[2]) {
     scale[0] = scale[1] = fabsf(p.scale) * log2_e;
     if constexpr (C::query_scales) {
@@ -192,8 +192,8 @@ struct Consumer {
     // Start the product.
     multiply_keys(s, work.queries, first_keys.plus(tiles.slot() * C::key_bytes));
 
-    // Meanwhile read scales. With four warpgroups no registers are left that would keep the queries' scales from tile to tile: they are
-    // read again.
+    // Meanwhile read scales. With four warpgroups no registers are left to keep the queries' scales from tile to tile, so they are read
+    // again.
     tile.scale[0] = work.query_scale[0];
     tile.scale[1] = work.query_scale[1];
     if constexpr (C::warpgroups == 4) query_scales(work.item, tile.scale);
@@ -202,7 +202,7 @@ struct Consumer {
       tile.scale[0] *= key_scale;
       tile.scale[1] *= key_scale;
     }
-    // Keep them above 0. A tile or a row of zeros has the scale 0, and an unseen score is minus infinity: their product would be no number.
+    // Keep them above 0. A tile or a row of zeros has the scale 0, and an unseen score is minus infinity: their product would be NaN.
     tile.scale[0] = fmaxf(tile.scale[0], 1e-37f);
     tile.scale[1] = fmaxf(tile.scale[1], 1e-37f);
 
@@ -214,7 +214,7 @@ struct Consumer {
     return work.tile < whole.x || work.tile >= whole.y;
   }
 
-  // Where a score of the thread stands. Plain loads, which cost nothing where changed_score() does not look.
+  // The head and the positions of one of the thread's scores. Its plain loads cost nothing while changed_score() needs none of them.
   __device__ __forceinline__ ScorePlace score_place(std::uint32_t item, int tile, int r, int column) const {
     const auto& what = *static_cast<const Item*>(__cvta_shared_to_generic(item));
     const SequenceLayout s = sequence_layout(p, what.keys.x / p.kv_heads);
@@ -224,11 +224,11 @@ struct Consumer {
             s.key_positions.step};
   }
 
-  // P from S. Where keys and values have barriers of their own, keys go back on the way and values are waited for.
+  // Makes P from S. If keys and values have separate barriers, it also hands the keys back and waits for the values.
   __device__ __forceinline__ void to_weights(const Work& work, Slots used, Values value, Tile& tile, Score (&s)[64], bool masked,
                                              Rows<C>& rows) {
     if constexpr (form.scale_each_key) {
-      // Scale each key's scores. Only then are keys and their scales done with.
+      // Scale each key's scores. Only then can the keys and their scales go back.
       float scaled[64];
       scale_keys(s, at.key_scale(used.keys), scaled);
       release_keys(used);
@@ -243,10 +243,10 @@ struct Consumer {
   // The softmax of scores that are integers or floats.
   template <class Number>
   __device__ __forceinline__ void soften(const Work& work, Values value, Tile& tile, Number (&s)[64], bool masked, Rows<C>& rows) {
-    // Changes of the scores: none today, and then no instruction.
+    // Change the scores. changed_score() changes nothing today, so this takes no instruction.
     change_scores(s, tile.scale, [&](int r, int column) { return score_place(work.item, work.tile, r, column); });
 
-    // Mask, and maxima of the rows.
+    // Mask them, and find the maxima of the rows.
     if (masked) [[unlikely]] {
       mask(s, work.item + offsetof(Item, range), work.tile);
       maxima<true>(s, tile.scale, tile.maximum);
@@ -257,7 +257,7 @@ struct Consumer {
     tile.maximum[1] = quad_maximum(tile.maximum[1]);
 
     // References. With by_tile, weights are relative to the tile's own maximum. Otherwise the reference so far is raised to it, and the
-    // output rescaled: at once, or, where products are folded in, together with this tile's product.
+    // output is rescaled: at once or, with Config::folds, when this tile's product is added.
     if constexpr (C::folds)
       rows.raise(tile.maximum, tile.moved);
     else if constexpr (!C::by_tile)
@@ -304,7 +304,7 @@ struct Consumer {
     float factor[2];  // of integer products: w
 #pragma unroll
     for (int half = 0; half < C::halves; ++half) {
-      // Start the product: with half of the channels at a time where registers do not hold all.
+      // Start the product, with half of the channels at a time if registers do not hold all.
       if constexpr (!C::early) {
         ptx::wgmma_fence();
         multiply_values<false>(tile.product, tile.weights, value, half);
@@ -314,7 +314,7 @@ struct Consumer {
       // Meanwhile look for the next tile and add the weights up.
       if (half == 0) {
         next_tile();
-        int last = 1;  // 0 in a flagged tile's first pass, which has the residual plane for values: the tile comes again
+        int last = 1;  // 0 in a flagged tile's first pass, with its residual plane: the tile comes again
         if constexpr (form.residuals) last = ptx::load_int(at.scales(used.keys) + offsetof(PassScales, last));
         work.tile += last;
         add_weights(used, tile, last, rows, factor);
@@ -338,12 +338,12 @@ struct Consumer {
       }
     }
 
-    // Take away what value_offset has added, before it costs precision.
+    // Subtract what value_offset has added, before it costs precision.
     if constexpr (C::integer_values)
       if (work.tile % offset_tiles == 0) rows.remove_offset();
   }
 
-  // Adds a tile's weights to the sums. factor: what its product with integer values is to be multiplied by.
+  // Adds a tile's weights to the sums. factor: that of the tile's product, if values are integers.
   __device__ __forceinline__ void add_weights(Slots used, const Tile& tile, int last, Rows<C>& rows, float (&factor)[2]) {
     if constexpr (C::folds) {
       // Sums so far are rescaled to the new reference, as the output is.
@@ -358,7 +358,7 @@ struct Consumer {
       float share[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) share[r] = ptx::exp2_approx(tile.maximum[r] - rows.reference[r]);
-      // A residual plane does not count in the sum of weights, but has an offset.
+      // Weights of a residual plane do not count in their sum, but its values have the offset, too.
       rows.rounded = fmaf(__uint2float_rn(rounded * last), own(share[0], share[1]), rows.rounded);
 #pragma unroll
       for (int r = 0; r < 2; ++r) factor[r] = share[r] * value_scale;
@@ -378,7 +378,7 @@ struct Consumer {
 
   // ---- the ring of tiles
 
-  // Hands tiles back unread: the warpgroup sees nothing of them.
+  // Hands back tiles of which the warpgroup sees nothing, without reading them.
   __device__ __forceinline__ void pass_tiles(int count) {
 #pragma unroll 1
     while (count > 0) {
@@ -394,7 +394,7 @@ struct Consumer {
     }
   }
 
-  // Goes on to the next tile, and looks whether it is there without waiting.
+  // Goes on to the next tile, and looks whether it is there, but does not wait for it.
   __device__ __forceinline__ void next_tile() {
     tiles.advance();
     if constexpr (C::separate_value_barriers) values.advance();
@@ -448,7 +448,7 @@ template <class C>
 __global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_constant__ Launch launch) {
   extern __shared__ __align__(1024) std::uint8_t shared[];
   const typename C::At at{ptx::shared_address(shared)};
-  // Through a shuffle, so that it is known to be uniform: descriptors stay in uniform registers.
+  // The shuffle tells the compiler that all threads of a warp agree, so descriptors stay in uniform registers.
   const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
 
   // Barriers.
@@ -470,7 +470,7 @@ __global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_c
     ptx::barrier_init_fence();
   }
 
-  // What all items share.
+  // Prepare what all items share.
   if constexpr (C::quantizes_queries) write_hadamard<C>(at.hadamard(), threadIdx.x, C::threads);
   __syncthreads();
 

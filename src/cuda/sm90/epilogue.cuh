@@ -10,16 +10,16 @@
 
 namespace chitu::cuda::sm90 {
 
-// Each warp on its own normalises its 16 rows and stores them, 64 channels at a time, through 2 KB of shared memory. With quantizes_queries
-// its warpgroup's queries lie there until then. slot: the item's. All that has to be read of the item is read before anything is stored, so
-// that the item is handed back early.
+// Each warp normalises its own 16 rows and stores them, 64 channels at a time, through 2 KB of shared memory. With quantizes_queries the
+// warpgroup's queries lie there until then. All reads of the item come before the first store, so that the item is handed back early. slot:
+// the item's.
 template <class C>
 __device__ __forceinline__ void finish(const Params& p, const typename C::At at, int slot, const Rows<C>& rows, const float (&rounded)[2],
                                        const float (&unrounded)[2]) {
   using Item = typename C::Item;
   const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
   const std::uint32_t item = at.item(slot), staged = at.out(warp);
-  const int count = ptx::load_int(item + offsetof(Item, what)) - warp * 16;  // of the warp's rows that exist, if positive
+  const int count = ptx::load_int(item + offsetof(Item, what)) - warp * 16;  // how many of the warp's rows exist, if positive
   auto* const out = static_cast<std::uint16_t*>(p.out.data) + ptx::load_long(item + offsetof(Item, out)) + row_offset(p.out, warp * 16);
   const float(&output_sum)[2] = C::rounded_output ? rounded : unrounded;
   const float(&lse_sum)[2] = C::rounded_lse ? rounded : unrounded;
@@ -55,9 +55,9 @@ __device__ __forceinline__ void finish(const Params& p, const typename C::At at,
 
   // Hand the item back.
   ptx::barrier_arrive(at.query_empty(slot));
-  if constexpr (C::quantizes_queries) ptx::named_barrier(1 + warp / 4, 128);  // no warp needs the queries any more
+  if constexpr (C::quantizes_queries) ptx::named_barrier(1 + warp / 4, 128);  // from here on no warp needs the queries
 
-    // Store: from accumulators to shared memory, whose 16-byte chunks are swizzled against bank conflicts, and from there whole rows.
+    // Store: from registers to shared memory, in chunks that are swizzled against bank conflicts, and from there in whole rows.
 #pragma unroll
   for (int part = 0; part < C::dim / 64; ++part) {
     if (part * 64 >= p.dim) break;

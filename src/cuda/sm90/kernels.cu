@@ -9,7 +9,8 @@
 namespace chitu::cuda::sm90 {
 namespace {
 
-// The kernel of `recipe`; `as`: the recipe that it is compiled for, where two differ in what the quantiser does only.
+// The kernel of `recipe`. as: the recipe that it is compiled for. Two recipes share a kernel if they differ only in what the quantizer
+// does.
 template <const Recipe& recipe, DType input, int dim, bool quantizes_queries = false, const Recipe& as = recipe>
 constexpr AttentionKernel kernel() {
   static_assert(form_of(recipe, dim) == form_of(as, dim) && recipe.weights == as.weights);
@@ -17,7 +18,7 @@ constexpr AttentionKernel kernel() {
   return {&recipe, input, dim, quantizes_queries, form_of(recipe, dim), start<Config<as, compiled, dim, quantizes_queries>>};
 }
 
-// Every padded dim and type of the tensors.
+// The kernels of `recipe` for every padded dim and type of the tensors.
 template <const Recipe& recipe, const Recipe& as = recipe>
 constexpr std::array<AttentionKernel, 6> kernels_of() {
   using enum DType;

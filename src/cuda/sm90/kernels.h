@@ -15,8 +15,8 @@ constexpr Form form_of(const Recipe& recipe, int dim) {
   return form;
 }
 
-// input: the tensors' type, f16 or bf16, where the recipe stores them as they came or queries come so; else f16. dim: 64, 128 or 256.
-// quantizes_queries: they come as the caller's tensor has them (Params::tuned_quantizer).
+// input: f16 or bf16. It is the tensors' type if the recipe stores numbers as they came or the kernel quantises the queries; else it is
+// f16. dim: 64, 128 or 256. quantizes_queries: queries come as the caller's tensor has them (Params::tuned_quantizer).
 template <const Recipe& recipe, DType input, int dim, bool quantizes_queries = false>
 struct Config;
 

@@ -10,8 +10,8 @@
 
 namespace chitu::cuda::sm90 {
 
-// Writes Item::share and Item::what. ranges: of the sequence's queries. piece: among those of all split items, `pieces` each; else
-// negative.
+// Writes Item::share and Item::what. ranges: those of the sequence's queries. piece: its index among the pieces of all split items, which
+// have `pieces` each; negative if the item is not split.
 template <class C>
 __device__ void write_item(const int2* ranges, int queries, int row, int piece, int pieces, std::uint32_t item) {
   using Item = typename C::Item;
@@ -37,14 +37,14 @@ __device__ void write_item(const int2* ranges, int queries, int row, int piece, 
 // Three threads share the work, each in a warp of its own, so that each has registers of its own. The first takes items and writes down
 // what they are.
 //
-// opaque_zero is 0, but the compiler does not know it. Adding `opaque`, also 0, makes a number look as if it depended on the item:
-// otherwise the compiler would compute it before the loop, keep it, and run out of registers.
+// opaque_zero is 0, but the compiler cannot know that. Adding `opaque`, also 0, makes a number look as if it depended on the item.
+// Otherwise the compiler would compute it before the loop, keep it, and run out of registers.
 template <class C>
 __device__ void produce_items(const Params& p, const typename C::At shared, float opaque_zero) {
   using Item = typename C::Item;
   constexpr Form form = C::form;
-  // Items are taken ahead where there is one slot for them: it is empty only while the warpgroups are idle. With two slots an item taken so
-  // early would wait while another CTA might do it.
+  // With one slot the next item is taken ahead, because the slot is empty only while the warpgroups are idle. With two slots an item taken
+  // so early would wait, although another CTA might be free to do it.
   constexpr bool ahead = C::item_slots == 1;
   Ring<C::item_slots, 1> ring;
   ptx::wait_for_previous();
@@ -61,7 +61,7 @@ __device__ void produce_items(const Params& p, const typename C::At shared, floa
       return;
     }
     const Block block = block_of<form.block_queries>(p, whole_item, opaque);
-    // Field by field: a copy of a SequenceLayout would cost registers.
+    // Read field by field: a copy of a SequenceLayout would cost registers.
     const auto field = [&](auto SequenceLayout::*of) { return p.layouts ? p.layouts[block.sequence].*of : p.same.*of; };
     const int queries = field(&SequenceLayout::queries) + opaque,
               query_tile = p.layouts ? field(&SequenceLayout::query_tile) : block.sequence * tiles_of(queries);
@@ -152,7 +152,7 @@ __device__ void produce_tiles(const Params& p, const typename C::At at) {
     if (what.x == 0) return;
     for (const std::int64_t last = tile + what.z - what.y; tile < last; ++tile) {
       int residual = 0;
-      if constexpr (form.residuals) residual = p.passes[pass_index(tile, 0)].flagged;  // on its way while the slot is waited for
+      if constexpr (form.residuals) residual = p.passes[pass_index(tile, 0)].flagged;  // this load runs while the thread waits for the slot
 #pragma unroll 1
       do {
         const std::uint32_t full = at.full(ring.slot()), value_full = C::separate_value_barriers ? at.value_full(values.slot()) : full;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Queries of the chitu recipe: rotation, INT8, the LSE's correction. Not by the quantiser but by the attention kernel's warpgroups, each
-// its own rows when an item begins: a pass of their own would write and read them again.
+// Queries of the chitu recipe: rotation, INT8, the LSE's correction. The warpgroups of the attention kernel quantise them, each its own
+// rows when an item begins. A pass by the quantizer would write them and read them again.
 #pragma once
 
 #include "cuda/operands/rotation.cuh"
@@ -14,8 +14,8 @@
 
 namespace chitu::cuda::sm90 {
 
-// The signed 64 x 64 Hadamard matrix as wgmma's B operand. Row n is the channel that leaves a thread's numbers of a row, columns 8 i + 2
-// quad and the next of the accumulator, as channels 16 quad ... + 15. By thread `thread` of `threads`.
+// Writes the signed 64 x 64 Hadamard matrix as wgmma's B operand. A thread gets columns 8 i + 2 quad and the next of the product; its rows
+// are in such an order that these columns are channels 16 quad ... + 15. `threads` threads call it; this is `thread`.
 template <class C>
 __device__ __forceinline__ void write_hadamard(std::uint32_t to, int thread, int threads) {
   using T = typename C::Input;
@@ -33,13 +33,13 @@ __device__ __forceinline__ void write_hadamard(std::uint32_t to, int thread, int
 }
 
 // The corrections q . centre of a warp's rows. They are exact, because the centre is in the type of the queries. The product is
-// mma.m16n8k16 with the channels in any order, so that 16-byte pieces are operands as they stand.
+// mma.m16n8k16. The sum does not depend on the order of the channels, so a 16-byte piece of a row is an operand as it stands.
 //
-// One query row is fed as both rows g and g + 8 of the operand, each with half of its channels:
+// One query row is both rows g and g + 8 of the operand, each with half of its channels:
 //
 //   words of a piece          w0       w1       w2       w3
 //   the operand's row         g        g + 8    g        g + 8
-//   the centre in B           even columns: of w0 and w2; odd columns: of w1 and w3
+//   the centre in B           even columns: its channels of w0 and w2; odd columns: those of w1 and w3
 //
 // So dot[0] (row g, an even column) + dot[3] (row g + 8, an odd column) is q . centre.
 template <class C>
@@ -66,14 +66,15 @@ __device__ __forceinline__ void correct_lse(const typename C::At at, std::uint32
     if (quad == 0) ptx::store_float(item + offsetof(Item, correction) + (warp * 16 + h * 8 + g) * 4, dot[h][0] + dot[h][3]);
 }
 
-// By all warps of a warpgroup: from the block that was brought to Item's scales and corrections and to Config::At::query. A thread has rows
-// lane / 4 and that + 8 of its warp's 16, a quarter of each: with the lanes beside it a whole scale group.
+// All warps of a warpgroup call it. It reads the block that the producer has brought, and writes Item's scales and corrections, and the
+// operand at Config::At::query. A thread has a quarter of two of its warp's 16 rows, row lane / 4 and the one 8 behind it. The four lanes
+// of a quad have a whole scale group.
 template <class C>
 __device__ __forceinline__ void quantize_queries(const Params& p, const typename C::At at, std::uint32_t item, int warpgroup) {
   using Item = typename C::Item;
   constexpr int dim = C::dim, panels = dim / 64;
   const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
-  float x[panels][32];  // of channels 64 panel ..., whose sums are rotated in 64 channels
+  float x[panels][32];  // [panel]: channels 64 panel ..., rotated among these 64
   {
     const auto queries = ptx::Matrix<128>::at(at.block(0) + warpgroup * 64 * 128), hadamard = ptx::Matrix<128>::at(at.hadamard());
     ptx::wgmma_fence();
@@ -90,7 +91,8 @@ __device__ __forceinline__ void quantize_queries(const Params& p, const typename
   ptx::wgmma_wait(x);
   ptx::barrier_arrive(at.block_read());
 
-  // Sums of all of a row's numbers tell if one is not finite. Such a row counts as zeros, as do rows of the sequence behind.
+  // A rotated number is a sum of all numbers of its panel, so one of each panel tells if something is not finite. Such a row counts as
+  // zeros; so do rows behind the end of the sequence.
   const int left = ptx::load_int(item + offsetof(Item, what)) - warp * 16 - lane / 4;
   bool good[2];
 #pragma unroll
@@ -107,7 +109,7 @@ __device__ __forceinline__ void quantize_queries(const Params& p, const typename
       for (int i = 0; i < 32; ++i)
         if (!good[i >> 1 & 1]) panel[i] = 0;
   }
-  // Of two panels the last channel bit is left: u + w and u - w, the larger of whose sizes is |u| + |w|.
+  // With two panels the butterfly over the last channel bit is left. It gives u + w and u - w; the larger of their sizes is |u| + |w|.
   float tops[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int i = 0; i < 32; ++i) tops[i % 4] = fmaxf(tops[i % 4], panels == 2 ? fabsf(x[0][i]) + fabsf(x[panels - 1][i]) : fabsf(x[0][i]));
@@ -116,7 +118,7 @@ __device__ __forceinline__ void quantize_queries(const Params& p, const typename
   const float inverse = inverse_of<dim>(top), factor = p.scale < 0 ? -inverse : inverse;
 #pragma unroll
   for (auto& number : x[0]) number *= factor;
-  ptx::named_barrier(1 + warpgroup, 128);  // all warps have stored the item before, which they staged where the integers go
+  ptx::named_barrier(1 + warpgroup, 128);  // the integers go where the warps staged the item before: all must have stored it
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll

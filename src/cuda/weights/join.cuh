@@ -12,15 +12,16 @@
 
 namespace chitu::cuda {
 
-// Each warp joins its own 16 rows, and nobody waits: a warp leaves what its piece has come to in Params::pieces and counts it. The warp
-// that finds all others of the item counted gets true, and in `rows` and the sums the whole item. It adds the pieces in their order, its
-// own among them, so that the bits do not depend on which piece was the last. piece: its number among those of all split items.
+// Each warp joins its own 16 rows, and none waits. A warp writes the results of its piece to Params::pieces and counts it. The warp that
+// finds all other pieces of the item counted joins them: it returns true, and `rows` and the sums are those of the whole item. It adds the
+// pieces in their order, its own among them, so the bits do not depend on which piece was the last. piece: its index among the pieces of
+// all split items.
 template <class C>
 __device__ __forceinline__ bool join(const Params& p, int piece, Rows<C>& rows, float (&rounded)[2], float (&unrounded)[2]) {
   constexpr int vectors = piece_vectors(C::dim), output_vectors = C::dim / 8;
   const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5;
   const int pieces = p.split.pieces, item = piece / pieces, first = item * pieces;
-  // A lane's part of a piece: vectors [i * 32] are its output; then references and rounded sums; then the other sums.
+  // A lane's part of a piece: vectors [i * 32] are its output; then come references and rounded sums; then the other sums.
   const auto part_of = [&](int of) { return p.pieces + (static_cast<std::int64_t>(of) * C::warps + warp) * (vectors * 32) + lane; };
   // Four numbers of the output: two channels of each row.
   const auto output = [&](int i) { return &rows.output[i * 8 / C::width][4 * i % (C::width / 2)]; };

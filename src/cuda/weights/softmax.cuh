@@ -10,8 +10,8 @@
 //   sums_in_place            the tensor cores add products to the output; then weights have 16 bits
 //   rounded_sums, unrounded_sums   which sums of weights the recipe needs: after rounding, before, or both
 //   lag                      a maximum may be larger than the softmax's reference by this many powers of two
-//   dim, halves, width       output channels in all, and into how many parts of which width products with values divide them
-//   warps                    of 16 rows each, that compute
+//   dim, halves, width       output channels; into how many parts products with values divide them; channels of a part
+//   warps                    that compute, 16 rows each
 //   converts_ahead, scales_ahead, packs_behind, ordered_pairs, order_step   how weigh() orders its steps
 #pragma once
 
@@ -46,7 +46,7 @@ constexpr float log2_of(float top) {
 // as_float(magic_bits + i) = magic + i for |i| <= 2^22
 constexpr float magic = 12582912;
 constexpr std::uint32_t magic_bits = 0x4b400000;
-// A score that is not seen. Integer: below every other, and -inf as a float once magic_bits is added.
+// An unseen score. As an integer it is below every other; once magic_bits is added, its bits are those of -inf.
 constexpr std::uint32_t unseen = 0xff800000u - magic_bits;
 template <class Number>
 __device__ __forceinline__ Number unseen_score() {
@@ -66,7 +66,7 @@ __device__ __forceinline__ float quad_sum(float x) {
   return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// The largest score of one of the thread's rows. Integers: 3-input maxima in two chains.
+// The largest score of one of the thread's rows. Integers go through 3-input maxima, in two chains.
 __device__ __forceinline__ int row_maximum(const std::uint32_t (&s)[64], int row) {
   const auto score = [&](int i) { return static_cast<int>(s[i + 2 * row]); };
   int a = max(max(score(0), score(1)), score(4)), b = max(max(score(32), score(33)), score(36));
@@ -89,8 +89,8 @@ __device__ __forceinline__ float row_maximum(const float (&s)[64], int row) {
   return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
 }
 
-// Makes scores unseen that are outside their row's range of keys. Only tiles at the edge of some row's range need it. ranges: where shared
-// memory has the first key and the end for each row of the CTA; warp w has rows 16 w ...
+// Makes scores unseen that are outside their row's range of keys. Only tiles at the edge of some row's range need it. ranges: the address
+// in shared memory of the first key and the end for each row of the CTA; warp w has rows 16 w ...
 template <class Number>
 __device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t ranges, int tile) {
   const int t = ptx::thread_index_again(), row = (t >> 5) * 16 + (t >> 2 & 7), key = tile * tile_tokens + 2 * (t & 3);
@@ -106,9 +106,9 @@ __device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t ranges, int 
   }
 }
 
-// Passes the scores through changed_score(), before masks and maxima. scale: a score times it is an exponent of 2. place_of(r, column):
-// where the score of the thread's row r and the tile's key `column` + 2 (lane % 4) stands. Integer scores have no place for a change: a
-// kernel that is to make one turns them into floats first, as scale_keys() does.
+// Passes the scores through changed_score(), before masks and maxima. scale: a score times it is an exponent of 2. place_of(r, column): the
+// place of the score of the thread's row r and the tile's key `column` + 2 (lane % 4). Integer scores cannot be changed: a kernel that is
+// to change scores turns them into floats first, as scale_keys() does.
 template <class Number, class PlaceOf>
 __device__ __forceinline__ void change_scores(Number (&s)[64], const float (&scale)[2], PlaceOf place_of) {
   if constexpr (std::is_same_v<Number, float>) {
@@ -136,7 +136,7 @@ __device__ __forceinline__ void maxima(const Number (&s)[64], const float (&c)[2
   }
 }
 
-// With a scale for each key: the scores as floats, times it. scales: [128] in shared memory.
+// Turns scores into floats and multiplies each by its key's scale. scales: [128] in shared memory.
 __device__ __forceinline__ void scale_keys(const std::uint32_t (&s)[64], std::uint32_t scales, float (&to)[64]) {
   const std::uint32_t mine = scales + (ptx::thread_index_again() & 3) * 8;
 #pragma unroll
@@ -152,28 +152,28 @@ __device__ __forceinline__ void scale_keys(const std::uint32_t (&s)[64], std::ui
 
 // P = round(top 2^(s c - reference)), and its row sums before rounding if the recipe needs them. offset: log2(top) - reference.
 //
-// Weights go straight into the layout of the next product's operand; 8-bit values are stored in an order of keys that fits it.
+// Weights are made in the layout of the next product's operand; 8-bit values are stored in an order of keys that fits it.
 //
-// An integer becomes a float by an integer addition of the magic constant, whose share disappears in `shift`. The compiler spreads these
-// additions over two pipes. Conversions (I2FP) would all go to one of them, the one that suffers most beside the tensor cores. For a
-// product with values even these additions are too many: see integer_unit.
+// An integer score becomes a float by adding magic_bits as an integer; `shift` then removes the constant. The compiler spreads these
+// additions over two pipes. Conversions (I2FP) would all load one of them, the one that suffers most beside the tensor cores. For the
+// product with values even such additions would be too many: see integer_unit.
 //
-// The steps form a pipeline over pairs of keys, and their order is kept. Left to itself the compiler has all FFMA first, then all MUFU,
-// then all conversions, and each pipe keeps the others waiting in its turn. after(block): called when the weights of 32 keys are there.
+// The loop is a pipeline over pairs of keys, and keep_order() holds it. Left to itself the compiler emits all FFMA, then all exponentials
+// (MUFU), then all conversions; each pipe then works while the others wait. after(block) is called when the weights of 32 keys are ready.
 template <class C, class Number, class After>
 __device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2], const float (&offset)[2], float opaque_zero,
                                       std::uint32_t (&p)[C::form.value_bytes * 16], float (&sums)[2], After after) {
   constexpr bool integers = !std::is_same_v<Number, float>;
   const float shift[2] = {integers ? fmaf(-magic, c[0], offset[0]) : offset[0], integers ? fmaf(-magic, c[1], offset[1]) : offset[1]};
 
-  // Which pair step i is about. A block of 32 keys has four pairs of row r first, then those of row r + 8. Where four weights share a word,
-  // its upper two come first.
+  // The pair of step i. A block of 32 keys has four pairs of row r first, then those of row r + 8. Where four weights share a word, its
+  // upper two come first.
   constexpr int pairs = 32;
   const auto block = [](int i) { return i >> 3; };
   const auto row = [](int i) { return i >> 2 & 1; };
   const auto pair = [](int i) { return C::sums_in_place ? i & 3 : (i & 3) ^ 1; };
 
-  // The steps of a pair. x is what its two numbers have come to: scores as floats, exponents, weights.
+  // The steps of a pair. x has its two numbers: scores as floats, then exponents, then weights.
   float x[pairs][2];
   const auto convert = [&](int i) {
 #pragma unroll
