@@ -362,3 +362,18 @@ def test_packed_shapes():
         flash_attn.flash_attn_qkvpacked_func(torch.stack((K, V), 2))
     with pytest.raises(ValueError, match="kv has shape .*dimension 2 must be 2"):
         flash_attn.flash_attn_kvpacked_func(Q, torch.stack(SQUARE, 2))
+
+
+@pytest.mark.gpu
+def test_starts_on_a_gpu():
+    tensors = [x.half().cuda() for x in PACKED]
+    rows, keys = (torch.tensor(starts, dtype=torch.int32, device="cuda") for starts in (ROWS, KEYS))
+    wanted = flash_attn.flash_attn_varlen_func(*tensors, ROWS, KEYS, 5, 7)
+    assert torch.equal(flash_attn.flash_attn_varlen_func(*tensors, rows, keys, 5, 7), wanted)
+    with pytest.raises(NotImplementedError, match="cu_seqlens_q is on a GPU while"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        flash_attn.flash_attn_varlen_func(*tensors, rows, keys, 5, 7)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = flash_attn.flash_attn_varlen_func(*tensors, ROWS, KEYS, 5, 7)
+    graph.replay()
+    assert torch.equal(out, wanted)

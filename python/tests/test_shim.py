@@ -128,6 +128,13 @@ def test_program_keeps_sitecustomize(tmp_path):
     assert run("--", str(tmp_path / "program.py"), path=tmp_path) == (0, "7 2.2.0+chitu\n")
 
 
+def test_child_with_the_real_package(real):
+    """It keeps what it has, and says so."""
+    status, text = run(code="import sageattention; print(sageattention.real)", CHITU_ATTENTION_SHIM="install:",
+                       PYTHONPATH=os.pathsep.join([shim._CUSTOM, str(real), os.environ.get("PYTHONPATH", "")]))
+    assert status == 0 and "True" in text and "the real sageattention is there" in text and "Traceback" not in text
+
+
 @pytest.mark.parametrize("arguments, text", [
     (["main.py"], "there is no '--'"), (["--"], "no program after"), (["--method", "fast", "--", "main.py"], "method is 'fast'"),
     (["--", "no-such-program"], "no-such-program: No such file"), (["--fast", "--", "main.py"], "--fast"),
