@@ -31,13 +31,25 @@ _HARMLESS = {"cache_position", "deterministic", "labels", "layer_idx", "logits_t
 
 
 class _Seen:
-    """What a 4-D mask says, in a form that attention() takes: it is an attribute of the mask, and so is gone if a model changes the mask.
+    """What a 4-D mask says, in a form that attention() takes: it is an attribute of the mask, and so is gone if a model makes another one.
 
     first_query, first_key: positions; left, right: how far a query sees, -1 for all; runs: of each batch entry, (begin, end) of the keys
-    that are no padding, or None."""
+    that are no padding, or None; version: of the mask, which counts writes to it."""
 
-    def __init__(self, first_query, first_key, left, right, runs):
-        self.first_query, self.first_key, self.left, self.right, self.runs = first_query, first_key, left, right, runs
+    def __init__(self, first_query, first_key, left, right, runs, version):
+        self.first_query, self.first_key, self.left, self.right, self.runs, self.version = first_query, first_key, left, right, runs, version
+
+
+def _version(mask):
+    return None if mask.is_inference() else mask._version  # inference tensors count no writes
+
+
+def _seen(mask, query, key):
+    """The _Seen of a mask, if it still holds and is about these tensors."""
+    seen = None if mask is None else getattr(mask, "chitu_attention", None)
+    if seen is None or seen.version != _version(mask) or mask.shape[-2:] != (query.shape[2], key.shape[2]):
+        return None
+    return seen if seen.runs is None or len(seen.runs) == query.shape[0] else None
 
 
 def _sides(mask_function):
@@ -88,7 +100,7 @@ def _described(mask, q_length, kv_length, q_offset, kv_offset, mask_function, pa
         runs = _runs(padding, int(kv_offset), kv_length)
         if runs is None:
             return None
-    return _Seen(int(q_offset), int(kv_offset), *sides, runs)
+    return _Seen(int(q_offset), int(kv_offset), *sides, runs, _version(mask))
 
 
 def _mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=masking_utils.causal_mask_function, attention_mask=None,
@@ -169,9 +181,9 @@ def _function(backend):
         _check(kwargs)
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         starts = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
-        seen = None if attention_mask is None else getattr(attention_mask, "chitu_attention", None)
         if query.shape[0] == 1 and key.shape[0] > 1:  # learned queries
             query = query.expand(key.shape[0], -1, -1, -1)
+        seen = _seen(attention_mask, query, key)
         if starts[0] is not None and attention_mask is not None:
             raise NotImplementedError(f"{_WHERE}: cu_seq_lens_q and attention_mask are both given: packed sequences have no padding. Call the model "
                                       "with attention_mask=None and use_cache=True, or without cu_seq_lens_q")

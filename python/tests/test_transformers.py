@@ -281,15 +281,32 @@ def test_registration():
     assert [dict(interface._global_mapping) for interface in interfaces] == before
 
 
-def test_a_changed_mask_counts(chitu):
-    """What the mask said when it was made is forgotten when the model makes another one of it."""
+def make_mask(**changes):
+    return transformers.AttentionMaskInterface()["chitu"](**{"batch_size": 2, "q_length": 8, "kv_length": 8,
+                                                             "attention_mask": LEFT[:2, 2:10].bool(), **changes})
+
+
+@pytest.mark.parametrize("change", [None, "another", "written", "of one row"])
+def test_a_changed_mask_counts(change, chitu):
+    """What the mask said when it was made is forgotten when the model makes another one of it, or writes to it."""
     q, k, v = (torch.randn(2, 4, 8, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
-    mask = transformers.AttentionMaskInterface()["chitu"](batch_size=2, q_length=8, kv_length=8, attention_mask=LEFT[:2, 2:10].bool())
+    mask = make_mask()
+    if change == "another":
+        mask = mask & torch.tensor([True, False] * 4)
+    elif change == "written":
+        mask[..., 5] = False
+    elif change == "of one row":
+        mask = make_mask(batch_size=1, attention_mask=LEFT[:1, 2:10].bool())
     with torch.no_grad():
-        for changed in (mask, mask & torch.ones(8, dtype=torch.bool).logical_not().index_fill(0, torch.tensor([4, 5]), True)):
-            chitu.report.reset()
-            torch.testing.assert_close(attend(q, k, v, mask=changed), attend(q, k, v, mask=changed, name="sdpa"), rtol=1e-4, atol=1e-5)
-            assert chitu.report.chitu == (changed is mask)
+        torch.testing.assert_close(attend(q, k, v, mask=mask), attend(q, k, v, mask=mask, name="sdpa"), rtol=1e-4, atol=1e-5)
+    assert chitu.report.chitu == (change is None)
+
+
+def test_inference_mode(chitu):
+    LLAMA.set_attn_implementation("chitu")
+    with torch.inference_mode():
+        LLAMA(TOKENS, attention_mask=LEFT)
+    assert chitu.report.chitu == 2 and not chitu.report.torch
 
 
 def test_compile(chitu):
