@@ -11,12 +11,13 @@
 #include "chitu/c.h"
 #include "dlpack.h"
 
-/* Each function of the C interface that the module calls, by name. */
-#define CHITU_FUNCTIONS(X)                                                                                                            \
-  X(abi_version)                                                                                                                      \
-  X(version)                                                                                                                          \
-  X(last_error) X(options_init) X(attention) X(workspace_size) X(quantize) X(quantized_free) X(quantized_part) X(attention_quantized) \
-      X(merge) X(explain) X(kernel_count) X(kernel_info) X(method_count) X(method_info)
+/* Each function of the C interface that the module calls, by name. The formatter would move this list at every run. */
+/* clang-format off */
+#define CHITU_FUNCTIONS(X) \
+  X(abi_version) X(version) X(last_error) X(options_init) X(attention) X(workspace_size) \
+  X(quantize) X(quantized_free) X(quantized_part) X(attention_quantized) X(merge) X(explain) \
+  X(kernel_count) X(kernel_info) X(method_count) X(method_info)
+/* clang-format on */
 
 typedef enum { KIND_OTHER, KIND_EXCHANGE, KIND_TORCH, KIND_TORCH_SUBCLASS } Kind;
 
