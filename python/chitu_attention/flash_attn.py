@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions with the signatures and conventions of the package flash_attn (FlashAttention-2, 2.8):
+
+    from chitu_attention.flash_attn import flash_attn_func
+
+- causal and window_size are bottom-right; tensors are (batch, tokens, heads, dim), packed ones (tokens, heads, dim).
+- return_attn_probs=True gives (out, softmax_lse, S_dmask) with an empty S_dmask; softmax_lse is +inf where a query sees no key.
+- deterministic asks for nothing here: the result has the same bits each time.
+- method and backward are attention()'s, the only arguments that the originals lack. Gradients are refused without backward="exact"."""
+
+import torch
+
+from ._attention import attention
+from ._dropin import lengths, neutral, starts, window
+
+__all__ = ["flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
+           "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func"]
+
+
+def _refuse(function, dropout_p, softcap, alibi_slopes):
+    neutral(function, "dropout_p", dropout_p, 0.0)
+    neutral(function, "softcap", softcap, 0.0)
+    neutral(function, "alibi_slopes", alibi_slopes, None)
+
+
+def _answer(result, return_attn_probs, may_be_empty):
+    if not return_attn_probs:
+        return result
+    out, lse = result
+    if may_be_empty:
+        lse = lse.masked_fill(lse == -torch.inf, torch.inf)
+    return out, lse, out.new_empty(0)
+
+
+def _part(function, name, packed, axis, count):
+    if packed.dim() < 3 or packed.shape[axis] != count:
+        raise ValueError(f"{function}(): {name} has shape {tuple(packed.shape)}; dimension {axis} must be {count}")
+    return packed.unbind(axis)
+
+
+def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+                    deterministic=False, return_attn_probs=False, *, method="chitu", backward=None):
+    """q: (batch, queries, heads, dim); k, v: (batch, keys, kv heads, dim)."""
+    name = "flash_attn_func"
+    _refuse(name, dropout_p, softcap, alibi_slopes)
+    result = attention(q, k, v, method=method, layout="bshd", causal=bool(causal), window=window(name, window_size), scale=softmax_scale,
+                       return_lse=bool(return_attn_probs), backward=backward)
+    return _answer(result, return_attn_probs, q.shape[1] > k.shape[1] or k.shape[1] == 0)
+
+
+def flash_attn_qkvpacked_func(qkv, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+                              deterministic=False, return_attn_probs=False, *, method="chitu", backward=None):
+    """qkv: (batch, tokens, 3, heads, dim)."""
+    q, k, v = _part("flash_attn_qkvpacked_func", "qkv", qkv, 2, 3)
+    return flash_attn_func(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs,
+                           method=method, backward=backward)
+
+
+def flash_attn_kvpacked_func(q, kv, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
+                             deterministic=False, return_attn_probs=False, *, method="chitu", backward=None):
+    """kv: (batch, keys, 2, kv heads, dim)."""
+    k, v = _part("flash_attn_kvpacked_func", "kv", kv, 2, 2)
+    return flash_attn_func(q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs,
+                           method=method, backward=backward)
+
+
+def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
+                           window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, block_table=None, *,
+                           method="chitu", backward=None):
+    """q: (tokens, heads, dim) of all sequences in a row; cu_seqlens_q, cu_seqlens_k: where each begins, and the number of tokens.
+
+    Lists or tensors in CPU memory are best. A tensor on a GPU is copied once for as long as it is not written to, which waits for the GPU;
+    while a CUDA graph is captured it is refused. softmax_lse is (heads, tokens)."""
+    name = "flash_attn_varlen_func"
+    _refuse(name, dropout_p, softcap, alibi_slopes)
+    neutral(name, "block_table", block_table, None)
+    query_starts = starts(name, "cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q)
+    key_starts = starts(name, "cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k)
+    result = attention(q, k, v, method=method, layout="shd", causal=bool(causal), window=window(name, window_size), scale=softmax_scale,
+                       return_lse=bool(return_attn_probs), query_starts=query_starts, key_starts=key_starts, backward=backward)
+    empty = any(queries > keys or keys == 0 for queries, keys in zip(lengths(query_starts), lengths(key_starts)))
+    return _answer(result, return_attn_probs, empty)
+
+
+def flash_attn_varlen_qkvpacked_func(qkv, cu_seqlens, max_seqlen, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1),
+                                     softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, *, method="chitu", backward=None):
+    """qkv: (tokens, 3, heads, dim)."""
+    q, k, v = _part("flash_attn_varlen_qkvpacked_func", "qkv", qkv, 1, 3)
+    return flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, dropout_p, softmax_scale, causal, window_size, softcap,
+                                  alibi_slopes, deterministic, return_attn_probs, method=method, backward=backward)
+
+
+def flash_attn_varlen_kvpacked_func(q, kv, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False,
+                                    window_size=(-1, -1), softcap=0.0, alibi_slopes=None, deterministic=False, return_attn_probs=False, *,
+                                    method="chitu", backward=None):
+    """kv: (tokens, 2, kv heads, dim)."""
+    k, v = _part("flash_attn_varlen_kvpacked_func", "kv", kv, 1, 2)
+    return flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size,
+                                  softcap, alibi_slopes, deterministic, return_attn_probs, method=method, backward=backward)
