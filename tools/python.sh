@@ -6,7 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tools/common.sh
 source tools/common.sh
 
-readonly torch=2.13.0 # that the tests are written for
+# What the tests are written for.
+readonly torch=2.13.0 frameworks=(transformers==5.24.0 diffusers==0.42.1 yunchang==0.6.4 einops)
 readonly without_gpu=(-C cuda=off -C build-dir=build-python/objects)
 
 # An interpreter of 3.11 or newer that can make virtual environments.
@@ -47,6 +48,10 @@ run_tests() {
   rm -rf build-python/wheels build-python/results.xml
   python3 -m pip wheel --quiet --disable-pip-version-check --no-deps -w build-python/wheels "${without_gpu[@]}" .
   environment build-python/clean build-python/wheels/*.whl pytest numpy ml_dtypes "torch==$torch"
+  if [[ " $* " != *"not slow"* ]]; then # what the plug-ins are tested with
+    build-python/clean/bin/python -m pip install --quiet --disable-pip-version-check "${frameworks[@]}"
+    build-python/clean/bin/python -m pip install --quiet --disable-pip-version-check --no-deps xfuser==0.7.0
+  fi
   (cd python/tests && ../../build-python/clean/bin/python -m pytest -q -p no:cacheprovider --junit-xml ../../build-python/results.xml "$@" .)
 }
 

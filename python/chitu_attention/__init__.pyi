@@ -5,6 +5,8 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 from ._core import Quantized as Quantized
 from ._recipe import Quant as Quant, Recipe as Recipe, Weights as Weights
 from ._sdpa import Replaced, Report, SdpaMode
+from .flash_attn import flash_attn_func as flash_attn_func, flash_attn_varlen_func as flash_attn_varlen_func
+from .sageattention import sageattn as sageattn, sageattn_varlen as sageattn_varlen
 
 __version__: str
 __all__: list[str]

@@ -3,6 +3,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -166,3 +167,13 @@ def test_copies_of_the_module():
         _library.load(os.path.join(FOLDER, "nothing.so"))
     with pytest.raises(TypeError, match="18 arguments are needed"):
         core.run(x)
+
+
+def test_standard_library_stays_inside():
+    """PyTorch's copy of libstdc++ and the wheel's may differ: with unique objects of one in the other, formatting a number crashes."""
+    if not shutil.which("nm"):
+        pytest.skip("binutils are not installed")
+    done = subprocess.run(["nm", "-D", "--defined-only", os.path.join(FOLDER, "libchitu.so")], capture_output=True, text=True, check=True)
+    symbols = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert "chitu_attention" in symbols
+    assert not [s for s in symbols if s.startswith(("_ZNSo", "_ZNSt8ios_base", "_ZNSt6locale"))]
