@@ -121,6 +121,12 @@ void offset(const Row& r) {
   if (r.role == Role::query) r.add(3);
 }
 
+void query_spike(const Row& r) {
+  r.scale(.3);
+  if (r.role == Role::query) r.numbers[0] = 1000;
+  if (r.role == Role::key) r.numbers[0] = -50;
+}
+
 void key_bias(const Row& r) {
   if (r.role == Role::key) r.add(10);
 }
@@ -143,6 +149,7 @@ constexpr std::array table{
     Entry{{"sizes", "values of log-normal size"}, sizes},
     Entry{{"heavy", "N(0, 1), one element in a thousand plus N(0, 100)"}, heavy},
     Entry{{"offset", "queries + 3"}, offset},
+    Entry{{"query-spike", "channel 0 of all queries is 1000, of all keys -50; the rest 0.3 times as large"}, query_spike},
     Entry{{"key-bias", "keys + 10"}, key_bias},
     Entry{{"uniform", "uniform within -0.5 ... 0.5"}, uniform},
 };

@@ -5,7 +5,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <array>
 #include <set>
 #include <vector>
 
@@ -109,9 +108,10 @@ TEST(Layout, StoredKeysAreTheAccumulatorsOrder) {
   std::vector<int> keys;
   for (int at = 0; at < 16; ++at) keys.push_back(stored_key(at));
   EXPECT_EQ(keys, (std::vector{0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15}));
-  for (int lane = 0; lane < 4; ++lane)
-    EXPECT_EQ((std::array{keys[4 * lane], keys[4 * lane + 1], keys[4 * lane + 2], keys[4 * lane + 3]}),
-              (std::array{2 * lane, 2 * lane + 1, 8 + 2 * lane, 8 + 2 * lane + 1}));
+  for (int lane = 0; lane < 4; ++lane) {
+    const std::vector<int> expected{2 * lane, 2 * lane + 1, 8 + 2 * lane, 8 + 2 * lane + 1};
+    EXPECT_EQ(std::vector<int>(keys.begin() + 4 * lane, keys.begin() + 4 * lane + 4), expected);
+  }
 }
 
 TEST(Layout, TheOffsetOfValuesIsAddedByExclusiveOr) {

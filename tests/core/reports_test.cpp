@@ -120,9 +120,9 @@ TEST_P(Report, ScalesAtTheEndsOfTheirType) {
   Random random(204);
   for (const DType type : {DType::f32, DType::bf16})
     for (const auto& [scale, size] : {std::pair{3e38f, 5e-20f}, {1e30f, 3e-16f}, {1e-30f, 3e14f}, {1e-38f, 3e18f}, {3e-44f, 2e21f}}) {
-      const auto sized = [&](std::int64_t tokens) {
+      const auto sized = [&, s = size](std::int64_t tokens) {
         Array x(type, {1, 2, tokens, 16});
-        return x.fill([&, s = size](auto...) { return s * random.normal(); });
+        return x.fill([&](auto...) { return s * random.normal(); });
       };
       const Array q = sized(40), k = sized(200), v = normal(random, type, k.shape());
       for (const float sign : {1.f, -1.f}) {
