@@ -124,11 +124,11 @@ else
   # With clang, which compiles sanitized code fastest, and so takes all of the library as well.
   configure build-sanitize --preset sanitize
   cmake --build build-sanitize --target tests/core/all tests/cli/all fuzz/all
-  # The other parts measure, or build without the sanitizers anyway; what is left out here repeats what else runs, or (NoSpace) forbids
-  # files to be written, which clang's OpenMP needs to start. It also keeps some memory of threads that it has ended.
+  # The other parts measure, or build without the sanitizers anyway. What is left out here measures too (Pace), repeats what else runs, or
+  # (NoSpace) forbids files to be written, which clang's OpenMP needs to start. It also keeps some memory of threads that it has ended.
   export LSAN_OPTIONS=suppressions=$PWD/tools/leaks.txt:print_suppressions=0
   for part in core cli; do
-    suite "tests/$part under address and undefined-behaviour sanitizers" "build-sanitize/tests/$part" -E 'SameBitsOnEveryRun|second_half|NoSpaceLeavesNoOutput'
+    suite "tests/$part under address and undefined-behaviour sanitizers" "build-sanitize/tests/$part" -E 'SameBitsOnEveryRun|second_half|NoSpaceLeavesNoOutput|Pace\.|WhileAnotherThreadCalls'
   done
 
   declare -A fuzzers # side by side: what they do is not measured
