@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where everything lies: tokens in the caller's tensors, tiles of quantised operands, numbers within a tile. Every address in src/cuda is
-// made here, so that another layout (pages of a cache) changes this file alone. All functions are constexpr: host and device have them, and
-// tests need no GPU.
+// made here. A quantiser that steps from token to token by a stride asks for a tile's first address only: pages shorter than what it
+// crosses would change it too (docs/adding.md). All functions are constexpr: host and device have them, and tests need no GPU.
 #pragma once
 
 #include <cstdint>
