@@ -454,7 +454,7 @@ class Block {
   // The end of a row: finish-inl.h.
   float factor_of(int r) const;
   void scale_row(int r);
-  void store_row(int r);
+  void store_row(int r, bool finite);
   void finish_row(int r);
   void attend_again();
 

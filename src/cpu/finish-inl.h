@@ -23,13 +23,25 @@ void Block<S, Score, Weight>::scale_row(int r) {
 }
 
 template <class S, class Score, class Weight>
-void Block<S, Score, Weight>::store_row(int r) {
+void Block<S, Score, Weight>::store_row(int r, bool finite) {
   const Tensor& out = p_.output.out;
   const float* numbers = x_.out.data() + std::int64_t{r} * l_.width;
+  std::byte* const to = row(out, sequence_.batch, head(r), token(r));
+  // Nearly always all numbers are within the output's type: finite ones within fp32, and then what remains to be asked is one maximum.
+  bool fits = finite;
+  if (finite && out.type != DType::f32) {
+    F most = S::zero();
+    for (int c = 0; c < l_.width; c += W) {
+      const F x = S::load(numbers + c);
+      most = S::max(most, S::max(x, S::sub(S::zero(), x)));
+    }
+    fits = S::reduce_max(most) <= largest(out.type);
+  }
+  if (fits) return Quantizer<S>::from_f32(numbers, out.type, to, l_.dim);
   alignas(64) float within[max_dim + W];  // the type, as within() does it: min() and max() give their second operand where that is NaN
   const F high = S::set(largest(out.type)), low = S::set(-largest(out.type));
   for (int c = 0; c < l_.width; c += W) S::store(within + c, S::min(high, S::max(low, S::load(numbers + c))));
-  Quantizer<S>::from_f32(within, out.type, row(out, sequence_.batch, head(r), token(r)), l_.dim);
+  Quantizer<S>::from_f32(within, out.type, to, l_.dim);
 }
 
 template <class S, class Score, class Weight>
@@ -37,8 +49,9 @@ void Block<S, Score, Weight>::finish_row(int r) {
   const auto i = static_cast<std::size_t>(r);
   const float factor = factor_of(r);
   scale_row(r);
-  overflowed_ |= !std::isnan(factor) && !Quantizer<S>::finite(x_.out.data() + std::int64_t{r} * l_.width, l_.width);
-  store_row(r);
+  const bool finite = Quantizer<S>::finite(x_.out.data() + std::int64_t{r} * l_.width, l_.width);
+  overflowed_ |= !std::isnan(factor) && !finite;
+  store_row(r, finite);
   const Output& output = p_.output;
   if (!output.lse.data) return;
   float lse = -infinity;
@@ -66,7 +79,7 @@ void Block<S, Score, Weight>::attend_again() {
     scale_row(r);
     float* now = x_.out.data() + std::int64_t{r} * l_.width;
     for (int c = 0; c < l_.dim; ++c) now[c] = is_finite(before[c]) ? before[c] : now[c] / value_unit_;
-    store_row(r);
+    store_row(r, false);
   }
 }
 
