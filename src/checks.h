@@ -10,6 +10,7 @@
 #include <string>
 
 #include "chitu/attention.h"
+#include "common/float_environment.h"
 
 namespace chitu {
 
@@ -55,9 +56,10 @@ struct AsText {
 };
 std::ostream& operator<<(std::ostream& out, const AsText& text);
 
-// body(), where the standard library's want of memory is the library's Error.
+// body(), where the standard library's want of memory is the library's Error, in the default floating-point environment.
 template <class Body>
 auto with_own_errors(const Body& body) {
+  const DefaultFloatEnvironment floats;
   try {
     return body();
   } catch (const std::bad_alloc&) {

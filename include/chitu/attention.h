@@ -3,6 +3,7 @@
 // All functions may be called from several threads at once, also with the same inputs and the same Quantized: inputs are never written.
 // They may be called after fork() too, for tensors on the CPU: in the child of a process in which the library has started threads they
 // compute on one thread, with the same result. A child of a process in which it has not starts its own.
+// The calling program's floating-point environment (rounding direction, denormals as zeros, traps) does not matter to tensors on the CPU.
 // Outputs must not overlap inputs or each other; merge() says where it allows that. This is not checked.
 #pragma once
 
