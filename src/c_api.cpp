@@ -7,6 +7,7 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "chitu/attention.h"
 #include "chitu/version.h"
@@ -267,6 +268,18 @@ chitu_status chitu_merge(const chitu_tensor* out_a, const chitu_tensor* lse_a, c
   return guarded([&] {
     chitu::merge({tensor(out_a, "out_a"), tensor(lse_a, "lse_a")}, {tensor(out_b, "out_b"), tensor(lse_b, "lse_b")},
                  {tensor(out_result, "out_result"), tensor(lse_result, "lse_result")});
+  });
+}
+
+chitu_status chitu_merge_parts(size_t count, const chitu_tensor* outs, const chitu_tensor* lses, const chitu_tensor* out_result,
+                               const chitu_tensor* lse_result, const chitu_merge_options* given) {
+  return guarded([&] {
+    const chitu_merge_options o = known(given, {}, "chitu_merge_options");
+    require(outs || count == 0, "outs is NULL, but count is ", count);
+    require(lses || count == 0, "lses is NULL, but count is ", count);
+    std::vector<chitu::Output> parts;
+    for (size_t i = 0; i < count; ++i) parts.emplace_back(tensor(&outs[i], "an out of outs"), tensor(&lses[i], "an lse of lses"));
+    chitu::merge(parts, {tensor(out_result, "out_result"), tensor(lse_result, "lse_result")}, {.threads = o.threads, .stream = o.stream});
   });
 }
 

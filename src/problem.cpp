@@ -64,8 +64,6 @@ void check_positions(const std::optional<Positions>& p, const char* name) {
   require(p->first > -limit && p->first < limit, name, " begin at ", p->first, "; that must lie between -", limit, " and ", limit);
 }
 
-std::string device_name(const Tensor& t) { return (t.device == Device::cpu ? "cpu:" : "cuda:") + std::to_string(t.device_id); }
-
 std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Options& o) {
   std::vector<Sequence> all;
   const auto add = [&](std::int64_t batch, std::int64_t q0, std::int64_t queries, std::int64_t k0, std::int64_t keys) {
