@@ -85,16 +85,25 @@ def quantize(x, role, *, method="chitu", layout="bhsd", starts=None, keys=None, 
     return _core.quantize(x, role, method, layout, starts, keys, centre, channels, threads)
 
 
-def merge(out_a, lse_a, out_b, lse_b, *, out=None, lse=None, layout="bhsd"):
-    """Joins the attention of the same queries over two disjoint sets of keys: (out, lse) of the whole.
+def merge(*parts, out=None, lse=None, layout="bhsd", threads=0, stream=None):
+    """Joins the attention of the same queries over disjoint sets of keys: (out, lse) of the whole.
 
-    out, lse: arrays to write to, which may be those of a or b."""
+    parts: pairs (out, lse), as attention(return_lse=True) gives them, or these arrays one after another: out, lse, out, lse, ... All in CPU
+        memory, or all on one GPU; their types may differ.
+    out, lse: arrays to write to, which may be those of any part; else they are like those of the first.
+    threads, stream: as in attention()."""
+    arrays = []
+    for part in parts:
+        arrays.extend(part if isinstance(part, (tuple, list)) else (part,))
+    if not arrays or len(arrays) % 2:
+        raise TypeError(f"merge() got {len(arrays)} arrays; it takes an out and an lse of each part, of one part or more")
     torch = modules.get("torch")
     if torch is not None and torch.is_grad_enabled():
-        for name, array in (("out_a", out_a), ("lse_a", lse_a), ("out_b", out_b), ("lse_b", lse_b), ("out", out), ("lse", lse)):
+        for i, array in enumerate([*arrays, out, lse]):
             if isinstance(array, torch.Tensor) and array.requires_grad:
+                name = ("out", "lse")[i % 2] + (f" of part {i // 2}" if i < len(arrays) else "")
                 raise NotImplementedError(f"{name} requires a gradient, which merge() does not compute: call it under torch.no_grad()")
-    return _core.merge(out_a, lse_a, out_b, lse_b, out, lse, layout)
+    return _core.merge(arrays, out, lse, layout, threads, stream)
 
 
 Method = namedtuple("Method", "name summary origin recipe")

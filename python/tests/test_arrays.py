@@ -223,8 +223,33 @@ def test_merge():
     close(lse, exact(q, k, v)[1], 1e-5)
     ca.merge(*parts[0], *parts[1], out=parts[0][0], lse=parts[0][1])
     assert (parts[0][0] == out).all() and (parts[0][1] == lse).all()
-    with pytest.raises(ValueError, match="out of b has shape"):
+    with pytest.raises(ValueError, match="out of part 1 has shape"):
         ca.merge(out, lse, out[:, :, :3], lse[:, :, :3])
+    with pytest.raises(TypeError, match="merge.. got 3 arrays"):
+        ca.merge(out, lse, out)
+    with pytest.raises(TypeError, match="merge.. got 0 arrays"):
+        ca.merge()
+
+
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_merge_of_parts(layout):
+    q, k, v = make()
+    turned = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)) if layout == "bshd" else x for x in (q, k, v)]
+    axis = layout.index("s")
+    bounds = [0, 20, 21, 60, k.shape[2]]
+    parts = []
+    for begin, end in zip(bounds, bounds[1:]):
+        keys, values = (np.take(x, range(begin, end), axis) for x in turned[1:])
+        parts.append(ca.attention(turned[0], keys, values, method="exact", layout=layout, return_lse=True))
+    out, lse = ca.merge(*parts, layout=layout, threads=2)
+    close(out.transpose(0, 2, 1, 3) if layout == "bshd" else out, exact(q, k, v)[0], 1e-5)
+    close(lse, exact(q, k, v)[1], 1e-5)
+    again = ca.merge(*(array for part in parts for array in part), layout=layout)
+    assert (again[0] == out).all() and (again[1] == lse).all()
+    ca.merge(*parts, out=parts[2][0], lse=parts[2][1], layout=layout)
+    assert (parts[2][0] == out).all() and (parts[2][1] == lse).all()
+    with pytest.raises(ValueError, match="lse of part 3 has 4 dimensions"):
+        ca.merge(*parts[:3], (parts[3][0], parts[3][0]), layout=layout)
 
 
 def test_explain_and_tables():

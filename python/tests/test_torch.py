@@ -81,7 +81,7 @@ def test_gradients_are_refused():
     with pytest.raises(NotImplementedError, match="x requires a gradient"):
         ca.quantize(leaf, "key")
     out, lse = ca.attention(q, k, v, return_lse=True)
-    with pytest.raises(NotImplementedError, match="out_b requires a gradient"):
+    with pytest.raises(NotImplementedError, match="out of part 1 requires a gradient"):
         ca.merge(out, lse, out.clone().requires_grad_(), lse)
 
 
