@@ -160,17 +160,33 @@ chitu::Recipe recipe(const char* method, const chitu_recipe* given, const char* 
                       .lse = enumeration(given->weights_lse, chitu::Sum::rounded, "weights_lse")}};
 }
 
-chitu::Options options(const chitu_options* given) {
+// Options that view what they hold.
+struct HeldOptions : chitu::Options {
+  HeldOptions() = default;
+  HeldOptions(HeldOptions&&) = default;
+  std::vector<chitu::Positions> held[2];
+};
+
+std::span<const chitu::Positions> positions(const chitu_positions* data, size_t count, const char* name,
+                                            std::vector<chitu::Positions>& held) {
+  require(data || count == 0, name, " is NULL, but its count is ", count);
+  for (size_t i = 0; i < count; ++i) held.push_back({data[i].first, data[i].step});
+  return held;
+}
+
+HeldOptions options(const chitu_options* given) {
   const chitu_options o = known(given, default_options(), "chitu_options");
   // The defaults have step 1, used or not; a struct of zeros would ask for a window of (0, 0).
   require(o.query_positions.step != 0 && o.key_positions.step != 0, "chitu_options has positions with step 0, used or not; ",
           "fill it with chitu_options_init() first");
-  chitu::Options result;
+  HeldOptions result;
   result.recipe = recipe(o.method, o.recipe, "chitu_options.");
   result.window = {bound(o.window_left, "window_left"), bound(o.window_right, "window_right")};
   if (o.has_scale) result.scale = o.scale;
   if (o.has_query_positions) result.query_positions = {o.query_positions.first, o.query_positions.step};
   if (o.has_key_positions) result.key_positions = {o.key_positions.first, o.key_positions.step};
+  result.query_positions_of = positions(o.query_positions_of, o.query_positions_of_count, "query_positions_of", result.held[0]);
+  result.key_positions_of = positions(o.key_positions_of, o.key_positions_of_count, "key_positions_of", result.held[1]);
   result.query_starts = starts(o.query_starts, o.query_starts_count, "query_starts");
   result.key_starts = starts(o.key_starts, o.key_starts_count, "key_starts");
   result.threads = o.threads;

@@ -53,6 +53,10 @@ struct Options {
   // alignment, FlashAttention's) unless given.
   std::optional<Positions> query_positions{};
   std::optional<Positions> key_positions{};
+  // The same for each sequence of a packed call, or for each batch entry, instead of one for all: as many as there are, or none. The chunks
+  // of a ring's zigzag shard, prompts that go on from a cache.
+  std::span<const Positions> query_positions_of{};
+  std::span<const Positions> key_positions_of{};
 
   // Packed sequences of unequal length: tensors have batch 1, sequence i holds tokens [starts[i], starts[i + 1]). Both empty
   // (each batch entry is one sequence) or both of the same size, first 0, never falling, last the number of tokens.

@@ -85,7 +85,10 @@ typedef struct chitu_options {
   void* stream;     /* cudaStream_t, for tensors on a GPU. On the CPU it must be NULL */
   void* workspace;  /* for tensors on a GPU: memory there, from a multiple of 256 bytes on, of chitu_workspace_size() bytes or more, */
   size_t workspace_bytes; /* which the call uses until the stream has done it; NULL and 0: allocated, but not while a graph is captured */
-  const chitu_recipe* recipe; /* instead of a method, which must then be NULL; NULL: none */
+  const chitu_recipe* recipe;                /* instead of a method, which must then be NULL; NULL: none */
+  const chitu_positions* query_positions_of; /* of each packed sequence or batch entry, instead of query_positions and */
+  const chitu_positions* key_positions_of;   /* key_positions; NULL and 0 for none */
+  size_t query_positions_of_count, key_positions_of_count;
 } chitu_options;
 
 /* The defaults. struct_size: sizeof(chitu_options) as the caller was compiled. */

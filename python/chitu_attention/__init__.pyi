@@ -15,7 +15,7 @@ __all__: list[str]
 Array = TypeVar("Array")
 _Method = str | Recipe
 _Window = tuple[int | None, int | None] | None
-_Positions = int | tuple[int, int] | None
+_Positions = int | tuple[int, int] | Sequence[tuple[int, int]] | None
 _Starts = Sequence[int] | Any | None
 
 class Method(NamedTuple):

@@ -50,7 +50,8 @@ def attention(query, key, value, *, method="chitu", layout="bhsd", causal=False,
     out, lse: arrays to write to.
     query_starts, key_starts: packed sequences, batch 1 or a layout such as "shd": lists, or integer arrays in CPU memory, of where each
         sequence begins; the last is the number of tokens.
-    query_positions, key_positions: where the first token stands in the whole sequence, or (first, step).
+    query_positions, key_positions: where the first token stands in the whole sequence, or (first, step); or a list of such pairs, one for
+        each packed sequence or batch entry.
     kernel: a name of kernels(), to insist on it.
     threads: on the CPU; 0 is OpenMP's default.
     stream: a CUDA stream, which must be done before memory of the arrays is used again; PyTorch's current one unless given.

@@ -208,7 +208,9 @@ static chitu_status workspace_size(State* state, const Job* job, PyObject* const
   }
   const chitu_tensor* t = key.tensors;
   const chitu_status status = state->workspace_size(&t[0], &t[1], &t[2], &t[3], job->has_lse ? &t[4] : NULL, &key.options, bytes);
-  if (status != CHITU_OK || key.options.recipe || key.options.query_starts) return status;
+  if (status != CHITU_OK || key.options.recipe || key.options.query_starts || key.options.query_positions_of ||
+      key.options.key_positions_of)
+    return status;
   Py_INCREF(args[METHOD]);
   Py_INCREF(args[KERNEL]);
   Py_XDECREF(state->memo.method);
@@ -302,6 +304,7 @@ static void job_init(Job* job) {
   job->out.has_buffer = job->lse.has_buffer = job->quantized = job->has_lse = false;
   job->out.owner = job->lse.owner = job->out_object = job->lse_object = job->fresh_workspace = NULL;
   job->call.starts[0] = job->call.starts[1] = NULL;
+  job->call.positions[0] = job->call.positions[1] = NULL;
   job->workspace = -1;
 }
 

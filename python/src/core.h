@@ -102,6 +102,7 @@ typedef struct {
   chitu_options options;
   chitu_recipe recipe;
   int64_t* starts[2];
+  chitu_positions* positions[2]; /* of each sequence */
 } Call;
 
 /* arrays.c. Functions that return bool have set a Python error if it is false. */

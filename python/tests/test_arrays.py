@@ -69,6 +69,26 @@ def test_key_positions():
     close(ca.attention(q, k, v, method="exact", causal=True, query_positions=1100, key_positions=(1000, 2)), exact(q, k, v, seen=seen)[0], 1e-5)
 
 
+@pytest.mark.parametrize("pairs", [list, np.array, lambda pairs: [np.array(pair) for pair in pairs]])
+def test_positions_of_each(pairs):
+    """Of each batch entry, and of each packed sequence."""
+    q, k, v = make(batch=2)
+    queries, keys = pairs([(60, 1), (-5, 3)]), pairs([(0, 1), (40, 2)])
+    options = {"method": "exact", "causal": True}
+    out = ca.attention(q, k, v, query_positions=queries, key_positions=keys, **options)
+    packed = [np.concatenate(list(x), 1)[None] for x in (q, k, v)]
+    starts = {"query_starts": [0, 40, 80], "key_starts": [0, 150, 300]}
+    packed_out = ca.attention(*packed, query_positions=queries, key_positions=keys, **starts, **options)
+    for i in range(2):
+        wanted = ca.attention(*(x[i:i + 1] for x in (q, k, v)), query_positions=tuple(map(int, queries[i])),
+                              key_positions=tuple(map(int, keys[i])), **options)
+        assert (out[i] == wanted[0]).all() and (packed_out[0, :, 40 * i:40 * i + 40] == wanted[0]).all()
+    with pytest.raises(ValueError, match="query_positions_of have 2 entries, but there are 1 sequences"):
+        ca.attention(*packed, query_positions=queries)
+    with pytest.raises(ValueError, match=r"query_positions have step 0"):
+        ca.attention(q, k, v, query_positions=pairs([(0, 1), (3, 0)]))
+
+
 @pytest.mark.parametrize("layout", ["bhsd", "bshd", "sbhd", "hsd", "shd", "hbsd"])
 def test_layouts(layout):
     q, k, v = make(batch=2 if "b" in layout else 1)
@@ -317,6 +337,8 @@ READ_ONLY.flags.writeable = False
     (TypeError, "query_starts must be a list", {"query_starts": 4}),
     (TypeError, "key_positions is 'x'", {"key_positions": "x"}),
     (ValueError, "query_positions have step 0", {"query_positions": (3, 0)}),
+    (TypeError, "query_positions is []; it must be None, the first token's position, (first, step), or such a pair", {"query_positions": []}),
+    (TypeError, "query_positions is 5; it must be", {"query_positions": [(0, 1), 5]}),
     (ValueError, "threads is -1", {"threads": -1}),
     (ValueError, "stream is given, but the tensors are on the CPU", {"stream": 7}),
     (TypeError, "stream is 'x'", {"stream": "x"}),

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // merge() on a GPU: reads every part once. A row's parts are weighed in fp32 as on the CPU in double.
 //
-// A CTA takes some rows of a head. A thread has 8 channels of a row, and all threads of a row are in one warp. So the row's LSEs have been
-// read by all of them before one writes the result's, which may be a part's own. First these lanes weigh the parts, each lane some of them.
-// The numbers of the first parts are already on their way then.
+// A CTA takes some rows of a head. A thread has two chunks of 8 channels of a row, and all threads of a row are in one warp. So the row's
+// LSEs have been read by all of them before one writes the result's, which may be a part's own. These lanes bring the LSEs to shared
+// memory, each lane some of them; the numbers of the first parts are already on their way then. Two chunks share what it costs to find and
+// to weigh a part: with one the instructions of two parts would take as long as their bytes.
 #include <limits>
 #include <type_traits>
 
@@ -17,15 +18,17 @@ namespace chitu::cuda {
 namespace {
 
 constexpr int threads = 256;
-constexpr int channels = 8;  // of a thread
+constexpr int channels = 8;  // of a chunk
+constexpr int chunks = 2;    // of a thread
 
-constexpr int lanes_of(int dim) { return padded_dim(dim) / channels; }  // of a row: 8, 16 or 32
+constexpr int lanes_of(int dim) { return padded_dim(dim) / (chunks * channels); }  // of a row: 4, 8 or 16
+constexpr int least_lanes = lanes_of(1);
 
-// What a thread works on.
-struct Place {
-  int batch, head, token, channel;
-  __device__ std::int64_t out(const MergeOperand& x) const { return token_offset(x.out, batch, head, token) + channel; }
-  __device__ float* lse(const MergeOperand& x) const { return static_cast<float*>(x.lse.data) + token_offset(x.lse, batch, head, token); }
+// The row of a thread.
+struct Row {
+  int batch, head, token;
+  __device__ std::int64_t out(const MergeOperand& x) const { return token_offset(x.out, batch, head, token); }
+  __device__ float& lse(const MergeOperand& x) const { return static_cast<float*>(x.lse.data)[token_offset(x.lse, batch, head, token)]; }
 };
 
 template <class T>
@@ -56,23 +59,24 @@ __device__ __forceinline__ uint4 pack(const float (&x)[channels]) {
 // than a quarter of the type's last place, and that number is the type's own.
 template <class T>
 struct Same {
-  static constexpr int at_once = 4;   // parts whose loads are in flight
+  static constexpr int at_once = 2;   // parts whose loads are in flight
   static constexpr int resident = 4;  // CTAs on a multiprocessor
   static constexpr bool clamps = false;
   using Raw = uint4;
 
-  __device__ static Raw load(const MergeParams& p, int part, const Place& at) {
-    return load_16<T>(p.parts[part].out.data, at.out(p.parts[part]));
+  // The chunk that begins at `channel` of the row, whose numbers begin at `row`.
+  __device__ static Raw load(const MergeParams& p, int part, std::int64_t row, int channel) {
+    return load_16<T>(p.parts[part].out.data, row + channel);
   }
   __device__ static void numbers(const MergeParams&, int, const Raw& raw, float (&x)[channels]) { unpack<T>(raw, x); }
-  __device__ static void store(const MergeParams& p, const Place& at, float (&x)[channels]) {
-    store_16<T>(p.result.out.data, at.out(p.result), pack<T>(x));
+  __device__ static void store(const MergeParams& p, std::int64_t row, int channel, float (&x)[channels]) {
+    store_16<T>(p.result.out.data, row + channel, pack<T>(x));
   }
 };
 
 // Any types, any strides.
 struct Any {
-  static constexpr int at_once = 2, resident = 3;
+  static constexpr int at_once = 1, resident = 2;
   static constexpr bool clamps = true;
   struct Raw {
     uint4 low, high;  // 16-bit numbers are in `low`; f32 ones, and those that were read one by one, in both
@@ -80,14 +84,14 @@ struct Any {
 
   __device__ static bool in_vectors(const MergeParams& p, int part) { return p.vectors >> part & 1; }
 
-  __device__ static Raw load(const MergeParams& p, int part, const Place& at) {
+  __device__ static Raw load(const MergeParams& p, int part, std::int64_t row, int channel) {
     const void* data = p.parts[part].out.data;
-    const std::int64_t first = at.out(p.parts[part]);
+    const std::int64_t first = row + channel;
     Raw raw{};
     if (!in_vectors(p, part)) {
       float x[channels];
 #pragma unroll
-      for (int c = 0; c < channels; ++c) x[c] = at.channel + c < p.dim ? number(data, p.types[part], first + c) : 0;
+      for (int c = 0; c < channels; ++c) x[c] = channel + c < p.dim ? number(data, p.types[part], first + c) : 0;
       raw = {as_bits(x[0], x[1], x[2], x[3]), as_bits(x[4], x[5], x[6], x[7])};
     } else if (p.types[part] == DType::f32) {
       raw = {load_16<float>(data, first), load_16<float>(data, first + 4)};
@@ -109,15 +113,15 @@ struct Any {
   }
 
   // Changes x to what its type can hold, unless it is not finite.
-  __device__ static void store(const MergeParams& p, const Place& at, float (&x)[channels]) {
+  __device__ static void store(const MergeParams& p, std::int64_t row, int channel, float (&x)[channels]) {
     void* const data = p.result.out.data;
-    const std::int64_t first = at.out(p.result);
+    const std::int64_t first = row + channel;
 #pragma unroll
     for (float& number : x) number = is_finite(number) ? within(p.result_type, number) : number;
     if (!p.result_vectors) {
 #pragma unroll
       for (int c = 0; c < channels; ++c)
-        if (at.channel + c < p.dim) put(data, p.result_type, first + c, x[c]);
+        if (channel + c < p.dim) put(data, p.result_type, first + c, x[c]);
     } else if (p.result_type == DType::f32) {
       store_16<float>(data, first, as_bits(x[0], x[1], x[2], x[3]));
       store_16<float>(data, first + 4, as_bits(x[4], x[5], x[6], x[7]));
@@ -143,7 +147,7 @@ struct Any {
   }
 };
 
-// The weighted mean of a thread's channels.
+// The weighted mean of a chunk.
 template <bool clamps>
 struct Mean {
   float sum[channels] = {}, least[channels], most[channels];
@@ -152,9 +156,7 @@ struct Mean {
 #pragma unroll
     for (int c = 0; c < channels; ++c) least[c] = infinity, most[c] = -infinity;
   }
-  // weight: negative for a part that has seen no key, and so counts nothing, whatever it holds.
   __device__ void add(float weight, float (&x)[channels]) {
-    if (weight < 0) return;
     if constexpr (clamps) {
 #pragma unroll
       for (int c = 0; c < channels; ++c) least[c] = fminf(least[c], x[c]), most[c] = fmaxf(most[c], x[c]);
@@ -174,62 +176,86 @@ struct Mean {
   }
 };
 
-// Fills the weights of the parts in a row, which all lanes of the row share. Returns the LSE of the whole. Every lane of the warp calls it.
-__device__ float weigh(const MergeParams& p, const Place& at, bool exists, int lane, int lanes, float* weights) {
-  float top = -infinity, sum = 0;
-  for (int i = lane; i < p.count; i += lanes) {
-    weights[i] = exists ? *at.lse(p.parts[i]) : -infinity;
-    top = fmaxf(top, weights[i]);  // drops a NaN
-  }
-  for (int other = lanes / 2; other > 0; other /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, other));
-  for (int i = lane; i < p.count; i += lanes)
-    if (weights[i] == -infinity)
-      weights[i] = -1;
-    else
-      sum += weights[i] = expf(weights[i] - top);
-  for (int other = lanes / 2; other > 0; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
-  for (int i = lane; i < p.count; i += lanes) weights[i] = weights[i] < 0 ? -1 : weights[i] / sum;
-  __syncwarp();
-  return sum == 0 ? -infinity : top + logf(sum);
+// exp(x) for x <= 0. The error of the product does not matter: it grows as the weight falls.
+__device__ __forceinline__ float exponential(float x) {
+  float y;
+  asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+  return y;
 }
+
+// What the LSEs of a row's parts say. A part that has seen no key counts nothing, whatever it holds.
+struct Weights {
+  const float* lses;
+  float top = -infinity, sum = 0, one_over_sum;
+
+  __device__ Weights(const float* lses, int count) : lses(lses) {
+#pragma unroll 2
+    for (int i = 0; i < count; ++i) top = fmaxf(top, lses[i]);  // drops a NaN
+#pragma unroll 2
+    for (int i = 0; i < count; ++i) sum += counts(i) ? exponential(lses[i] - top) : 0;
+    one_over_sum = 1 / sum;
+  }
+  __device__ bool counts(int part) const { return lses[part] != -infinity; }
+  __device__ float of(int part) const { return exponential(lses[part] - top) * one_over_sum; }
+  __device__ bool none() const { return sum == 0; }
+  __device__ float lse() const { return none() ? -infinity : top + logf(sum); }
+};
 
 template <class Numbers>
 __global__ void __launch_bounds__(threads, Numbers::resident) merge_kernel(const __grid_constant__ MergeParams p) {
-  __shared__ float all_weights[threads / 8][merged_at_once + 1];  // one more, so that the rows of a warp lie in different banks
+  __shared__ float all_lses[threads / least_lanes][merged_at_once + 1];  // one more, so that the rows of a warp lie in different banks
   ptx::wait_for_previous();
   ptx::let_next_start();
-  const int lanes = lanes_of(p.dim), row = threadIdx.x / lanes, lane = threadIdx.x % lanes;
+  const int lanes = lanes_of(p.dim), in_block = threadIdx.x >> (31 - __clz(lanes)), lane = threadIdx.x & (lanes - 1);
   const int head = blockIdx.x / p.blocks_of_head, block = blockIdx.x % p.blocks_of_head;
-  const Place at{head / p.heads, head % p.heads, block * (threads / lanes) + row, lane * channels};
-  const bool exists = at.token < p.tokens, has_channels = exists && at.channel < p.dim;
+  const Row row{head / p.heads, head % p.heads, block * (threads / lanes) + in_block};
+  const bool exists = row.token < p.tokens;
+  const auto channel_of = [&](int chunk) { return (chunk * lanes + lane) * channels; };
+  const auto has = [&](int chunk) { return exists && channel_of(chunk) < p.dim; };
 
-  typename Numbers::Raw raw[Numbers::at_once];
+  typename Numbers::Raw raw[Numbers::at_once][chunks];
   const auto load = [&](int first) {
-#pragma unroll
-    for (int i = 0; i < Numbers::at_once; ++i)
-      if (has_channels && first + i < p.count) raw[i] = Numbers::load(p, first + i, at);
-  };
-  load(0);
-  float* const weights = all_weights[row];
-  const float lse = weigh(p, at, exists, lane, lanes, weights);
-  Mean<Numbers::clamps> mean;
-  for (int first = 0; has_channels;) {
 #pragma unroll
     for (int i = 0; i < Numbers::at_once; ++i) {
       if (first + i >= p.count) break;
-      float x[channels];
-      Numbers::numbers(p, first + i, raw[i], x);
-      mean.add(weights[first + i], x);
+      const std::int64_t at = row.out(p.parts[first + i]);
+#pragma unroll
+      for (int chunk = 0; chunk < chunks; ++chunk)
+        if (has(chunk)) raw[i][chunk] = Numbers::load(p, first + i, at, channel_of(chunk));
+    }
+  };
+  load(0);
+  float* const lses = all_lses[in_block];
+#pragma unroll 1
+  for (int i = lane; i < p.count; i += lanes) lses[i] = exists ? row.lse(p.parts[i]) : -infinity;
+  __syncwarp();
+  const Weights weights(lses, p.count);
+  Mean<Numbers::clamps> mean[chunks];
+  for (int first = 0;;) {
+#pragma unroll
+    for (int i = 0; i < Numbers::at_once; ++i) {
+      if (first + i >= p.count) break;
+      if (!weights.counts(first + i)) continue;
+      const float weight = weights.of(first + i);
+#pragma unroll
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        if (!has(chunk)) continue;
+        float x[channels];
+        Numbers::numbers(p, first + i, raw[i][chunk], x);
+        mean[chunk].add(weight, x);
+      }
     }
     first += Numbers::at_once;
     if (first >= p.count) break;
     load(first);
   }
-  if (has_channels) {
-    if (Numbers::clamps && lse != -infinity) mean.clamp();
-    Numbers::store(p, at, mean.sum);
+#pragma unroll
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    if (!has(chunk)) continue;
+    if (Numbers::clamps && !weights.none()) mean[chunk].clamp();
+    Numbers::store(p, row.out(p.result), channel_of(chunk), mean[chunk].sum);
   }
-  if (exists && lane == 0) *at.lse(p.result) = lse;
+  if (exists && lane == 0) row.lse(p.result) = weights.lse();
 }
 
 bool all_are(const MergeParams& p, DType type) {

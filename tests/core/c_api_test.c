@@ -85,6 +85,7 @@ static void test_attention(void) {
 }
 
 static void test_options(void) {
+  const chitu_positions two_positions[] = {{0, 1}, {5, 1}};
   chitu_options o;
   struct {
     chitu_options known;
@@ -98,6 +99,22 @@ static void test_options(void) {
   o.window_right = 0;
   expect(chitu_attention(&q, &k, &v, &out, &lse, &o) == CHITU_OK, "positions");
   expect(largest_difference(1 / sqrtf(DIM), 1, 0, KEYS) < 1e-5, "positions that say the same as bottom-right");
+  o.has_query_positions = o.has_key_positions = 0;
+  o.query_positions_of = &o.query_positions;
+  o.query_positions_of_count = 1;
+  o.key_positions_of = &o.key_positions;
+  o.key_positions_of_count = 1;
+  expect(chitu_attention(&q, &k, &v, &out, &lse, &o) == CHITU_OK, "positions of each batch entry");
+  expect(largest_difference(1 / sqrtf(DIM), 1, 0, KEYS) < 1e-5, "the same for each batch entry");
+  o.key_positions_of = NULL;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "key_positions_of is NULL, but its count is 1");
+  o.key_positions_of_count = 0;
+  o.query_positions_of_count = 2;
+  o.query_positions_of = two_positions;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "query_positions_of have 2 entries");
+  o.query_positions_of_count = 1;
+  o.has_query_positions = 1;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "query_positions and query_positions_of are both given");
 
   chitu_options_init(&newer.known, sizeof newer);
   newer.known.method = "exact";

@@ -158,6 +158,7 @@ TEST(Errors, NoHeadsAreNoError) {
 }
 
 TEST(Errors, Options) {
+  static constexpr Positions one[] = {{3, 1}}, two[] = {{3, 1}, {3, 0}};
   expect_all({
       {{"window", "-1"}, [](Call& c) { c.options.window.left = -1; }},
       {{"window", "-7"}, [](Call& c) { c.options.window.right = -7; }},
@@ -182,6 +183,27 @@ TEST(Errors, Options) {
       {{"key_positions", "step 2147483648", "1 ... 2147483647"},
        [](Call& c) {
          c.options.key_positions = Positions{0, std::int64_t{1} << 31};
+       }},
+      {{"query_positions and query_positions_of are both given"},
+       [](Call& c) {
+         c.options.query_positions = Positions{};
+         c.options.query_positions_of = one;
+       }},
+      {{"key_positions and key_positions_of are both given"},
+       [](Call& c) {
+         c.options.key_positions = Positions{};
+         c.options.key_positions_of = one;
+       }},
+      {{"query_positions_of have 2 entries, but there are 1 sequences"}, [](Call& c) { c.options.query_positions_of = two; }},
+      {{"key_positions_of have 1 entries, but there are 2 sequences"},
+       [](Call& c) {
+         c.query_starts = {0, 2, 6}, c.key_starts = {0, 2, 9};
+         c.options.key_positions_of = one;
+       }},
+      {{"query_positions_of[1] have step 0"},
+       [](Call& c) {
+         c.query_starts = {0, 2, 6}, c.key_starts = {0, 2, 9};
+         c.options.query_positions_of = two;
        }},
       {{"threads", "-1"}, [](Call& c) { c.options.threads = -1; }},
       {{"threads is 2", "on a GPU"},
