@@ -7,6 +7,7 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "chitu/attention.h"
 #include "chitu/version.h"
@@ -159,17 +160,33 @@ chitu::Recipe recipe(const char* method, const chitu_recipe* given, const char* 
                       .lse = enumeration(given->weights_lse, chitu::Sum::rounded, "weights_lse")}};
 }
 
-chitu::Options options(const chitu_options* given) {
+// Options that view what they hold.
+struct HeldOptions : chitu::Options {
+  HeldOptions() = default;
+  HeldOptions(HeldOptions&&) = default;
+  std::vector<chitu::Positions> held[2];
+};
+
+std::span<const chitu::Positions> positions(const chitu_positions* data, size_t count, const char* name,
+                                            std::vector<chitu::Positions>& held) {
+  require(data || count == 0, name, " is NULL, but its count is ", count);
+  for (size_t i = 0; i < count; ++i) held.push_back({data[i].first, data[i].step});
+  return held;
+}
+
+HeldOptions options(const chitu_options* given) {
   const chitu_options o = known(given, default_options(), "chitu_options");
   // The defaults have step 1, used or not; a struct of zeros would ask for a window of (0, 0).
   require(o.query_positions.step != 0 && o.key_positions.step != 0, "chitu_options has positions with step 0, used or not; ",
           "fill it with chitu_options_init() first");
-  chitu::Options result;
+  HeldOptions result;
   result.recipe = recipe(o.method, o.recipe, "chitu_options.");
   result.window = {bound(o.window_left, "window_left"), bound(o.window_right, "window_right")};
   if (o.has_scale) result.scale = o.scale;
   if (o.has_query_positions) result.query_positions = {o.query_positions.first, o.query_positions.step};
   if (o.has_key_positions) result.key_positions = {o.key_positions.first, o.key_positions.step};
+  result.query_positions_of = positions(o.query_positions_of, o.query_positions_of_count, "query_positions_of", result.held[0]);
+  result.key_positions_of = positions(o.key_positions_of, o.key_positions_of_count, "key_positions_of", result.held[1]);
   result.query_starts = starts(o.query_starts, o.query_starts_count, "query_starts");
   result.key_starts = starts(o.key_starts, o.key_starts_count, "key_starts");
   result.threads = o.threads;
@@ -267,6 +284,18 @@ chitu_status chitu_merge(const chitu_tensor* out_a, const chitu_tensor* lse_a, c
   return guarded([&] {
     chitu::merge({tensor(out_a, "out_a"), tensor(lse_a, "lse_a")}, {tensor(out_b, "out_b"), tensor(lse_b, "lse_b")},
                  {tensor(out_result, "out_result"), tensor(lse_result, "lse_result")});
+  });
+}
+
+chitu_status chitu_merge_parts(size_t count, const chitu_tensor* outs, const chitu_tensor* lses, const chitu_tensor* out_result,
+                               const chitu_tensor* lse_result, const chitu_merge_options* given) {
+  return guarded([&] {
+    const chitu_merge_options o = known(given, {}, "chitu_merge_options");
+    require(outs || count == 0, "outs is NULL, but count is ", count);
+    require(lses || count == 0, "lses is NULL, but count is ", count);
+    std::vector<chitu::Output> parts;
+    for (size_t i = 0; i < count; ++i) parts.emplace_back(tensor(&outs[i], "an out of outs"), tensor(&lses[i], "an lse of lses"));
+    chitu::merge(parts, {tensor(out_result, "out_result"), tensor(lse_result, "lse_result")}, {.threads = o.threads, .stream = o.stream});
   });
 }
 

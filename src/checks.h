@@ -31,6 +31,9 @@ enum class Together : std::uint8_t { dense, heads };
 // t: what a call or a Quantized brings beside its operand's numbers. wanted: all zeros if it must bring none.
 void check_part(const Tensor& t, const std::string& name, DType type, const Shape& wanted, Together together);
 
+// Where a tensor lies, for a message: "cuda:1".
+inline std::string device_name(const Tensor& t) { return (t.device == Device::cpu ? "cpu:" : "cuda:") + std::to_string(t.device_id); }
+
 // The shape of an operand's scales; all zeros if it has none.
 Shape scales_shape(const Quant& quant, const Shape& x, std::span<const std::int64_t> starts);
 

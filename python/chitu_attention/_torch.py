@@ -38,14 +38,14 @@ def _new_workspace(device, size):
 def _forward(query, key, value, method, layout, causal, window, scale, return_lse, query_starts, key_starts, query_positions, key_positions,
              kernel, threads, backward):
     answer = _core.run(query, key, value, _method(method), layout, causal, window, scale, return_lse, None, None, query_starts, key_starts,
-                       query_positions, key_positions, kernel, threads, None)
+                       _exact.positions(query_positions), _exact.positions(key_positions), kernel, threads, None)
     return answer if return_lse else (answer, query.new_empty(0, dtype=torch.float32))
 
 
 def _forward_out(query, key, value, method, layout, causal, window, scale, return_lse, query_starts, key_starts, query_positions, key_positions,
                  kernel, threads, backward, out, lse):
     _core.run(query, key, value, _method(method), layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts,
-              query_positions, key_positions, kernel, threads, None)
+              _exact.positions(query_positions), _exact.positions(key_positions), kernel, threads, None)
 
 
 def _forward_fake(query, key, value, method, layout, causal, window, scale, return_lse, *rest):
@@ -108,8 +108,12 @@ def _method(text):
 
 
 def _positions(given):
-    """(first, step) as the operators take it."""
-    return given if given is None else [given, 1] if isinstance(given, (int, torch.SymInt)) else list(given)
+    """As the operators take it: first, step; for a pair for each sequence: how many there are, and all of them behind each other."""
+    if given is None or isinstance(given, (int, torch.SymInt)):
+        return given if given is None else [given, 1]
+    if len(given) and not isinstance(given[0], (int, torch.SymInt)) and hasattr(given[0], "__len__"):
+        return [len(given), *(int(number) for pair in given for number in pair)]
+    return list(given)
 
 
 def _starts(given):

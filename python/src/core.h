@@ -15,7 +15,7 @@
 /* clang-format off */
 #define CHITU_FUNCTIONS(X) \
   X(abi_version) X(version) X(last_error) X(options_init) X(attention) X(workspace_size) \
-  X(quantize) X(quantized_free) X(quantized_part) X(attention_quantized) X(merge) X(explain) \
+  X(quantize) X(quantized_free) X(quantized_part) X(attention_quantized) X(merge_parts) X(explain) \
   X(kernel_count) X(kernel_info) X(method_count) X(method_info)
 /* clang-format on */
 
@@ -102,6 +102,7 @@ typedef struct {
   chitu_options options;
   chitu_recipe recipe;
   int64_t* starts[2];
+  chitu_positions* positions[2]; /* of each sequence */
 } Call;
 
 /* arrays.c. Functions that return bool have set a Python error if it is false. */

@@ -69,6 +69,26 @@ def test_key_positions():
     close(ca.attention(q, k, v, method="exact", causal=True, query_positions=1100, key_positions=(1000, 2)), exact(q, k, v, seen=seen)[0], 1e-5)
 
 
+@pytest.mark.parametrize("pairs", [list, np.array, lambda pairs: [np.array(pair) for pair in pairs]])
+def test_positions_of_each(pairs):
+    """Of each batch entry, and of each packed sequence."""
+    q, k, v = make(batch=2)
+    queries, keys = pairs([(60, 1), (-5, 3)]), pairs([(0, 1), (40, 2)])
+    options = {"method": "exact", "causal": True}
+    out = ca.attention(q, k, v, query_positions=queries, key_positions=keys, **options)
+    packed = [np.concatenate(list(x), 1)[None] for x in (q, k, v)]
+    starts = {"query_starts": [0, 40, 80], "key_starts": [0, 150, 300]}
+    packed_out = ca.attention(*packed, query_positions=queries, key_positions=keys, **starts, **options)
+    for i in range(2):
+        wanted = ca.attention(*(x[i:i + 1] for x in (q, k, v)), query_positions=tuple(map(int, queries[i])),
+                              key_positions=tuple(map(int, keys[i])), **options)
+        assert (out[i] == wanted[0]).all() and (packed_out[0, :, 40 * i:40 * i + 40] == wanted[0]).all()
+    with pytest.raises(ValueError, match="query_positions_of have 2 entries, but there are 1 sequences"):
+        ca.attention(*packed, query_positions=queries)
+    with pytest.raises(ValueError, match=r"query_positions have step 0"):
+        ca.attention(q, k, v, query_positions=pairs([(0, 1), (3, 0)]))
+
+
 @pytest.mark.parametrize("layout", ["bhsd", "bshd", "sbhd", "hsd", "shd", "hbsd"])
 def test_layouts(layout):
     q, k, v = make(batch=2 if "b" in layout else 1)
@@ -223,8 +243,33 @@ def test_merge():
     close(lse, exact(q, k, v)[1], 1e-5)
     ca.merge(*parts[0], *parts[1], out=parts[0][0], lse=parts[0][1])
     assert (parts[0][0] == out).all() and (parts[0][1] == lse).all()
-    with pytest.raises(ValueError, match="out of b has shape"):
+    with pytest.raises(ValueError, match="out of part 1 has shape"):
         ca.merge(out, lse, out[:, :, :3], lse[:, :, :3])
+    with pytest.raises(TypeError, match="merge.. got 3 arrays"):
+        ca.merge(out, lse, out)
+    with pytest.raises(TypeError, match="merge.. got 0 arrays"):
+        ca.merge()
+
+
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_merge_of_parts(layout):
+    q, k, v = make()
+    turned = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)) if layout == "bshd" else x for x in (q, k, v)]
+    axis = layout.index("s")
+    bounds = [0, 20, 21, 60, k.shape[2]]
+    parts = []
+    for begin, end in zip(bounds, bounds[1:]):
+        keys, values = (np.take(x, range(begin, end), axis) for x in turned[1:])
+        parts.append(ca.attention(turned[0], keys, values, method="exact", layout=layout, return_lse=True))
+    out, lse = ca.merge(*parts, layout=layout, threads=2)
+    close(out.transpose(0, 2, 1, 3) if layout == "bshd" else out, exact(q, k, v)[0], 1e-5)
+    close(lse, exact(q, k, v)[1], 1e-5)
+    again = ca.merge(*(array for part in parts for array in part), layout=layout)
+    assert (again[0] == out).all() and (again[1] == lse).all()
+    ca.merge(*parts, out=parts[2][0], lse=parts[2][1], layout=layout)
+    assert (parts[2][0] == out).all() and (parts[2][1] == lse).all()
+    with pytest.raises(ValueError, match="lse of part 3 has 4 dimensions"):
+        ca.merge(*parts[:3], (parts[3][0], parts[3][0]), layout=layout)
 
 
 def test_explain_and_tables():
@@ -292,6 +337,8 @@ READ_ONLY.flags.writeable = False
     (TypeError, "query_starts must be a list", {"query_starts": 4}),
     (TypeError, "key_positions is 'x'", {"key_positions": "x"}),
     (ValueError, "query_positions have step 0", {"query_positions": (3, 0)}),
+    (TypeError, "query_positions is []; it must be None, the first token's position, (first, step), or such a pair", {"query_positions": []}),
+    (TypeError, "query_positions is 5; it must be", {"query_positions": [(0, 1), 5]}),
     (ValueError, "threads is -1", {"threads": -1}),
     (ValueError, "stream is given, but the tensors are on the CPU", {"stream": 7}),
     (TypeError, "stream is 'x'", {"stream": "x"}),

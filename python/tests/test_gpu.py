@@ -69,6 +69,35 @@ def test_streams_and_workspaces():
     assert torch.equal(ca.attention(q, k, v), wanted)
 
 
+@pytest.mark.parametrize("parts", [2, 5])
+def test_merge(parts):
+    """On the current stream, behind what it waits for, into a part of another type as well, and in a captured graph."""
+    q, k, v = make()
+    wanted, wanted_lse = ca.attention(q, k, v, method="exact", return_lse=True)
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        shards = [ca.attention(q, keys, values, method="exact", return_lse=True)
+                  for keys, values in zip(k.tensor_split(parts, 2), v.tensor_split(parts, 2))]
+        torch.cuda._sleep(20_000_000)
+        out, lse = ca.merge(*shards)
+        assert not stream.query()
+        sums = (shards[0][0].float(), shards[0][1].clone())
+        ca.merge(sums, *shards[1:], out=sums[0], lse=sums[1])
+    torch.cuda.synchronize()
+    assert out.dtype == q.dtype and (out - wanted).abs().max() < 0.02 and (lse - wanted_lse).abs().max() < 1e-3
+    assert (sums[0] - wanted).abs().max() < 0.02 and torch.equal(sums[1], lse)
+    graph = torch.cuda.CUDAGraph()
+    out.zero_()
+    with torch.cuda.graph(graph):
+        ca.merge(*shards, out=out, lse=lse)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert (out - wanted).abs().max() < 0.02
+    with pytest.raises(ValueError, match="out of part 1 is on cpu:0, out of the first part on cuda:0"):
+        ca.merge(shards[0], tuple(x.cpu() for x in shards[1]))
+
+
 def test_workspace_is_kept():
     q, k, v = make()
     ca.attention(q, k, v)
