@@ -14,6 +14,7 @@ What drop-in functions and plug-ins build on is attention() itself, by keywords;
 - causal is bottom-right; query_positions=0 makes it top-left.
 - It works under torch.compile and autocast, and refuses tensors that require gradients unless backward="exact"."""
 
+import copyreg
 from collections import namedtuple
 from sys import modules
 
@@ -96,6 +97,13 @@ def merge(out_a, lse_a, out_b, lse_b, *, out=None, lse=None, layout="bhsd"):
                 raise NotImplementedError(f"{name} requires a gradient, which merge() does not compute: call it under torch.no_grad()")
     return _core.merge(out_a, lse_a, out_b, lse_b, out, lse, layout)
 
+
+def _restored(stored):
+    """What pickle calls for a Quantized."""
+    return _core.restored(stored)
+
+
+copyreg.pickle(_core.Quantized, lambda quantized: (_restored, (quantized._stored(),)))
 
 Method = namedtuple("Method", "name summary origin recipe")
 Kernel = namedtuple("Kernel", "name scores weights available device")
