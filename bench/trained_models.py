@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, DynamicCache  # noqa: E402
 
@@ -98,8 +99,8 @@ def perplexity(per_text, all_ids):
 
 
 def divergence(wanted, got):
-    """Mean KL of `got` to `wanted`, both log p, in nats."""
-    return (wanted.exp() * (wanted - got)).sum(-1).mean().item()
+    """Mean KL of `got` to `wanted`, both log p, in nats; 0 where rounding would make it negative."""
+    return max(0.0, (wanted.exp() * (wanted - got)).sum(-1).mean().item())
 
 
 @torch.no_grad()
@@ -176,8 +177,8 @@ def heading(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", type=int, default=1024, help="of each text")
-    parser.add_argument("--decoded", type=int, default=32, help="tokens of the text that are decoded one at a time, the end of its first 256")
-    parser.add_argument("--greedy", type=int, default=32, help="tokens after each prompt")
+    parser.add_argument("--decoded", type=int, default=16, help="tokens of the text that are decoded one at a time, the end of its first 256")
+    parser.add_argument("--greedy", type=int, default=24, help="tokens after each prompt")
     parser.add_argument("--csv", default="/dev/stdout")
     args = parser.parse_args()
     rows = list(measure(args, lambda method: print(f"trained models: {method}", file=sys.stderr, flush=True)))
