@@ -136,6 +136,35 @@ enum { CHITU_VALUES = 0, CHITU_SCALES = 1, CHITU_CENTRE = 2, CHITU_CHANNELS = 3,
 /* A view of one part of it: CHITU_VALUES ...; data is NULL where there is none. It lives as long as `quantized`. */
 chitu_status chitu_quantized_part(const chitu_quantized* quantized, int32_t part, chitu_tensor* view);
 
+/* A token with a NaN or an infinity, which the scales and sums leave out: chitu::NonFinite. */
+typedef struct chitu_nonfinite {
+  int64_t sequence, head, token;
+  const float* values; /* [dim], as they came */
+} chitu_nonfinite;
+
+/* All of a quantised operand, to be stored and put together again: the members of chitu::Quantized. Sized like chitu_options. */
+typedef struct chitu_quantized_parts {
+  size_t struct_size;
+  int32_t version; /* of what the parts mean; another than the library's is refused */
+  int32_t role;    /* CHITU_QUERY ... */
+  chitu_quant quant;
+  const int64_t* starts; /* packed sequences; NULL and 0 for none */
+  size_t starts_count;
+  const chitu_tensor* parts; /* by CHITU_VALUES ...; data is NULL where there is none; those past parts_count are absent */
+  size_t parts_count;
+  const int32_t* residual_of; /* for each tile of values -1, or its index in CHITU_RESIDUALS; NULL and 0 for none */
+  size_t residual_of_count;
+  const chitu_nonfinite* nonfinite; /* in the order of sequence, head, token; NULL and 0 for none */
+  size_t nonfinite_count;
+  int32_t reserved; /* 0 */
+} chitu_quantized_parts;
+
+/* Views of everything, which live as long as `quantized`. parts->struct_size must be set. */
+chitu_status chitu_quantized_view(const chitu_quantized* quantized, chitu_quantized_parts* parts);
+
+/* A copy of what `parts` view, in CPU memory, which is the caller's to free. Parts that do not fit each other are refused. */
+chitu_status chitu_quantized_make(const chitu_quantized_parts* parts, chitu_quantized** quantized);
+
 /* Just one of the two is not NULL. */
 typedef struct chitu_operand {
   const chitu_tensor* tensor;

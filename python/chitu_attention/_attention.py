@@ -14,6 +14,7 @@ What drop-in functions and plug-ins build on is attention() itself, by keywords;
 - causal is bottom-right; query_positions=0 makes it top-left.
 - It works under torch.compile and autocast, and refuses tensors that require gradients unless backward="exact"."""
 
+import copyreg
 from collections import namedtuple
 from sys import modules
 
@@ -106,6 +107,13 @@ def merge(*parts, out=None, lse=None, layout="bhsd", threads=0, stream=None):
                 raise NotImplementedError(f"{name} requires a gradient, which merge() does not compute: call it under torch.no_grad()")
     return _core.merge(arrays, out, lse, layout, threads, stream)
 
+
+def _restored(stored):
+    """What pickle calls for a Quantized."""
+    return _core.restored(stored)
+
+
+copyreg.pickle(_core.Quantized, lambda quantized: (_restored, (quantized._stored(),)))
 
 Method = namedtuple("Method", "name summary origin recipe")
 Kernel = namedtuple("Kernel", "name scores weights available device")

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """attention() and its companions on NumPy's arrays and on whatever speaks a protocol of arrays."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -227,6 +230,75 @@ def test_unquantised_operand_keeps_its_array():
     keys = ca.quantize(k.copy(), "key", method="exact")
     junk = [np.full_like(k, 3) for _ in range(20)]
     assert (ca.attention(q, keys, v, method="exact") == wanted).all() and junk
+
+
+@pytest.mark.parametrize("method", [*ca.methods(), "recipe"])
+@pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
+def test_quantized_pickles(method, packed):
+    """Through pickle and copy, an operand gives the same bits, with residuals and tokens that are not finite."""
+    if method == "recipe":
+        recipe = ca.methods()["chitu"].recipe
+        method = recipe.replace(key=recipe.key.replace(rotated=False), query=recipe.query.replace(rotated=False))
+    q, k, v = (np.random.default_rng(i).standard_normal((1, 2, 200, 32), dtype=np.float32) for i in range(3))
+    v[0, 0, 3] /= 1000  # a tile with residuals
+    k[0, 1, 7, 2], q[0, 0, 4, 0], v[0, 1, 150, 3] = np.inf, np.nan, -np.inf
+    starts = [0, 60, 200] if packed else None
+    keys = ca.quantize(k, "key", method=method, starts=starts)
+    operands = [ca.quantize(q, "query", method=method, starts=starts, keys=keys), keys, ca.quantize(v, "value", method=method, starts=starts)]
+    options = {"method": method, "causal": True, "query_starts": starts, "key_starts": starts, "return_lse": True}
+    wanted = ca.attention(*operands, out=np.empty_like(q), lse=np.empty((1, 2, 200), np.float32), **options)
+    for again in (pickle.loads(pickle.dumps(operands)), [copy.deepcopy(x) for x in operands]):
+        assert [(x.role, x.shape, x.dtype) for x in again] == [(x.role, x.shape, x.dtype) for x in operands]
+        got = ca.attention(*again, out=np.empty_like(q), lse=np.empty((1, 2, 200), np.float32), **options)
+        for a, b in zip(got, wanted):
+            assert a.tobytes() == b.tobytes()
+    if method == "chitu":
+        assert again[2].part("residuals").tobytes() == operands[2].part("residuals").tobytes()
+
+
+def test_quantized_pickles_of_views():
+    """An operand that is not quantised views the array; its copy owns what it holds, and gaps are left out."""
+    wide = np.random.default_rng(0).standard_normal((1, 300, 2, 64), dtype=np.float32)
+    k = wide[..., :32].transpose(0, 2, 1, 3)
+    data = pickle.dumps(ca.quantize(k, "key", method="exact"))
+    wanted = ca.attention(k[:, :, :5].copy(), k, k, method="exact")
+    q = k[:, :, :5].copy()
+    wide[:] = 0
+    keys = pickle.loads(data)
+    assert len(data) < wide.nbytes
+    assert np.array_equal(ca.attention(q, keys, keys_as_values(keys), method="exact"), wanted)
+
+
+def keys_as_values(keys):
+    return np.asarray(keys.part("values")).copy()
+
+
+def test_quantized_pickles_that_are_damaged():
+    """Each is refused with a reason; none is read past its end."""
+    stored = ca.quantize(V, "value")._stored()
+    from chitu_attention._attention import _restored
+    assert _restored(stored).shape == V.shape
+    version, role, shape, dtype, quant, starts, parts, residual_of, nonfinite = stored
+    values = parts[0]
+    damaged = {
+        "version": (version + 1, *stored[1:]),
+        "this version": (version, 7, *stored[2:]),
+        "shape is not that of its values": (version, role, (1, 2, 3, 4), *stored[3:]),
+        "dtype": (version, role, shape, dtype, b"\x09" + quant[1:], *stored[5:]),
+        "do not fit its shape": (*stored[:6], ((values[0], values[1], values[2][:-1]), *parts[1:]), *stored[7:]),
+        "scales: missing": (*stored[:6], (values, None, *parts[2:]), *stored[7:]),
+        "residual_of has": (*stored[:7], residual_of + b"\0\0\0\0", nonfinite),
+        "whole numbers": (*stored[:7], residual_of[:-1], nonfinite),
+        "not of its dim": (*stored[:8], ((0, 0, 0, b"1234"),)),
+        "there is no such token": (*stored[:8], ((0, 0, 10**9, bytes(4 * V.shape[3])),)),
+        "parts_count": (*stored[:6], parts + (None,) * 9, *stored[7:]),
+    }
+    for reason, tuple_ in damaged.items():
+        with pytest.raises((ValueError, NotImplementedError), match=reason):
+            _restored(tuple_)
+    for wrong in (None, (), stored[:8], (*stored[:5], 3, *stored[6:]), (*stored[:6], 3, *stored[7:]), (*stored[:8], (3,)), (*stored[:5], ("a",), *stored[6:])):
+        with pytest.raises((TypeError, SystemError)):
+            _restored(wrong)
 
 
 def test_quantized_layout():

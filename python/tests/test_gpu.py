@@ -206,3 +206,54 @@ def test_registry():
         restore_flash_attention_impl()
     assert ca.report().chitu == 1
     torch.testing.assert_close(got, torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), rtol=2e-2, atol=2e-2)
+
+
+class Attend(torch.nn.Module):
+    def forward(self, q, k, v, **options):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_record(causal, tmp_path):
+    """Errors are those of the methods, by head; sums stay on the GPU, and no call waits for it."""
+    q, k, v = make(queries=700)
+    model = torch.nn.Sequential()
+    model.layer = Attend()
+    with ca.record(model.layer, rows=10**6) as warm:  # memory and kernels are found
+        model.layer(q, k, v, is_causal=causal)
+    with ca.record(model.layer, rows=10**6) as r:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            wanted = model.layer(q, k, v, is_causal=causal)
+            model.layer(q, k, v, is_causal=causal)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert warm.seconds()["chitu"] > 0 and torch.equal(wanted, model.layer(q, k, v, is_causal=causal))
+    truth = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=causal, enable_gqa=True)
+    errors = {(e.method, e.head): e for e in r.errors()}
+    refused = r._refused.get("", {})
+    assert "chitu" not in refused and "exact" not in refused
+    for method in set(METHODS) - set(refused):
+        out, lse = ca.attention(q, k, v, method=method, causal=causal, query_positions=0 if causal else None, return_lse=True)
+        for head in range(q.shape[1]):
+            e = errors[method, head]
+            difference = (out.double() - truth)[:, head].abs()
+            assert e.calls == 2
+            assert e.rel_l1 == pytest.approx((difference.sum() / truth[:, head].abs().sum()).item(), rel=1e-6)
+            assert e.worst_row == pytest.approx((difference.sum(-1) / truth[:, head].abs().sum(-1)).max().item(), rel=1e-6)
+            assert e.lse < 0.1
+    with ca.replace(model.layer, r.choose(0.05), strict=True) as replaced:
+        model.layer(q, k, v, is_causal=causal)
+    assert replaced.report.chitu == 1
+    with ca.record(model.layer, ["chitu"], save=tmp_path, max_l1=0.0) as r:
+        model.layer(q, k, v, is_causal=causal)
+    assert len(r.saved) == 1
+
+
+def test_record_of_float32():
+    """No kernel takes it on a GPU: each method is refused with a reason, and the choice is PyTorch."""
+    q, k, v = make(dtype=torch.float32)
+    model = Attend()
+    with ca.record(model) as r:
+        model(q, k, v)
+    assert "chitu is refused" in r.table() and r.choose() == {}

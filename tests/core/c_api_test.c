@@ -336,6 +336,85 @@ static void test_merge_parts(chitu_tensor* keys, chitu_tensor* values) {
   expect_error(chitu_merge_parts(2, outs, lses, &out, &lse, &m), CHITU_BAD_ARGUMENT, "a stream is given, but the tensors are on the CPU");
 }
 
+/* Stored and put together again, an operand gives the same bits; parts that do not fit are refused. */
+static void test_quantized_parts(void) {
+  const int64_t query_starts[] = {0, 2, QUERIES}, key_starts[] = {0, 50, KEYS};
+  const float key = k_data[60 * DIM + 2];
+  chitu_quantized *made[3] = {NULL, NULL, NULL}, *again[3] = {NULL, NULL, NULL}, *none = NULL;
+  chitu_quantize_options qo;
+  chitu_quantized_parts parts, changed;
+  chitu_tensor tensors[6], part;
+  chitu_operand before[3], after[3];
+  chitu_options o;
+  int32_t residual_of[64];
+  chitu_options_init(&o, sizeof o);
+  o.query_starts = query_starts, o.key_starts = key_starts, o.query_starts_count = o.key_starts_count = 3;
+  for (int c = 0; c < DIM; ++c) v_data[3 * DIM + c] /= 1024; /* a tile with residuals */
+  k_data[60 * DIM + 2] = INFINITY;
+  memset(&qo, 0, sizeof qo);
+  qo.struct_size = sizeof qo;
+  qo.starts_count = 3;
+  qo.starts = key_starts;
+  expect(chitu_quantize(&k, CHITU_KEY, "chitu", &qo, &made[1]) == CHITU_OK, "packed keys");
+  expect(chitu_quantize(&v, CHITU_VALUE, "chitu", &qo, &made[2]) == CHITU_OK, "packed values");
+  qo.starts = query_starts;
+  qo.keys = made[1];
+  expect(chitu_quantize(&q, CHITU_QUERY, "chitu", &qo, &made[0]) == CHITU_OK, "packed queries");
+  for (int i = 0; i < 3; ++i) {
+    memset(&parts, 0, sizeof parts);
+    expect_error(chitu_quantized_view(made[i], &parts), CHITU_BAD_ARGUMENT, "struct_size");
+    parts.struct_size = sizeof parts;
+    expect(chitu_quantized_view(made[i], &parts) == CHITU_OK && parts.role == i && parts.starts_count == 3, "parts");
+    expect(parts.nonfinite_count == (i == 1) && parts.parts_count == 6, "one key is not finite");
+    expect(chitu_quantized_make(&parts, &again[i]) == CHITU_OK, "made from parts");
+    before[i].tensor = after[i].tensor = NULL;
+    before[i].quantized = made[i];
+  }
+  expect(parts.residual_of_count == HEADS * 2 && parts.parts[CHITU_RESIDUALS].data, "values have residuals");
+  expect(chitu_attention_quantized(&before[0], &before[1], &before[2], &out, &lse, &o) == CHITU_OK, "as they were quantised");
+
+  /* parts still views the values */
+  changed = parts;
+  changed.version += 1;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "version");
+  changed = parts;
+  changed.role = CHITU_KEY;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_UNSUPPORTED, "no quantiser");
+  changed.role = 3;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "role is 3");
+  changed = parts;
+  changed.residual_of_count -= 1;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "residual_of has");
+  memcpy(residual_of, parts.residual_of, parts.residual_of_count * sizeof residual_of[0]);
+  residual_of[1] = 99;
+  changed = parts;
+  changed.residual_of = residual_of;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "residual_of[1] is 99");
+  memcpy(tensors, parts.parts, sizeof tensors);
+  tensors[CHITU_SCALES].shape[1] += 1;
+  changed = parts;
+  changed.parts = tensors;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "scales");
+  changed = parts;
+  changed.parts_count = 1;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "missing");
+  changed.parts_count = 99;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "parts_count is 99");
+  expect(!none, "nothing is made of what is refused");
+
+  for (int i = 0; i < 3; ++i) {
+    chitu_quantized_free(made[i]); /* the copies own what they hold */
+    after[i].quantized = again[i];
+  }
+  memset(out_2, 0, sizeof out_2);
+  expect(chitu_attention_quantized(&after[0], &after[1], &after[2], &out2, &lse2, &o) == CHITU_OK, "put together again");
+  expect(memcmp(out_data, out_2, sizeof out_data) == 0 && memcmp(lse_data, lse_2, sizeof lse_data) == 0, "with the same bits");
+  expect(chitu_quantized_part(again[2], CHITU_RESIDUALS, &part) == CHITU_OK && part.data, "and residuals");
+  for (int i = 0; i < 3; ++i) chitu_quantized_free(again[i]);
+  for (int c = 0; c < DIM; ++c) v_data[3 * DIM + c] *= 1024;
+  k_data[60 * DIM + 2] = key;
+}
+
 static void test_packed_and_merge(void) {
   const int64_t query_starts[] = {0, 2, QUERIES}, key_starts[] = {0, 50, KEYS};
   chitu_options o;
@@ -403,6 +482,7 @@ int main(void) {
   test_errors();
   test_recipes();
   test_quantized();
+  test_quantized_parts();
   test_packed_and_merge();
   test_tables();
   printf("%d failures\n", failures);
