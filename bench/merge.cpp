@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // merge() on a GPU against cudaMemcpyAsync() from GPU memory to GPU memory, in turn, in one process:
 //   cmake --build build-gpu --target merge_bench && build-gpu/bench/merge_bench
-// Both count the bytes that they read and write, and the copy moves as many as merge() does. Each call has memory of its own until 1 GiB is
+// Both count the bytes that they read and write, and the copy moves as many as merge() does. Each call has memory of its own until 2 GiB is
 // used up, so that nothing is in the cache.
 #include <cuda_runtime_api.h>
 
@@ -26,7 +26,7 @@ void check(cudaError_t e) {
 
 constexpr std::int64_t heads = 16, tokens = 4096, dim = 128;  // 64K rows
 constexpr Shape shape{1, heads, tokens, dim};
-constexpr std::size_t rows = heads * tokens, used = std::size_t{1} << 30;
+constexpr std::size_t rows = heads * tokens, used = std::size_t{2} << 30;
 
 // The mean time of a call in milliseconds. call(i): the i-th.
 double time_of(const std::function<void(std::size_t)>& call) {

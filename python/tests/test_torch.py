@@ -196,6 +196,11 @@ def test_fake_and_meta_tensors():
     assert type(out).__name__ == "FakeTensor"
     out, lse = ca.attention(*(x.to("meta") for x in (q, k, v)), return_lse=True)
     assert out.is_meta and out.shape == q.shape and lse.shape == q.shape[:3]
+    for where, *mixed in (("key", q, k.to("meta"), v), ("value", q, k, v.to("meta")), ("key", q.to("meta"), k, v)):
+        with pytest.raises(ValueError, match=f"{where} is on .*, query on .*; all must be on one device"):
+            ca.attention(*mixed)
+    with pytest.raises(ValueError, match="out is on meta"):
+        ca.attention(q, k, v, out=torch.empty_like(q, device="meta"))
 
 
 def test_dispatch_modes_and_transforms():
