@@ -82,9 +82,9 @@ struct Consumer {
   const Keys first_keys = Keys::at(at.key(0));
   const Values first_values = Values::at(at.value(0));
   Ring<C::item_slots, 0> items;
-  Ring<C::key_slots, 0> tiles;     // of keys, and of values that come with them
-  Ring<C::value_slots, 0> values;  // with separate_value_barriers
-  bool tile_ready;                 // the next tile is known to be there
+  Ring<C::key_slots, 0, C::short_of_registers> tiles;  // of keys, and of values that come with them
+  Ring<C::value_slots, 0> values;                      // with separate_value_barriers
+  bool tile_ready;                                     // the next tile is known to be there
 
   __device__ void run() {
 #pragma unroll 1
@@ -109,7 +109,7 @@ struct Consumer {
 
       // Tiles.
 #pragma unroll 1
-      while (work.tile < work.end) {
+      while (work.tile < end_of(work)) {
         Score s[64];
         Tile tile;
         const bool masked = score(work, tile, s);
@@ -171,6 +171,10 @@ struct Consumer {
     return work;
   }
 
+  __device__ __forceinline__ int end_of(const Work& work) const {
+    return C::short_of_registers ? ptx::load_int(work.item + offsetof(Item, share) + warpgroup * 16 + 4) : work.end;
+  }
+
   // A score's factor, as far as it depends on the query. It contains log2 e, because the softmax works in powers of 2.
   __device__ __forceinline__ void query_scales(std::uint32_t item, float (&scale)[2]) {
     scale[0] = scale[1] = fabsf(p.scale) * log2_e;
@@ -192,19 +196,8 @@ struct Consumer {
     // Start the product.
     multiply_keys(s, work.queries, first_keys.plus(tiles.slot() * C::key_bytes));
 
-    // Meanwhile read scales. With four warpgroups no registers are left to keep the queries' scales from tile to tile, so they are read
-    // again.
-    tile.scale[0] = work.query_scale[0];
-    tile.scale[1] = work.query_scale[1];
-    if constexpr (C::warpgroups == 4) query_scales(work.item, tile.scale);
-    if constexpr (C::key_scales) {
-      const float key_scale = ptx::load_float(at.scales(tiles.slot()) + (threadIdx.x & 3) * 4);
-      tile.scale[0] *= key_scale;
-      tile.scale[1] *= key_scale;
-    }
-    // Keep them above 0. A tile or a row of zeros has the scale 0, and an unseen score is minus infinity: their product would be NaN.
-    tile.scale[0] = fmaxf(tile.scale[0], 1e-37f);
-    tile.scale[1] = fmaxf(tile.scale[1], 1e-37f);
+    // Meanwhile read scales; later, if registers do not hold them beside all that a mask needs.
+    if constexpr (!C::short_of_registers) read_scales(work, tiles.slot(), tile);
 
     // Read which tiles all rows see in full.
     const int2 whole = ptx::load_int2(work.item + offsetof(Item, share) + warpgroup * 16 + 8);
@@ -214,12 +207,30 @@ struct Consumer {
     return work.tile < whole.x || work.tile >= whole.y;
   }
 
+  // What the scores are multiplied by. With four warpgroups no registers are left to keep the queries' scales from tile to tile, so they
+  // are read again.
+  __device__ __forceinline__ void read_scales(const Work& work, int slot, Tile& tile) {
+    tile.scale[0] = work.query_scale[0];
+    tile.scale[1] = work.query_scale[1];
+    if constexpr (C::warpgroups == 4) query_scales(work.item, tile.scale);
+    if constexpr (C::key_scales) {
+      const float key_scale = ptx::load_float(at.scales(slot) + (threadIdx.x & 3) * 4);
+      tile.scale[0] *= key_scale;
+      tile.scale[1] *= key_scale;
+    }
+    // Keep them above 0. A tile or a row of zeros has the scale 0, and an unseen score is minus infinity: their product would be NaN.
+    tile.scale[0] = fmaxf(tile.scale[0], 1e-37f);
+    tile.scale[1] = fmaxf(tile.scale[1], 1e-37f);
+  }
+
   // The head and the positions of one of the thread's scores. Its plain loads cost nothing while changed_score() needs none of them.
-  __device__ __forceinline__ ScorePlace score_place(std::uint32_t item, int tile, int r, int column) const {
+  __device__ __forceinline__ ScorePlace score_place(std::uint32_t item, int tile, int slot, int r, int column) const {
     const auto& what = *static_cast<const Item*>(__cvta_shared_to_generic(item));
     const SequenceLayout s = sequence_layout(p, what.keys.x / p.kv_heads);
     const int query = what.queries.z + static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4 + 8 * r,
-              key = tile * tile_tokens + column + static_cast<int>(threadIdx.x) % 4 * 2;
+              place = column + static_cast<int>(threadIdx.x) % 4 * 2;
+    const auto* order = static_cast<const std::uint8_t*>(__cvta_shared_to_generic(at.order(slot)));
+    const int key = tile * tile_tokens + (form.sorted ? order[place] : place);
     return {what.rows.y, s.query_positions.first + query * s.query_positions.step, s.key_positions.first + key * s.key_positions.step,
             s.key_positions.step};
   }
@@ -232,25 +243,28 @@ struct Consumer {
       float scaled[64];
       scale_keys(s, at.key_scale(used.keys), scaled);
       release_keys(used);
-      soften(work, value, tile, scaled, masked, rows);
+      soften(work, used, value, tile, scaled, masked, rows);
     } else {
       release_keys(used);
-      soften(work, value, tile, s, masked, rows);
+      soften(work, used, value, tile, s, masked, rows);
     }
     if constexpr (C::separate_value_barriers) ptx::barrier_wait(at.value_full(used.values), values.parity());
   }
 
   // The softmax of scores that are integers or floats.
   template <class Number>
-  __device__ __forceinline__ void soften(const Work& work, Values value, Tile& tile, Number (&s)[64], bool masked, Rows<C>& rows) {
+  __device__ __forceinline__ void soften(const Work& work, Slots used, Values value, Tile& tile, Number (&s)[64], bool masked,
+                                         Rows<C>& rows) {
     // Change the scores. changed_score() changes nothing today, so this takes no instruction.
-    change_scores(s, tile.scale, [&](int r, int column) { return score_place(work.item, work.tile, r, column); });
+    change_scores(s, tile.scale, [&](int r, int column) { return score_place(work.item, work.tile, used.keys, r, column); });
 
     // Mask them, and find the maxima of the rows.
     if (masked) [[unlikely]] {
-      mask(s, work.item + offsetof(Item, range), work.tile);
+      mask<form.sorted>(s, work.item + offsetof(Item, range), work.tile, at.order(used.keys));
+      if constexpr (C::short_of_registers) read_scales(work, used.keys, tile);
       maxima<true>(s, tile.scale, tile.maximum);
     } else {
+      if constexpr (C::short_of_registers) read_scales(work, used.keys, tile);
       maxima<false>(s, tile.scale, tile.maximum);
     }
     tile.maximum[0] = quad_maximum(tile.maximum[0]);
@@ -265,17 +279,23 @@ struct Consumer {
     const float(&reference)[2] = C::by_tile ? tile.maximum : rows.reference;
 
     // Weights. With Config::early, products with the first values start while the weights of further keys are computed.
-    weigh<C>(s, tile.scale, {C::log2_top - reference[0], C::log2_top - reference[1]}, opaque_zero, tile.weights, tile.unrounded,
-             [&](int block) {
-               if constexpr (C::early) {
-                 ptx::wgmma_fence();
-                 if constexpr (C::sums_in_place)
-                   multiply_values<true>(rows.output[0], tile.weights, value, 0, block, 1);
-                 else
-                   multiply_values<false>(tile.product, tile.weights, value, 0, block, 1);
-                 ptx::wgmma_commit();
-               }
-             });
+    const float shift[2] = {shift_of<Number>(tile.scale[0], C::log2_top - reference[0]),
+                            shift_of<Number>(tile.scale[1], C::log2_top - reference[1])};
+    weigh<C>(s, tile.scale, shift, opaque_zero, tile.weights, tile.unrounded, [&](int block) {
+      if constexpr (C::early) {
+        ptx::wgmma_fence();
+        if constexpr (C::sums_in_place)
+          multiply_values<true>(rows.output[0], tile.weights, value, 0, block, 1);
+        else
+          multiply_values<false>(tile.product, tile.weights, value, 0, block, 1);
+        ptx::wgmma_commit();
+      }
+    });
+
+    // Find the maxima again from what the exponents had added, to save registers until here.
+    if constexpr (C::short_of_registers)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) tile.maximum[r] = C::log2_top - fmaf(magic, tile.scale[r], shift[r]);
   }
 
   // O += P V by the tensor cores.
