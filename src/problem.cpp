@@ -105,7 +105,7 @@ Needs needs_of(const Operand& query, const Operand& key, const Operand& value, c
   const auto& [recipe, window, scale, query_positions, key_positions, query_starts, key_starts, threads, stream, workspace, workspace_bytes,
                kernel] = options;
   [[maybe_unused]] const auto& [query_quant, key_quant, value_quant, weights] = recipe;
-  [[maybe_unused]] const auto& [type, scaling, groups, centre, rotated] = key_quant;
+  [[maybe_unused]] const auto& [type, scaling, groups, centre, rotated, sorted] = key_quant;
   [[maybe_unused]] const auto& [weight_type, top, by_tile, normalises_output, makes_lse] = weights;
   const auto& [out, lse] = output;
   const std::pair<Need, bool> asked[] = {
@@ -124,6 +124,7 @@ Needs needs_of(const Operand& query, const Operand& key, const Operand& value, c
       {Need::quantized_query, query.quantized()},
       {Need::quantized_key, key.quantized()},
       {Need::quantized_value, value.quantized()},
+      {Need::sorted_keys, sorted},
   };
   Needs needs;
   for (const auto& [need, is_asked] : asked)

@@ -46,6 +46,9 @@ struct Quant {
   Groups groups{};  // with Scaling::tokens
   Centre centre = Centre::none;
   bool rotated = false;  // signs and a Hadamard matrix over the channels, alike for queries and keys
+  // Keys with groups of a whole tile: the tokens of a tile are ranked by their largest magnitude, and those with neighbouring ranks share a
+  // scale instead of those that `groups` says (src/common/ranks.h).
+  bool sorted = false;
 
   friend constexpr bool operator==(const Quant&, const Quant&) = default;
 };
