@@ -21,6 +21,7 @@ void check_operand(const Operand& operand, Role role, const Quant& quant, std::s
   check_starts(starts, operand.tensor(), name);
   check_quant(quant, role);
   if (const Quantized* q = operand.quantized()) {
+    check_version(*q, name);
     require(q->role == role, name, " was quantised as another operand: as ", chitu::name(q->role), ", not as ", name);
     require(q->quant == quant, name, " was quantised for another recipe");
     require(std::equal(starts.begin(), starts.end(), q->starts.begin(), q->starts.end()), name,

@@ -128,7 +128,15 @@ void chitu_quantized_free(chitu_quantized* quantized); /* NULL is fine */
  * where there is none. Either may be NULL. They live as long as `quantized`. */
 chitu_status chitu_quantized_vectors(const chitu_quantized* quantized, chitu_tensor* centre, chitu_tensor* channels);
 
-enum { CHITU_VALUES = 0, CHITU_SCALES = 1, CHITU_CENTRE = 2, CHITU_CHANNELS = 3, CHITU_CORRECTION = 4, CHITU_RESIDUALS = 5, CHITU_RANKS = 6 };
+enum {
+  CHITU_VALUES = 0,
+  CHITU_SCALES = 1,
+  CHITU_CENTRE = 2,
+  CHITU_CHANNELS = 3,
+  CHITU_CORRECTION = 4,
+  CHITU_RESIDUALS = 5,
+  CHITU_RANKS = 6
+};
 
 /* A view of one part of it: CHITU_VALUES ...; data is NULL where there is none. It lives as long as `quantized`. */
 chitu_status chitu_quantized_part(const chitu_quantized* quantized, int32_t part, chitu_tensor* view);
