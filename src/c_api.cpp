@@ -121,7 +121,8 @@ chitu::Quant quant(const chitu_quant& q) {
           .scaling = enumeration(q.scaling, chitu::Scaling::tile, "scaling"),
           .groups = {q.group_block, q.group_lanes},
           .centre = enumeration(q.centre, chitu::Centre::sampled_mean, "centre"),
-          .rotated = q.rotated != 0};
+          .rotated = q.rotated != 0,
+          .sorted = q.sorted != 0};
 }
 
 chitu_quant number(const chitu::Quant& q) {
@@ -130,7 +131,8 @@ chitu_quant number(const chitu::Quant& q) {
           q.groups.block,
           q.groups.lanes,
           static_cast<int32_t>(q.centre),
-          q.rotated};
+          q.rotated,
+          q.sorted};
 }
 
 chitu_recipe numbers(const chitu::Recipe& r) {
@@ -255,9 +257,9 @@ chitu_status chitu_quantized_part(const chitu_quantized* quantized, int32_t part
   return guarded([&] {
     require(quantized, "quantized is NULL");
     require(result, "view is NULL");
-    require(part >= CHITU_VALUES && part <= CHITU_RESIDUALS, "part is ", part, "; it must be 0 ... ", int{CHITU_RESIDUALS});
+    require(part >= CHITU_VALUES && part <= CHITU_RANKS, "part is ", part, "; it must be 0 ... ", int{CHITU_RANKS});
     const chitu::Quantized& q = quantized->value;
-    const chitu::Tensor* const parts[] = {&q.values, &q.scales, &q.centre, &q.channels, &q.correction, &q.residuals};
+    const chitu::Tensor* const parts[] = {&q.values, &q.scales, &q.centre, &q.channels, &q.correction, &q.residuals, &q.ranks};
     *result = view(*parts[part]);
   });
 }

@@ -26,6 +26,7 @@ enum class Need : std::uint8_t {
   quantized_query,
   quantized_key,
   quantized_value,
+  sorted_keys,
   unlisted,  // what every new option is until a row lists it: for the tests
 };
 inline constexpr int need_count = static_cast<int>(Need::unlisted) + 1;
@@ -47,6 +48,7 @@ constexpr const char* name(Need need) {
                                    "a query that came quantised",
                                    "a key that came quantised",
                                    "a value that came quantised",
+                                   "keys sorted by size",
                                    "an option that no kernel lists"};
   static_assert(std::size(names) == need_count);
   return names[static_cast<int>(need)];

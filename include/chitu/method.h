@@ -149,8 +149,8 @@ inline constexpr std::array methods{
     Method{"int8", "INT8 queries and keys per token; INT8 weights, INT8 values per head", "INT-FlashAttention, full INT8", recipes::int8},
     Method{"fp8", "FP8 queries, keys, values per head; FP8 weights", "FlashAttention-3 FP8", recipes::fp8},
     Method{"chitu",
-           "rotated INT8 queries and keys per thread group, keys centred; 8-bit weights per tile, INT8 values per tile after a "
-           "channel vector, residual plane where needed",
+           "rotated INT8 queries per token and keys per group of like size, keys centred; 8-bit weights per tile, INT8 values per tile "
+           "after a channel vector, residual plane where needed",
            "this library", recipes::chitu},
 };
 

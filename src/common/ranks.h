@@ -13,7 +13,7 @@ namespace chitu {
 // What is compared of the token at `place` in its tile: the larger has the lower rank. maximum: its largest magnitude as it is when scales
 // are taken; 0 for a token that is not finite, and for a place behind the end of the sequence. The place is in the lowest bits, so no two
 // numbers of a tile are equal, and of equal maxima the earlier token comes first. As the sign is 0, signed numbers compare alike.
-constexpr std::uint32_t ranked(float maximum, int place) {
+constexpr std::uint32_t ranking_number(float maximum, int place) {
   return (std::bit_cast<std::uint32_t>(maximum) & ~std::uint32_t{tile_tokens - 1}) | static_cast<std::uint32_t>(tile_tokens - 1 - place);
 }
 static_assert((tile_tokens & (tile_tokens - 1)) == 0);
