@@ -18,7 +18,7 @@ constexpr int thread_rows = 8, row_step = 16;  // rows of a thread, and how far 
 
 struct RowsShared {  // a number for each row of the tile
   float top[tile_tokens], group[tile_tokens], factor[tile_tokens], dot[tile_tokens];
-  alignas(16) std::uint32_t number[tile_tokens];  // with Quant::sorted: ranked()
+  alignas(16) std::uint32_t number[tile_tokens];  // with Quant::sorted: ranking_number()
   int place[tile_tokens];                         // where the row goes in the tile
 };
 
@@ -56,7 +56,7 @@ __device__ float over_group(const Groups& groups, float top, RowsShared& shared)
 __device__ float over_sorted_group(const Groups& groups, float top, RowsShared& shared, std::uint8_t* order) {
   const int row = threadIdx.x;
   const bool has_row = row < tile_tokens;
-  if (has_row) shared.number[row] = ranked(top, row);
+  if (has_row) shared.number[row] = ranking_number(top, row);
   __syncthreads();
   int group = 0;
   if (has_row) {

@@ -95,7 +95,7 @@ static_assert(value_chunk_at<128>(tile_tokens - 1) < 1 << 16);
 // What the warps that quantise a tile's keys tell each other, and those that quantise its values.
 struct alignas(16) TileShared {
   float top[tile_tokens];               // the largest size in each key
-  std::uint32_t number[tile_tokens];    // what is compared of each: ranked()
+  std::uint32_t number[tile_tokens];    // what is compared of each: ranking_number()
   float group_top[4][operand_warps];    // the largest size in each scale group, as far as a warp has ranked its keys
   std::uint8_t row[tile_tokens];        // where each key goes
   std::uint8_t order[tile_tokens];      // which key goes to each row

@@ -186,7 +186,7 @@ struct KeyRows {
       const int key = part.key(h, s);
       if (part.share.quad == 0) {
         tile.top[key] = top;
-        tile.number[key] = ranked(top * rotation_scale(dim), key);
+        tile.number[key] = ranking_number(top * rotation_scale(dim), key);
       }
     }
   }
