@@ -244,6 +244,7 @@ chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* met
 }
 
 void chitu_quantized_free(chitu_quantized* quantized) { delete quantized; }
+int32_t chitu_quantized_version(void) { return chitu::quantized_version; }
 
 chitu_status chitu_quantized_vectors(const chitu_quantized* quantized, chitu_tensor* centre, chitu_tensor* channels) {
   return guarded([&] {

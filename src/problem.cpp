@@ -98,10 +98,10 @@ bool several_types(std::initializer_list<const Operand*> operands, DType out) {
   return std::any_of(operands.begin(), operands.end(), [&](const Operand* o) { return !o->quantized() && o->tensor().type != out; });
 }
 
-// Everything in a call that is not the default. The options are taken apart, so that a new one does not compile until it has a name
-// here; then it gets a Need, which every row of the kernel table refuses until the row lists it. Two options are select()'s own:
-// `recipe`, for rows say what they compute in, and `kernel`. Every row does what the fields of a recipe say that are named here. So a new
-// field gets a Need in the same way.
+// Everything in a call that is not the default, or that its recipe adds to `exact`'s. The options are taken apart, so that a new one does
+// not compile until it has a name here; then it gets a Need, which every row of the kernel table refuses until the row lists it. Two
+// options are select()'s own: `recipe`, for rows say what they compute in, and `kernel`. Every row does what the fields of a recipe say
+// that are named here and have no Need. So a new field gets a Need in the same way.
 Needs needs_of(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
   const auto& [recipe, window, scale, query_positions, key_positions, query_starts, key_starts, threads, stream, workspace, workspace_bytes,
                kernel] = options;

@@ -123,6 +123,7 @@ typedef struct chitu_quantize_options {
 chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* method, const chitu_quantize_options* options,
                             chitu_quantized** quantized);
 void chitu_quantized_free(chitu_quantized* quantized); /* NULL is fine */
+int32_t chitu_quantized_version(void);                 /* of the format that this library's chitu_quantized have; it refuses others */
 
 /* Views of the vectors that other quantisations can be given, to freeze them: the keys' centre, the values' channels; data is NULL
  * where there is none. Either may be NULL. They live as long as `quantized`. */
