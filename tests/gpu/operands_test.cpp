@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -224,7 +225,7 @@ void expect_same(const Recipe& recipe, const GpuOperands& got, const Tensor& q, 
   bool any_nonfinite = false;
 
   const auto rank_of = [](const Quantized& x, std::int64_t batch, std::int64_t head, std::int64_t row_of_tensor) {
-    return static_cast<std::int64_t>(*static_cast<const std::uint8_t*>(row(x.ranks, batch, head, row_of_tensor)));
+    return std::to_integer<std::int64_t>(*row(x.ranks, batch, head, row_of_tensor));
   };
   const auto scale_of = [&](const Quantized& x, std::int64_t sequence, std::int64_t batch, std::int64_t head, std::int64_t first_group,
                             std::int64_t token, std::int64_t begin = 0) {
@@ -324,31 +325,34 @@ void expect_same(const Recipe& recipe, const GpuOperands& got, const Tensor& q, 
         ASSERT_TRUE(last.last == 1 && residual.last == 0);
         ASSERT_TRUE(last.flagged == (plane >= 0) && residual.flagged == last.flagged) << "tile " << tile << " of head " << h;
         bool nonfinite_keys = false, nonfinite_values = false;
-        std::vector<bool> stands(128);
+        // Each row has a key of its own. Ranks compare 16 bits of fraction, so rounding can exchange two keys of nearly the same size.
+        // Where one of them has another scale then, its integers are not compared, and the tile's scales may differ in these bits.
+        std::vector<bool> stands(128), other_scale(128);
         for (std::int64_t r = 0; r < 128; ++r) {
           const std::int64_t place = got.key_at(at, r), t = tile * 128 + place;
           ASSERT_TRUE(place < 128 && !stands[static_cast<std::size_t>(place)]) << "row " << r << " of tile " << tile << " of head " << h;
           stands[static_cast<std::size_t>(place)] = true;
-          bool other_scale = false;
+          if (!got.form.sorted || t >= s.keys) continue;
+          const std::int64_t rank = rank_of(key, s.batch, h, s.key_begin + t);
+          ranks.add(got.rank_at(r), rank);
+          other_scale[static_cast<std::size_t>(r)] = got.rank_at(r) / 32 != rank / 32;
+        }
+        const auto moved_here = std::count(other_scale.begin(), other_scale.end(), true);
+        moved += moved_here;
+        for (std::int64_t r = 0; r < 128; ++r) {
+          const std::int64_t place = got.key_at(at, r), t = tile * 128 + place;
+          const bool has_other_scale = other_scale[static_cast<std::size_t>(r)];
           if (t < s.keys) {
             nonfinite_keys |= has_nonfinite(key, i, h, t);
             nonfinite_values |= has_nonfinite(value, i, h, t);
-            if (got.form.sorted) {
-              const std::int64_t rank = rank_of(key, s.batch, h, s.key_begin + t);
-              ranks.add(got.rank_at(r), rank);
-              other_scale = got.rank_at(r) / 32 != rank / 32;
-              moved += other_scale;
-            } else
-              ASSERT_EQ(key.ranks.data, nullptr);
             const float scale = got.form.scale_each_key ? got.key_scale[at * 128 + r] : last.key[r % 8 / 2],
                         want = scale_of(key, i, s.batch, h, key_group, t, s.key_begin);
-            // Ranks compare 16 bits of fraction.
-            ASSERT_TRUE(near(scale, want, other_scale || moved > 0 ? 0x1p-15f : 1e-6f) || other_scale)
+            ASSERT_TRUE(has_other_scale || near(scale, want, moved_here ? 0x1p-15f : 1e-6f))
                 << "key scale " << scale << ", not " << want << ", of token " << t << " of head " << h;
             ASSERT_TRUE(got.form.scale_each_key || last.key[r % 8 / 2] == residual.key[r % 8 / 2]);
           }
           for (std::int64_t c = 0; c < padded; ++c) {
-            if (!other_scale) expect_number(keys, key, got.key(at, r, c), 1, i, s.batch, h, s.key_begin, s.keys, t, c);
+            if (!has_other_scale) expect_number(keys, key, got.key(at, r, c), 1, i, s.batch, h, s.key_begin, s.keys, t, c);
             const std::int64_t before = values.different;
             expect_number(values, value, got.value(at, r, c), 1, i, s.batch, h, s.key_begin, s.keys, t, c);
             if (plane >= 0 && values.different == before) {
@@ -387,7 +391,7 @@ void expect_same(const Recipe& recipe, const GpuOperands& got, const Tensor& q, 
     EXPECT_LE(static_cast<double>(moved), 2 + 1e-4 * static_cast<double>(ranks.numbers));
   }
   expect_tally(queries, "queries", 1e-5);
-  expect_tally(keys, "keys", 1e-5);
+  expect_tally(keys, "keys", moved ? 1e-4 : 1e-5);
   expect_tally(values, "values", 1e-4);
   expect_tally(residuals, "residuals", 1e-4);
 }
