@@ -33,6 +33,7 @@ function(chitu_gpu name)
     CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
     CUDA_COMPILER_LAUNCHER "${launcher}")
   target_compile_options(${target} PRIVATE --expt-relaxed-constexpr -Xptxas=-v,-warn-spills
+    $<$<CXX_COMPILER_ID:GNU>:-Xcompiler=-fno-gnu-unique>  # as in CMakeLists.txt
     "$<$<BOOL:${CHITU_WERROR}>:-Werror=all-warnings;-Xptxas=-Werror>")
   target_sources(chitu PRIVATE $<TARGET_OBJECTS:${target}>)
 endfunction()

@@ -127,7 +127,8 @@ chitu::Quant quant(const chitu_quant& q) {
           .scaling = enumeration(q.scaling, chitu::Scaling::tile, "scaling"),
           .groups = {q.group_block, q.group_lanes},
           .centre = enumeration(q.centre, chitu::Centre::sampled_mean, "centre"),
-          .rotated = q.rotated != 0};
+          .rotated = q.rotated != 0,
+          .sorted = q.sorted != 0};
 }
 
 chitu_quant number(const chitu::Quant& q) {
@@ -136,7 +137,8 @@ chitu_quant number(const chitu::Quant& q) {
           q.groups.block,
           q.groups.lanes,
           static_cast<int32_t>(q.centre),
-          q.rotated};
+          q.rotated,
+          q.sorted};
 }
 
 chitu_recipe numbers(const chitu::Recipe& r) {
@@ -202,17 +204,15 @@ HeldOptions options(const chitu_options* given) {
   return result;
 }
 
-constexpr int32_t quantized_version = 1;
-
 // The parts of an operand in the order of CHITU_VALUES ...
-constexpr chitu::Tensor chitu::Quantized::*quantized_parts[] = {&chitu::Quantized::values,     &chitu::Quantized::scales,
-                                                                &chitu::Quantized::centre,     &chitu::Quantized::channels,
-                                                                &chitu::Quantized::correction, &chitu::Quantized::residuals};
-static_assert(std::size(quantized_parts) == CHITU_RESIDUALS + 1);
+constexpr chitu::Tensor chitu::Quantized::*quantized_parts[] = {
+    &chitu::Quantized::values,     &chitu::Quantized::scales,    &chitu::Quantized::centre, &chitu::Quantized::channels,
+    &chitu::Quantized::correction, &chitu::Quantized::residuals, &chitu::Quantized::ranks};
+static_assert(std::size(quantized_parts) == CHITU_RANKS + 1);
 
 // Views of what the caller gave, checked.
 chitu::Quantized quantized_view(const chitu_quantized_parts& p) {
-  require(p.version == quantized_version, "parts have version ", p.version, "; this library's is ", quantized_version);
+  require(p.version == chitu::quantized_version, "parts have version ", p.version, "; this library's is ", chitu::quantized_version);
   require(p.role >= CHITU_QUERY && p.role <= CHITU_VALUE, "role is ", p.role, "; it must be 0 (query), 1 (key) or 2 (value)");
   require(p.parts_count <= std::size(quantized_parts), "parts_count is ", p.parts_count, "; there are ", std::size(quantized_parts));
   require(p.parts || p.parts_count == 0, "parts is NULL, but its count is ", p.parts_count);
@@ -316,6 +316,7 @@ chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* met
 }
 
 void chitu_quantized_free(chitu_quantized* quantized) { delete quantized; }
+int32_t chitu_quantized_version(void) { return chitu::quantized_version; }
 
 chitu_status chitu_quantized_vectors(const chitu_quantized* quantized, chitu_tensor* centre, chitu_tensor* channels) {
   return guarded([&] {
@@ -329,7 +330,7 @@ chitu_status chitu_quantized_part(const chitu_quantized* quantized, int32_t part
   return guarded([&] {
     require(quantized, "quantized is NULL");
     require(result, "view is NULL");
-    require(part >= CHITU_VALUES && part <= CHITU_RESIDUALS, "part is ", part, "; it must be 0 ... ", int{CHITU_RESIDUALS});
+    require(part >= CHITU_VALUES && part <= CHITU_RANKS, "part is ", part, "; it must be 0 ... ", int{CHITU_RANKS});
     *result = quantized->parts[static_cast<size_t>(part)];
   });
 }
@@ -342,7 +343,7 @@ chitu_status chitu_quantized_view(const chitu_quantized* quantized, chitu_quanti
     require(size == sizeof *parts, "parts.struct_size is ", size, "; it must be sizeof(chitu_quantized_parts), here ", sizeof *parts);
     const chitu::Quantized& q = quantized->value;
     *parts = {.struct_size = size,
-              .version = quantized_version,
+              .version = q.version,
               .role = static_cast<int32_t>(q.role),
               .quant = number(q.quant),
               .starts = q.starts.data(),

@@ -3,6 +3,7 @@
 #include "checks.h"
 
 #include <algorithm>
+#include <bit>
 #include <ostream>
 #include <tuple>
 
@@ -98,6 +99,8 @@ void check_quant(const Quant& q, Role role) {
           "recipe: groups {", q.groups.block, ", ", q.groups.lanes, "} must have a block that divides ", tile_tokens,
           " and 1, 2, 4 or 8 lanes");
   require(q.centre == Centre::none || (role == Role::key && tokens), "recipe: only INT8 keys are centred");
+  require(!q.sorted || (role == Role::key && tokens && q.groups.block == tile_tokens), "recipe: only INT8 keys with groups of ",
+          tile_tokens, " are sorted");
   require(!q.rotated || (role != Role::value && tokens), "recipe: only INT8 queries and keys are rotated");
 }
 
@@ -147,6 +150,26 @@ void check_residuals(const Quantized& q, const std::string& name) {
             "; there are ", some ? planes : 0, " residuals, and -1 is for none");
 }
 
+// A rank says where a token's scale is, and where a GPU's tile keeps the token.
+void check_ranks(const Quantized& q, const std::string& name) {
+  const auto [batch, heads, tokens, dim] = q.values.shape;
+  check_part(q.ranks, name + "'s ranks", DType::u8, q.quant.sorted ? Shape{batch, heads, tokens, 1} : Shape{}, Together::heads);
+  if (!q.quant.sorted) return;
+  const std::vector<std::int64_t> whole{0, tokens};
+  const std::vector<std::int64_t>& starts = q.starts.empty() ? whole : q.starts;
+  for (std::int64_t b = 0; b < batch; ++b)
+    for (std::int64_t h = 0; h < heads; ++h)
+      for (std::size_t s = 0; s + 1 < starts.size(); ++s)
+        for (std::int64_t first = starts[s]; first < starts[s + 1]; first += tile_tokens) {
+          const auto* ranks = reinterpret_cast<const std::uint8_t*>(row(q.ranks, b, h, first));
+          const std::int64_t count = std::min<std::int64_t>(tile_tokens, starts[s + 1] - first);
+          std::uint64_t taken[256 / 64] = {};
+          for (std::int64_t i = 0; i < count; ++i) taken[ranks[i] / 64] |= std::uint64_t{1} << ranks[i] % 64;
+          require(!taken[2] && !taken[3] && std::popcount(taken[0]) + std::popcount(taken[1]) == count, name, "'s ranks of batch entry ", b,
+                  ", head ", h, ", tokens ", first, " ... ", first + count - 1, " are not all different and below ", tile_tokens);
+        }
+}
+
 void check_nonfinite(const Quantized& q, const std::string& name) {
   const auto order = [](const NonFinite& n) { return std::tie(n.sequence, n.head, n.token); };
   for (std::size_t i = 0; i < q.nonfinite.size(); ++i) {
@@ -165,7 +188,13 @@ void check_nonfinite(const Quantized& q, const std::string& name) {
 
 }  // namespace
 
+void check_version(const Quantized& q, const std::string& name) {
+  require(q.version == quantized_version, name, " was quantised to format version ", q.version, "; this library reads version ",
+          quantized_version, " only");
+}
+
 void check_quantized(const Quantized& q, const std::string& name, Data data) {
+  check_version(q, name);
   check_tensor(q.values, name, true, data);
   check_starts(q.starts, q.values, name);
   check_quant(q.quant, q.role);
@@ -185,6 +214,7 @@ void check_quantized(const Quantized& q, const std::string& name, Data data) {
              : q.quant.centre != Centre::none ? vector
                                               : Shape{},
              Together::dense);
+  check_ranks(q, name);
   check_residuals(q, name);
   check_nonfinite(q, name);
 }

@@ -23,6 +23,7 @@ void check_written(const Tensor& t, const std::string& name);  // no two of its 
 void check_starts(std::span<const std::int64_t> starts, const Tensor& t, const std::string& name);
 void check_threads(int threads);
 void check_quant(const Quant& quant, Role role);  // unsupported unless a quantiser and kernels exist for such an operand
+void check_version(const Quantized& q, const std::string& name);
 void check_quantized(const Quantized& q, const std::string& name, Data data = Data::needed);  // its parts fit each other
 
 // Dense: as a whole. Heads: the numbers of each head lie together.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a call can ask for beyond the default. A kernel must not take a call that asks for something it has never heard of, so nothing is
+// What a call can ask for beyond the simplest one, with recipes::exact. A kernel must not take a call that asks for something it has never heard of, so nothing is
 // taken unless it is listed: describe() collects what a call asks for, a row of the kernel table lists what it takes, and refusal() names
 // the difference.
 #pragma once
@@ -27,6 +27,7 @@ enum class Need : std::uint8_t {
   quantized_query,
   quantized_key,
   quantized_value,
+  sorted_keys,
   unlisted,  // what every new option is until a row lists it: for the tests
 };
 inline constexpr int need_count = static_cast<int>(Need::unlisted) + 1;
@@ -49,6 +50,7 @@ constexpr const char* name(Need need) {
                                    "a query that came quantised",
                                    "a key that came quantised",
                                    "a value that came quantised",
+                                   "keys sorted by size",
                                    "an option that no kernel lists"};
   static_assert(std::size(names) == need_count);
   return names[static_cast<int>(need)];

@@ -21,6 +21,7 @@ void check_operand(const Operand& operand, Role role, const Quant& quant, std::s
   check_starts(starts, operand.tensor(), name);
   check_quant(quant, role);
   if (const Quantized* q = operand.quantized()) {
+    check_version(*q, name);
     require(q->role == role, name, " was quantised as another operand: as ", chitu::name(q->role), ", not as ", name);
     require(q->quant == quant, name, " was quantised for another recipe");
     require(std::equal(starts.begin(), starts.end(), q->starts.begin(), q->starts.end()), name,
@@ -105,15 +106,15 @@ bool several_types(std::initializer_list<const Operand*> operands, DType out) {
   return std::any_of(operands.begin(), operands.end(), [&](const Operand* o) { return !o->quantized() && o->tensor().type != out; });
 }
 
-// Everything in a call that is not the default. The options are taken apart, so that a new one does not compile until it has a name
-// here; then it gets a Need, which every row of the kernel table refuses until the row lists it. Two options are select()'s own:
-// `recipe`, for rows say what they compute in, and `kernel`. Every row does what the fields of a recipe say that are named here. So a new
-// field gets a Need in the same way.
+// Everything in a call that is not the default, or that its recipe adds to `exact`'s. The options are taken apart, so that a new one does
+// not compile until it has a name here; then it gets a Need, which every row of the kernel table refuses until the row lists it. Two
+// options are select()'s own: `recipe`, for rows say what they compute in, and `kernel`. Every row does what the fields of a recipe say
+// that are named here and have no Need. So a new field gets a Need in the same way.
 Needs needs_of(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
   const auto& [recipe, window, scale, query_positions, key_positions, query_positions_of, key_positions_of, query_starts, key_starts,
                threads, stream, workspace, workspace_bytes, kernel] = options;
   [[maybe_unused]] const auto& [query_quant, key_quant, value_quant, weights] = recipe;
-  [[maybe_unused]] const auto& [type, scaling, groups, centre, rotated] = key_quant;
+  [[maybe_unused]] const auto& [type, scaling, groups, centre, rotated, sorted] = key_quant;
   [[maybe_unused]] const auto& [weight_type, top, by_tile, normalises_output, makes_lse] = weights;
   const auto& [out, lse] = output;
   const std::pair<Need, bool> asked[] = {
@@ -133,6 +134,7 @@ Needs needs_of(const Operand& query, const Operand& key, const Operand& value, c
       {Need::quantized_query, query.quantized()},
       {Need::quantized_key, key.quantized()},
       {Need::quantized_value, value.quantized()},
+      {Need::sorted_keys, sorted},
   };
   Needs needs;
   for (const auto& [need, is_asked] : asked)

@@ -21,6 +21,7 @@ void check_vectors(const Tensor& x, const Quant& quant, const QuantizeOptions& o
 
 // keys: those that the queries x will meet.
 void check_keys(const Quantized& keys, const Tensor& x, std::span<const std::int64_t> starts) {
+  check_version(keys, name(Role::key));
   require(keys.role == Role::key, "keys are given, but were quantised as another operand: as ", name(keys.role));
   check_quantized(keys, name(Role::key));
   if (!given(keys.centre)) return;

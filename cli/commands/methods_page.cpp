@@ -19,7 +19,7 @@ std::string scaling_text(const Quant& q) {
     case Scaling::none:
       return "none";
     case Scaling::tokens:
-      return groups_text(q.groups);
+      return groups_text(q.groups) + (q.sorted ? " sorted by size" : "");
     case Scaling::head:
       return "per head";
     case Scaling::channel:

@@ -83,11 +83,15 @@ struct NonFinite {
   std::vector<float> values;           // [dim], as they came
 };
 
+// What the parts of a Quantized mean. It rises when a stored operand would be read wrongly. 1 had no ranks.
+inline constexpr int quantized_version = 2;
+
 // An operand as quantize() made it, or as it was stored and put together again. Copies share the storage. Integers and scales are
 // defined bit for bit. attention() and quantize() refuse one whose parts do not fit each other. Its parts are in CPU memory; those in f32
-// may have any strides between sequences (or batch entries) and heads, but each head's numbers lie together; centre and residuals are
-// dense. A part that `quant` and `role` do not call for is absent: a Tensor{}, an empty vector.
+// and ranks may have any strides between sequences (or batch entries) and heads, but each head's numbers lie together; centre and residuals
+// are dense. A part that `quant` and `role` do not call for is absent: a Tensor{}, an empty vector.
 struct Quantized {
+  int version = quantized_version;  // one of another version is refused
   Role role = Role::query;
   Quant quant{};
   std::vector<std::int64_t> starts;  // of the sequences, for a packed batch; else empty
@@ -95,6 +99,7 @@ struct Quantized {
   Tensor values{};      // [batch, heads, tokens, dim] in quant.type; the caller's own tensor with Scaling::none
   Tensor scales{};      // f32; tokens: [batch, heads, groups, 1], head: [sequences, heads, 1, 1], channel: [sequences, heads, 1, dim],
                         // tile: [batch, heads, tiles, 1]; groups and tiles of packed sequences follow each other
+  Tensor ranks{};       // u8 [batch, heads, tokens, 1], if quant.sorted: each token's rank in its tile, which tells its scale
   Tensor centre{};      // f32 [sequences, heads, 1, dim]: what was subtracted from the keys; for queries: the centre that
                         // `correction` was made with
   Tensor channels{};    // f32 [sequences, heads, 1, dim]: with Scaling::tile, what the values were divided by

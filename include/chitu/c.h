@@ -14,7 +14,7 @@ extern "C" {
 
 /* The number of this header's interface. A library with another number must not be called; the same number only ever gains functions,
  * constants and fields at the end of the structs that begin with struct_size. */
-#define CHITU_ABI_VERSION 1
+#define CHITU_ABI_VERSION 2
 int32_t chitu_abi_version(void); /* of the library */
 const char* chitu_version(void); /* "0.1.0" */
 
@@ -53,7 +53,7 @@ typedef struct chitu_positions {
 /* How one operand is stored, and how weights meet values: the fields of chitu::Quant and chitu::Weights (method.h), enumerations as
  * numbers in the order of their declaration there. */
 typedef struct chitu_quant {
-  int32_t dtype, scaling, group_block, group_lanes, centre, rotated;
+  int32_t dtype, scaling, group_block, group_lanes, centre, rotated, sorted;
 } chitu_quant;
 
 /* A quantisation method as a value: chitu::Recipe. Start from one of chitu_method_info()'s, and change what is to differ. */
@@ -126,12 +126,21 @@ typedef struct chitu_quantize_options {
 chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* method, const chitu_quantize_options* options,
                             chitu_quantized** quantized);
 void chitu_quantized_free(chitu_quantized* quantized); /* NULL is fine */
+int32_t chitu_quantized_version(void);                 /* of the format that this library's chitu_quantized have; it refuses others */
 
 /* Views of the vectors that other quantisations can be given, to freeze them: the keys' centre, the values' channels; data is NULL
  * where there is none. Either may be NULL. They live as long as `quantized`. */
 chitu_status chitu_quantized_vectors(const chitu_quantized* quantized, chitu_tensor* centre, chitu_tensor* channels);
 
-enum { CHITU_VALUES = 0, CHITU_SCALES = 1, CHITU_CENTRE = 2, CHITU_CHANNELS = 3, CHITU_CORRECTION = 4, CHITU_RESIDUALS = 5 };
+enum {
+  CHITU_VALUES = 0,
+  CHITU_SCALES = 1,
+  CHITU_CENTRE = 2,
+  CHITU_CHANNELS = 3,
+  CHITU_CORRECTION = 4,
+  CHITU_RESIDUALS = 5,
+  CHITU_RANKS = 6
+};
 
 /* A view of one part of it: CHITU_VALUES ...; data is NULL where there is none. It lives as long as `quantized`. */
 chitu_status chitu_quantized_part(const chitu_quantized* quantized, int32_t part, chitu_tensor* view);

@@ -46,6 +46,9 @@ struct Quant {
   Groups groups{};  // with Scaling::tokens
   Centre centre = Centre::none;
   bool rotated = false;  // signs and a Hadamard matrix over the channels, alike for queries and keys
+  // Keys with groups of a whole tile: the tokens of a tile are ranked by their largest magnitude, and those with neighbouring ranks share a
+  // scale instead of those that `groups` says (src/common/ranks.h).
+  bool sorted = false;
 
   friend constexpr bool operator==(const Quant&, const Quant&) = default;
 };
@@ -117,8 +120,13 @@ inline constexpr Recipe fp8{
 
 // Ours: docs/numerics.md, "The chitu recipe".
 inline constexpr Recipe chitu{
-    .query = {.type = DType::i8, .scaling = Scaling::tokens, .groups = {16, 8}, .rotated = true},
-    .key = {.type = DType::i8, .scaling = Scaling::tokens, .groups = {128, 4}, .centre = Centre::sampled_mean, .rotated = true},
+    .query = {.type = DType::i8, .scaling = Scaling::tokens, .groups = {1, 1}, .rotated = true},
+    .key = {.type = DType::i8,
+            .scaling = Scaling::tokens,
+            .groups = {128, 4},
+            .centre = Centre::sampled_mean,
+            .rotated = true,
+            .sorted = true},
     .value = {.type = DType::i8, .scaling = Scaling::tile},
     .weights = {.type = DType::u8, .top = 255, .by_tile = true, .output = Sum::rounded, .lse = Sum::rounded},
 };
@@ -141,8 +149,8 @@ inline constexpr std::array methods{
     Method{"int8", "INT8 queries and keys per token; INT8 weights, INT8 values per head", "INT-FlashAttention, full INT8", recipes::int8},
     Method{"fp8", "FP8 queries, keys, values per head; FP8 weights", "FlashAttention-3 FP8", recipes::fp8},
     Method{"chitu",
-           "rotated INT8 queries and keys per thread group, keys centred; 8-bit weights per tile, INT8 values per tile after a "
-           "channel vector, residual plane where needed",
+           "rotated INT8 queries per token and keys per group of like size, keys centred; 8-bit weights per tile, INT8 values per tile "
+           "after a channel vector, residual plane where needed",
            "this library", recipes::chitu},
 };
 

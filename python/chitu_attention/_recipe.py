@@ -8,7 +8,7 @@ _DTYPES = ("f32", "f16", "bf16", "i8", "u8", "e4m3")
 _SCALINGS = ("none", "tokens", "head", "channel", "tile")
 _CENTRES = ("none", "mean", "sampled_mean")
 _SUMS = ("unrounded", "rounded")
-_LAYOUT = Struct("=19if3i")  # chitu_recipe of include/chitu/c.h
+_LAYOUT = Struct("=22if3i")  # chitu_recipe of include/chitu/c.h
 
 
 def _number(words, word, what):
@@ -18,11 +18,13 @@ def _number(words, word, what):
         raise ValueError(f"recipe: {what} is {word!r}; it must be one of {', '.join(words)}") from None
 
 
-class Quant(namedtuple("Quant", "dtype scaling groups centre rotated", defaults=("f32", "none", (1, 1), "none", False))):
+class Quant(namedtuple("Quant", "dtype scaling groups centre rotated sorted",
+                       defaults=("f32", "none", (1, 1), "none", False, False))):
     """How an operand is stored.
 
     dtype: f32 (as it came), f16, i8, e4m3. scaling: none, tokens, head, channel, tile. groups: (block, lanes) of tokens that share a
-    scale. centre: none, mean, sampled_mean. rotated: signs and a Hadamard matrix over the channels."""
+    scale. centre: none, mean, sampled_mean. rotated: signs and a Hadamard matrix over the channels. sorted: keys of a
+    tile share scales by their size."""
 
     __slots__ = ()
 
@@ -32,7 +34,7 @@ class Quant(namedtuple("Quant", "dtype scaling groups centre rotated", defaults=
     def _numbers(self):
         block, lanes = self.groups
         return (_number(_DTYPES, self.dtype, "dtype"), _number(_SCALINGS, self.scaling, "scaling"), block, lanes,
-                _number(_CENTRES, self.centre, "centre"), bool(self.rotated))
+                _number(_CENTRES, self.centre, "centre"), bool(self.rotated), bool(self.sorted))
 
 
 class Weights(namedtuple("Weights", "dtype top by_tile output lse", defaults=("f32", 1.0, False, "unrounded", "unrounded"))):
@@ -68,9 +70,9 @@ class Recipe(namedtuple("Recipe", "query key value weights", defaults=(Quant(), 
 
     @classmethod
     def _of_numbers(cls, numbers):
-        quants = [Quant(_DTYPES[d], _SCALINGS[s], (block, lanes), _CENTRES[c], bool(r))
-                  for d, s, block, lanes, c, r in (numbers[i:i + 6] for i in (0, 6, 12))]
-        dtype, top, by_tile, output, lse = numbers[18:]
+        quants = [Quant(_DTYPES[d], _SCALINGS[s], (block, lanes), _CENTRES[c], bool(r), bool(by_size))
+                  for d, s, block, lanes, c, r, by_size in (numbers[i:i + 7] for i in (0, 7, 14))]
+        dtype, top, by_tile, output, lse = numbers[21:]
         return cls(*quants, Weights(_DTYPES[dtype], float(top), bool(by_tile), _SUMS[output], _SUMS[lse]))
 
     @classmethod

@@ -5,7 +5,8 @@
 #include "core.h"
 
 const char* const role_names[] = {"query", "key", "value"};
-static const char* const part_names[] = {"values", "scales", "centre", "channels", "correction", "residuals"};
+static const char* const part_names[] = {"values", "scales", "centre", "channels", "correction", "residuals", "ranks"};
+enum { part_count = sizeof part_names / sizeof *part_names };
 static const char* const dtype_names[] = {"float32", "float16", "bfloat16", "int8", "uint8", "float8_e4m3fn"};
 static const char* const formats[] = {"f", "e", "H", "b", "B", "B"}; /* bfloat16 and float8 as their bits */
 const int item_sizes[] = {4, 2, 2, 1, 1, 1};
@@ -68,9 +69,9 @@ static void quantized_dealloc(PyObject* self) {
 static PyObject* quantized_part(PyObject* self, PyObject* name) {
   Quantized* q = (Quantized*)self;
   int part = 0;
-  for (; part < 6 && !(PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, part_names[part]) == 0);) ++part;
-  if (part == 6)
-    return PyErr_Format(PyExc_ValueError, "name is %R; it must be values, scales, centre, channels, correction or residuals", name);
+  for (; part < part_count && !(PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, part_names[part]) == 0);) ++part;
+  if (part == part_count)
+    return PyErr_Format(PyExc_ValueError, "name is %R; it must be values, scales, centre, channels, correction, residuals or ranks", name);
   chitu_tensor t;
   const chitu_status status = q->state->quantized_part(q->quantized, part, &t);
   if (status != CHITU_OK) return raise_status(q->state, status);
@@ -111,7 +112,7 @@ static PyObject* quantized_repr(PyObject* self) {
 
 static PyMethodDef quantized_methods[] = {
     {"part", quantized_part, METH_O,
-     "part(name): a memoryview of values, scales, centre, channels, correction or residuals; None if there is none"},
+     "part(name): a memoryview of values, scales, centre, channels, correction, residuals or ranks; None if there is none"},
     {"_stored", quantized_stored, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

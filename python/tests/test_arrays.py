@@ -211,6 +211,8 @@ def test_quantized_operands():
     centre, integers = np.asarray(keys.part("centre")), np.asarray(keys.part("values"))
     assert centre.shape == (1, 2, 1, 32) and integers.dtype == np.int8 and integers.shape == k.shape
     assert keys.part("channels") is None and values.part("channels") is not None
+    ranks = np.asarray(keys.part("ranks"))
+    assert ranks.dtype == np.uint8 and ranks.shape == (*integers.shape[:3], 1) and values.part("ranks") is None
     again = ca.quantize(k, "key", centre=centre)
     assert (np.asarray(again.part("values")) == integers).all()
     other = ca.quantize(k, "key", centre=centre + 1)
@@ -353,7 +355,7 @@ def test_explain_and_tables():
     assert "cpu.reference" in ca.explain(q, k, v, kernel="cpu.reference")
     close(ca.attention(q, k, v, kernel="cpu.reference"), exact(q, k, v)[0], 0.05)
     chitu = ca.methods()["chitu"]
-    assert chitu.summary and chitu.origin and chitu.recipe.query.rotated
+    assert chitu.summary and chitu.origin and chitu.recipe.query.rotated and chitu.recipe.key.sorted and not chitu.recipe.query.sorted
     assert ca.__version__ in ca.doctor()
 
 
@@ -371,6 +373,8 @@ def test_recipes():
     assert changed == recipe.replace(query=changed.query, key=changed.key) and hash(changed) != hash(recipe)
     with pytest.raises(ValueError, match="scaling is 'rows'; it must be one of none, tokens"):
         ca.attention(q, k, v, method=recipe.replace(key=recipe.key.replace(scaling="rows")))
+    with pytest.raises(ValueError, match="only INT8 keys with groups of 128 are sorted"):
+        ca.attention(q, k, v, method=recipe.replace(key=recipe.key.replace(groups=(64, 1))))
     with pytest.raises(ValueError, match="rotated alike"):
         ca.attention(q, k, v, method=recipe.replace(query=recipe.query.replace(rotated=False)))
 

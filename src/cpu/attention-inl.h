@@ -136,8 +136,9 @@ class Attention {
         std::int32_t sum = 0;
         for (int c = 0; c < shared_.layout.dim; ++c) sum += numbers[c];
         to.key_start[token] = -128 * sum;
-        const std::int64_t group = k.quant.groups.of(token);
-        to.key_scale[token] = group < k.quant.groups.count(s.keys) ? where.scales[group] : 0;
+        // Behind the last key there may be no scale. If there is one, one vector of scales may serve all keys of the tile.
+        const bool scaled = k.quant.sorted ? token < s.keys : k.quant.groups.of(token) < k.quant.groups.count(s.keys);
+        to.key_scale[token] = scaled ? where.scales[where.group(token)] : 0;
       });
     }
     if constexpr (int8_weights) {

@@ -16,6 +16,7 @@
 #include "common/limits.h"
 #include "common/numbers.h"
 #include "common/parallel.h"
+#include "common/ranks.h"
 #include "common/rotation.h"
 #include "cpu/buffer.h"
 #include "cpu/rows.h"

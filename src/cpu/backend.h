@@ -28,6 +28,7 @@ struct TokenChunk {
   // Results, each null where the recipe has none.
   std::byte* values = nullptr;      // [count][dim], dense
   float* scales = nullptr;          // of the chunk's first group, or of its tile
+  std::uint8_t* ranks = nullptr;    // [count], with Quant::sorted
   float* corrections = nullptr;     // [count]: row . correction_centre
   std::int8_t* residual = nullptr;  // [tile_tokens][dim], written if flagged
   bool flagged = false;

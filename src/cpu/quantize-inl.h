@@ -9,6 +9,7 @@
 
 #include "common/limits.h"
 #include "common/numbers.h"
+#include "common/ranks.h"
 #include "common/rotation.h"
 #include "cpu/backend.h"
 
@@ -204,22 +205,31 @@ struct Quantizer {
 
   using Rows = float[tile_tokens][padded_max];
 
+  // The ranks of a tile's first `count` tokens by their sizes: how many of its numbers are larger.
+  static void rank(const std::array<float, tile_tokens>& sizes, int count, std::uint8_t* ranks) {
+    alignas(64) std::int32_t numbers[tile_tokens], larger[tile_tokens] = {};
+    for (int i = 0; i < tile_tokens; ++i) numbers[i] = static_cast<std::int32_t>(ranking_number(sizes[static_cast<std::size_t>(i)], i));
+    for (int i = 0; i < tile_tokens; i += W)
+      for (int j = 0; j < tile_tokens; ++j)
+        for (int lane = 0; lane < W; ++lane) larger[i + lane] += numbers[j] > numbers[i + lane];
+    for (int i = 0; i < count; ++i) ranks[i] = static_cast<std::uint8_t>(larger[i]);
+  }
+
   // Rows are of numbers times `unit`.
   static void by_tokens(TokenChunk& t, const Rows& rows, int padded, float unit) {
     const Groups& groups = t.quant.groups;
-    std::array<float, tile_tokens> maxima{};  // of each group in the chunk
-    for (int i = 0; i < t.count; ++i) {
-      float& m = maxima[static_cast<std::size_t>(groups.of(i))];
-      m = std::max(m, maximum(rows[i], padded));
-    }
+    std::array<float, tile_tokens> sizes{}, maxima{};  // of each token, of each group in the chunk
+    for (std::size_t i = 0; i < static_cast<std::size_t>(t.count); ++i) sizes[i] = maximum(rows[i], padded);
+    if (t.ranks) rank(sizes, t.count, t.ranks);
+    const auto group = [&](int i) { return static_cast<std::size_t>(t.ranks ? sorted_group(groups, t.ranks[i]) : groups.of(i)); };
+    for (int i = 0; i < t.count; ++i) maxima[group(i)] = std::max(maxima[group(i)], sizes[static_cast<std::size_t>(i)]);
     for (std::int64_t g = 0; g < groups.count(t.count); ++g) {
       float& m = maxima[static_cast<std::size_t>(g)];
       m = std::max(m, smallest_maximum * unit);
       t.scales[g] = m / 127 / unit;
     }
     for (int i = 0; i < t.count; ++i)
-      round_i8(rows[i], 127 / maxima[static_cast<std::size_t>(groups.of(i))],
-               reinterpret_cast<std::int8_t*>(t.values) + std::int64_t{i} * t.dim, t.dim);
+      round_i8(rows[i], 127 / maxima[group(i)], reinterpret_cast<std::int8_t*>(t.values) + std::int64_t{i} * t.dim, t.dim);
   }
 
   static void by_tile(TokenChunk& t, Rows& rows, int padded) {

@@ -128,6 +128,7 @@ class Job {
     q_.values = quant_.scaling == Scaling::none ? x_ : allocate(quant_.type, x_.shape);
     if (quant_.scaling == Scaling::none) return;
     q_.scales = allocate(DType::f32, scales_shape(quant_, x_.shape, options_.starts));
+    if (quant_.sorted) q_.ranks = allocate(DType::u8, {batch, heads, tokens, 1});
     if (quant_.scaling != Scaling::tile) return;
     q_.channels = allocate(DType::f32, {static_cast<std::int64_t>(spans_.size()), heads, 1, dim});
     q_.residual_of.assign(static_cast<std::size_t>(batch * heads * q_.scales.shape[2]), -1);
@@ -231,6 +232,7 @@ class Job {
     if (quant_.scaling != Scaling::none) t.values = row(q_.values, s.batch, head, s.begin + first);
     if (quant_.scaling == Scaling::tokens) t.scales = at(q_.scales, s.batch, head, s.first_group + quant_.groups.count(first));
     if (quant_.scaling == Scaling::tile) t.scales = at(q_.scales, s.batch, head, s.first_tile + chunk);
+    if (quant_.sorted) t.ranks = reinterpret_cast<std::uint8_t*>(row(q_.ranks, s.batch, head, s.begin + first));
     std::vector<std::int8_t> residual(quant_.scaling == Scaling::tile ? static_cast<std::size_t>(tile_tokens * dim) : 0);
     t.residual = residual.data();
 

@@ -31,7 +31,7 @@ std::vector<double> stored(const Indexed& x, const Sequence& s, std::int64_t seq
         case Scaling::none:
           break;
         case Scaling::tokens:
-          number *= where.scales[x.quant.groups.of(t)];
+          number *= where.scales[where.group(t)];
           break;
         case Scaling::head:
           number *= where.scales[0];

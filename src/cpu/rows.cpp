@@ -40,8 +40,9 @@ namespace cpu {
 std::span<const Kernel> kernels() {
   using enum Arithmetic;
   using enum Need;
-  constexpr Needs takes{window,  scale, negative_scale, query_positions, key_positions,   positions_of_sequences, packed_sequences,
-                        threads, lse,   grouped_heads,  mixed_types,     quantized_query, quantized_key,          quantized_value};
+  constexpr Needs takes{window,     scale, negative_scale, query_positions, key_positions,   positions_of_sequences, packed_sequences,
+                        threads,    lse,   grouped_heads,  mixed_types,     quantized_query, quantized_key,          quantized_value,
+                        sorted_keys};
   static const std::array rows{
 #ifdef __x86_64__
       Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, int8, takes, avx512_runs.int8_int8},
@@ -92,6 +93,10 @@ Locator::Locator(const Indexed& x, std::int64_t sequence, std::int64_t head) {
   const std::int64_t batch = x.starts.empty() ? sequence : 0;
   const std::int64_t first = x.first.empty() ? 0 : x.first[static_cast<std::size_t>(sequence)];
   scales = reinterpret_cast<const float*>(row(x.scales, by_token ? batch : sequence, head, first));
+  groups = x.quant.groups;
+  if (x.quant.sorted)
+    ranks = reinterpret_cast<const std::uint8_t*>(
+        row(x.ranks, batch, head, x.starts.empty() ? 0 : x.starts[static_cast<std::size_t>(sequence)]));
   if (x.quant.scaling != Scaling::tile) return;
   channels = reinterpret_cast<const float*>(row(x.channels, sequence, head, 0));
   residual_of = x.residual_of.data() + (batch * x.scales.shape[1] + head) * x.scales.shape[2] + first;

@@ -2,6 +2,7 @@
 // What the CPU's kernels share: their entry points, and where an operand keeps the numbers of one head.
 #pragma once
 
+#include "common/ranks.h"
 #include "cpu/backend.h"
 #include "dispatch.h"
 
@@ -13,11 +14,18 @@ std::span<const Kernel> kernels();  // best first
 struct Locator {
   Locator(const Indexed& x, std::int64_t sequence, std::int64_t head);
 
+  // With Scaling::tokens. token: within its sequence.
+  std::int64_t group(std::int64_t token) const {
+    return ranks ? groups.count(token / tile_tokens * tile_tokens) + sorted_group(groups, ranks[token]) : groups.of(token);
+  }
+
   const std::int8_t* residual(std::int64_t tile) const {
     return residual_of && residual_of[tile] >= 0 ? residuals + std::int64_t{residual_of[tile]} * residual_size : nullptr;
   }
 
-  const float* scales = nullptr;              // of its first group, its first tile, its first channel, or its only one
+  const float* scales = nullptr;  // of its first group, its first tile, its first channel, or its only one
+  Groups groups{};
+  const std::uint8_t* ranks = nullptr;        // of its first token
   const float* channels = nullptr;            // [dim]
   const std::int32_t* residual_of = nullptr;  // of its first tile
   const std::int8_t* residuals = nullptr;

@@ -45,8 +45,9 @@ struct Shared {
   const float query_unit = std::fabs(problem.scale()) > 0x1p100f ? 0x1p40f : std::fabs(problem.scale()) < 0x1p-100f ? 0x1p-40f : 1;
   const float sum_unit = lags ? std::exp2(-lag) : 1;
   const bool sums_unrounded = weights.output == Sum::unrounded || weights.lse == Sum::unrounded;
-  // Groups of a whole tile repeat every 8 keys: one vector holds the scales of all, and they wait for the exponential.
-  const bool keys_share_scales = int8_scores && problem.options.recipe.key.groups.block == tile_tokens && W % 8 == 0;
+  // Groups of a whole tile that is not sorted repeat every 8 keys: one vector holds the scales of all, and they wait for the exponential.
+  const bool keys_share_scales =
+      int8_scores && problem.options.recipe.key.groups.block == tile_tokens && !problem.options.recipe.key.sorted && W % 8 == 0;
   const std::int64_t tile_key_bytes = int8_scores ? layout.template tile_key_bytes<Int8>() : 0;  // of panels
   const std::int64_t tile_value_bytes = int8_weights ? layout.template tile_value_bytes<Int8>() : 0;
 };

@@ -148,6 +148,7 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   arena.take(r.tiles, key_tiles * form.tile_bytes());
   arena.take(r.residuals, form.residuals ? key_tiles * tile_tokens * form.dim : 0);
   arena.take(r.passes, 2 * key_tiles);
+  arena.take(r.orders, form.sorted ? key_tiles * tile_tokens : 0);
   arena.take(r.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
   arena.take(r.ranges, std::int64_t{tile_tokens} * (table ? r.query_tiles : tiles_of(r.same.queries)));
   arena.take(r.items_taken, 1);

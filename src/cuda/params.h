@@ -30,6 +30,7 @@ struct QuantizeParams {
   float* channels;                  // [sequences, kv_heads, Form::dim]: the factor of outputs at the end: λ, a value's scale, or 1
   std::uint8_t* tiles;              // [key tiles x kv_heads]: Form::tile_bytes: keys [panels][128][panel], then values
   PassScales* passes;               // [key tiles x kv_heads, 2]: the last pass, then the residual plane's
+  std::uint8_t* orders;             // [key tiles x kv_heads, 128], with Form::sorted: which key of its tile stands at each row
   std::int8_t* residuals;           // [key tiles x kv_heads]: values' second plane, written where flagged
   std::uint8_t* nonfinite_keys;     // [key tiles x kv_heads]: 1 if a number in the tile is not finite, else 0. Operands have zeros for
   std::uint8_t* nonfinite_values;   //   the whole query or key with such a number, but only for the number of a value

@@ -28,7 +28,7 @@ Arithmetic arithmetic_of(const Quant& quant, DType input) {
 constexpr Needs takes_of_call() {
   using enum Need;
   return {window,    scale, negative_scale, query_positions, key_positions,   positions_of_sequences, packed_sequences, stream,
-          workspace, lse,   grouped_heads,  mixed_types,     quantized_query, quantized_key,          quantized_value};
+          workspace, lse,   grouped_heads,  mixed_types,     quantized_query, quantized_key,          quantized_value,  sorted_keys};
 }
 
 // A row's functions know its architecture.

@@ -280,7 +280,18 @@ static void test_quantized(void) {
   expect(chitu_quantized_part(keys, CHITU_VALUES, &part) == CHITU_OK && part.dtype == CHITU_I8 && part.shape[2] == KEYS, "integers");
   expect(chitu_quantized_part(keys, CHITU_SCALES, &part) == CHITU_OK && part.dtype == CHITU_F32 && part.data, "scales of the keys");
   expect(chitu_quantized_part(keys, CHITU_CORRECTION, &part) == CHITU_OK && !part.data, "keys have no correction");
-  expect_error(chitu_quantized_part(keys, 6, &part), CHITU_BAD_ARGUMENT, "part is 6");
+  expect(chitu_quantized_part(keys, CHITU_RANKS, &part) == CHITU_OK && part.dtype == CHITU_U8 && part.shape[2] == KEYS, "ranks of the keys");
+  expect(chitu_quantized_part(queries, CHITU_RANKS, &part) == CHITU_OK && !part.data, "queries have no ranks");
+  expect_error(chitu_quantized_part(keys, 7, &part), CHITU_BAD_ARGUMENT, "part is 7");
+
+  /* A format version is the first number behind a handle. */
+  expect(*(int*)keys == chitu_quantized_version(), "the format's version");
+  *(int*)keys = 1;
+  c.tensor = NULL;
+  expect_error(chitu_attention_quantized(&a, &b, &c, &out2, &lse2, NULL), CHITU_BAD_ARGUMENT, "key was quantised to format version 1");
+  expect_error(chitu_quantize(&q, CHITU_QUERY, "chitu", &qo, &frozen), CHITU_BAD_ARGUMENT, "format version 1");
+  *(int*)keys = chitu_quantized_version();
+  c.tensor = &v;
   qo.keys = NULL;
   qo.channels = &channels;
   expect(chitu_quantize(&v, CHITU_VALUE, "chitu", &qo, &frozen) == CHITU_OK, "frozen channels");

@@ -282,6 +282,16 @@ TEST(Errors, Recipes) {
       {{"recipe", "centred"}, recipe(recipes::sage, [](Recipe& r) { r.query.centre = Centre::mean; })},
       {{"recipe", "rotated"}, recipe(recipes::fp8, [](Recipe& r) { r.query.rotated = r.key.rotated = true; })},
       {{"recipe", "rotated"}, recipe(recipes::chitu, [](Recipe& r) { r.value.rotated = true; })},
+      {{"recipe", "sorted", "groups of 128"}, recipe(recipes::sage, [](Recipe& r) { r.key.sorted = true; })},
+      {{"recipe", "sorted", "keys"},
+       recipe(recipes::sage2,
+              [](Recipe& r) {
+                r.query.groups = {128, 4};
+                r.query.sorted = true;
+              })},
+      {{"recipe", "sorted", "INT8"}, recipe(recipes::fp8, [](Recipe& r) { r.key.sorted = true; })},
+      {{"recipe", "sorted", "INT8"}, recipe(recipes::exact, [](Recipe& r) { r.key.sorted = true; })},
+      {{"recipe", "sorted", "keys"}, recipe(recipes::chitu, [](Recipe& r) { r.value.sorted = true; })},
   });
 }
 

@@ -114,6 +114,25 @@ TEST(Layout, StoredKeysAreTheAccumulatorsOrder) {
   }
 }
 
+// Each rank has a row of its own, and the row's place among the columns of an accumulator is that of the scale that the rank takes.
+TEST(Layout, RowsOfRanksAreTheScalesLanes) {
+  std::set<int> rows;
+  for (int rank = 0; rank < tile_tokens; ++rank) {
+    const int row = row_of_rank(rank);
+    EXPECT_TRUE(row >= 0 && row < tile_tokens && rows.insert(row).second) << rank;
+    EXPECT_EQ(row % 8 / 2, sorted_group(recipes::chitu.key.groups, rank)) << rank;
+  }
+}
+
+TEST(Layout, OrdersFollowEachOther) {
+  for (std::int64_t tile = 0; tile < 5; ++tile) EXPECT_EQ(order_offset(tile), tile * tile_tokens);
+  EXPECT_EQ(order_offset(std::int64_t{1} << 30), std::int64_t{1} << 37);
+}
+
+TEST(Layout, OnlySortedKeysHaveAnOrder) {
+  for (const Method& method : methods) EXPECT_EQ(form_of(method.recipe, 64).sorted, method.name == "chitu") << method.name;
+}
+
 TEST(Layout, TheOffsetOfValuesIsAddedByExclusiveOr) {
   for (int value = -128; value < 128; ++value)
     EXPECT_EQ((static_cast<std::uint32_t>(value) ^ value_offsets) & 0xff, static_cast<std::uint32_t>(value + 128));

@@ -30,6 +30,8 @@ struct Plan {
   }
 };
 
+const Needs of_the_recipe{Need::sorted_keys};  // of the default
+
 Device device_for(Need need) { return need == Need::stream || need == Need::workspace ? Device::cuda : Device::cpu; }
 
 const std::vector<std::int64_t> starts{0, 2, 6};
@@ -98,20 +100,26 @@ std::vector<Need> all_needs() {
   return all;
 }
 
-TEST(Needs, TheDefaultCallAsksForNothing) {
-  for (const Device device : {Device::cpu, Device::cuda}) EXPECT_TRUE(Plan(device).problem().needs.empty());
+TEST(Needs, TheDefaultCallAsksForItsRecipeAndNothingElse) {
+  for (const Device device : {Device::cpu, Device::cuda}) {
+    EXPECT_EQ(Plan(device).problem().needs, of_the_recipe);
+    Plan exact(device);
+    exact.options.recipe = recipes::exact;
+    EXPECT_TRUE(exact.problem().needs.empty());
+  }
   Plan unbounded_window(Device::cpu);
   unbounded_window.options.window = {unbounded + 1, unbounded + 2};
-  EXPECT_TRUE(unbounded_window.problem().needs.empty());
+  EXPECT_EQ(unbounded_window.problem().needs, of_the_recipe);
 }
 
 TEST(Needs, WhatIsNotTheDefaultIsAskedFor) {
-  Needs seen{Need::unlisted};
+  Needs seen{Need::unlisted, Need::sorted_keys};
   for (const Asked& asked : all_asked()) {
     SCOPED_TRACE(name(asked.need));
     Plan plan(device_for(asked.need));
     asked.ask(plan);
-    Needs expected{asked.need};
+    Needs expected = of_the_recipe;
+    expected.add(asked.need);
     for (const Need need : asked.implied) expected.add(need);
     EXPECT_EQ(plan.problem().needs, expected);
     seen.add(asked.need);
@@ -168,10 +176,10 @@ TEST(Needs, AllThatIsMissingIsNamed) {
   plan.options.window = causal;
   plan.options.scale = 2.f;
   Kernel without = row;
-  without.takes = {Need::window};
+  without.takes = {Need::window, Need::sorted_keys};
   EXPECT_EQ(refusal(without, plan.problem()), "does not take scale");
   without.takes = {};
-  EXPECT_EQ(refusal(without, plan.problem()), "does not take window, scale");
+  EXPECT_EQ(refusal(without, plan.problem()), "does not take window, scale, keys sorted by size");
 }
 
 // CPU kernels take every call in CPU memory.

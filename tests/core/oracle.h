@@ -56,6 +56,7 @@ struct Head {
   std::vector<float> numbers;           // [token][channel]: what is stored, before scales
   std::vector<float> scales;            // of groups, channels, tiles, or of the head
   std::vector<std::int64_t> group;      // [token]: index of its scale, with Scaling::tokens
+  std::vector<int> ranks;               // [token], of a quantisation that is sorted
   std::vector<float> centre, channels;  // [channel]
   std::vector<int> flagged;             // [tile]: 0, 1, or -1 if the order of a sum decides
   std::vector<float> residuals;         // [token][channel], of every tile

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The quantisers and attention over quantised numbers, a second time: oracle.h. Arithmetic is fp32, one rounding an operation.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <iterator>
 #include <limits>
@@ -91,12 +92,28 @@ void rotate(Row& x) {
   for (float& v : x) v *= factor;
 }
 
-void by_tokens(Head& head, const std::vector<Row>& rows, const Groups& groups, float unit) {
+// The tokens of each tile by their largest magnitudes, of which 16 bits of fraction are looked at; the larger first, else the earlier.
+void rank(Head& head, const std::vector<Row>& rows) {
+  head.ranks.resize(rows.size());
+  for (std::int64_t first = 0; first < head.tokens; first += 128) {
+    std::vector<std::size_t> order;
+    for (std::int64_t t = first; t < std::min(first + 128, head.tokens); ++t) order.push_back(static_cast<std::size_t>(t));
+    const auto size = [&](std::size_t t) { return std::bit_cast<std::uint32_t>(largest_of(rows[t])) / 128; };
+    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return size(a) > size(b); });
+    for (std::size_t i = 0; i < order.size(); ++i) head.ranks[order[i]] = static_cast<int>(i);
+  }
+}
+
+void by_tokens(Head& head, const std::vector<Row>& rows, const Quant& quant, float unit) {
+  const Groups& groups = quant.groups;
+  if (quant.sorted) rank(head, rows);
   const std::int64_t blocks = (head.tokens + groups.block - 1) / groups.block;
   Row maximum(static_cast<std::size_t>(blocks * groups.lanes), tiny * unit);
   for (std::int64_t t = 0; t < head.tokens; ++t) {
     // 8 / lanes neighbours among 8 consecutive rows share a lane.
-    const std::int64_t lane = groups.lanes == 1 ? 0 : t % 8 / (8 / groups.lanes);
+    const std::int64_t lane = quant.sorted        ? head.ranks[static_cast<std::size_t>(t)] / (128 / groups.lanes)
+                              : groups.lanes == 1 ? 0
+                                                  : t % 8 / (8 / groups.lanes);
     head.group.push_back(t / groups.block * groups.lanes + lane);
     float& m = maximum[static_cast<std::size_t>(head.group.back())];
     m = std::max(m, largest_of(rows[static_cast<std::size_t>(t)]));
@@ -192,7 +209,7 @@ Head quantize(const std::vector<float>& numbers, std::int64_t dim, DType type, c
     }
     if (quant.rotated) rotate(rows[t]);
   }
-  if (quant.scaling == Scaling::tokens) by_tokens(head, rows, quant.groups, unit);
+  if (quant.scaling == Scaling::tokens) by_tokens(head, rows, quant, unit);
   if (quant.scaling == Scaling::tile) by_tile(head, rows, sample);
   if (quant.scaling == Scaling::head || quant.scaling == Scaling::channel) by_factor(head, rows, type, quant);
   return head;

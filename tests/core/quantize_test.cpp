@@ -60,6 +60,14 @@ bool equal(const Quantized& x, const Place& at, std::int64_t head, const Head& e
       if (!same(number(x.values, at.batch, head, at.token + t, c), expected.numbers[static_cast<std::size_t>(t * expected.dim + c)],
                 "number", t, c))
         return false;
+  if ((x.ranks.data != nullptr) != x.quant.sorted) {
+    ADD_FAILURE() << "ranks where none belong, or none where they do";
+    return false;
+  }
+  for (std::size_t t = 0; t < expected.ranks.size(); ++t) {
+    const auto token = static_cast<std::int64_t>(t);
+    if (!same(number(x.ranks, at.batch, head, at.token + token, 0), static_cast<float>(expected.ranks[t]), "rank", token, 0)) return false;
+  }
   for (std::size_t i = 0; i < expected.scales.size(); ++i) {
     const auto n = static_cast<std::int64_t>(i);
     const float got = x.quant.scaling == Scaling::tokens ? number(x.scales, at.batch, head, at.group + n, 0)
@@ -272,6 +280,11 @@ TEST_P(EveryBackend, LargeRowsAreQuantisedAsAnyOthers) {
           const Quantized q = cpu::quantize_with(backend(), x, role, recipe(), {});
           std::vector<std::vector<double>> rows, rotation;
           for (std::int64_t i = 0; i < dim; ++i) rotation.push_back(rotation_row(i, dim));
+          const auto group_of = [&](std::int64_t t) {
+            return quant.sorted
+                       ? t / 128 * quant.groups.lanes + static_cast<std::int64_t>(number(q.ranks, 0, 0, t, 0)) * quant.groups.lanes / 128
+                       : quant.groups.of(t);
+          };
           std::vector<double> maxima(static_cast<std::size_t>(quant.groups.count(150)));
           for (std::int64_t t = 0; t < 150; ++t) {
             std::vector<double> row;
@@ -281,11 +294,11 @@ TEST_P(EveryBackend, LargeRowsAreQuantisedAsAnyOthers) {
             if (quant.rotated)
               for (std::size_t i = 0; i < row.size(); ++i)
                 rows.back()[i] = std::inner_product(row.begin(), row.end(), rotation[i].begin(), 0.);
-            double& m = maxima[static_cast<std::size_t>(quant.groups.of(t))];
+            double& m = maxima[static_cast<std::size_t>(group_of(t))];
             for (const double y : rows.back()) m = std::max(m, std::fabs(y));
           }
           for (std::int64_t t = 0; t < 150; ++t) {
-            const std::int64_t group = quant.groups.of(t);
+            const std::int64_t group = group_of(t);
             const double scale = maxima[static_cast<std::size_t>(group)] / 127;
             ASSERT_NEAR(number(q.scales, 0, 0, group, 0), scale, 1e-6 * scale) << t;
             for (std::int64_t i = 0; i < dim; ++i)

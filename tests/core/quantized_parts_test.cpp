@@ -102,6 +102,49 @@ TEST_F(Parts, Scales) {
   expect(recipes::exact, Role::value, {{{"scales", "given, but nothing"}, [](Quantized& q) { q.scales = q.values; }}});
 }
 
+TEST_F(Parts, Ranks) {
+  const Recipe& recipe = recipes::chitu;
+  const Quantized k = keys(recipe), v = values(recipe), q = queries(recipe, &k);
+  const auto ranks = [](const Quantized& x, std::int64_t head) {
+    return static_cast<std::uint8_t*>(x.ranks.data) + head * x.ranks.stride[1];
+  };
+  const auto expect_bad = [&](std::int64_t head, std::int64_t token, std::uint8_t rank, const std::string& where) {
+    SCOPED_TRACE(where);
+    const Quantized damaged = keys(recipe);
+    ranks(damaged, head)[token] = rank;
+    const std::vector<std::string> message{"key's ranks", where, "not all different and below 128"};
+    expect_error([&] { run(recipe, q, damaged, v); }, ErrorCode::bad_argument, message);
+    expect_error([&] { queries(recipe, &damaged); }, ErrorCode::bad_argument, message);
+  };
+  expect_bad(0, 3, 128, "head 0, tokens 0 ... 127");
+  expect_bad(1, 127, 255, "head 1, tokens 0 ... 127");
+  expect_bad(1, 130, ranks(k, 1)[131], "head 1, tokens 128 ... 169");
+  expect_bad(0, 299, ranks(k, 0)[298], "head 0, tokens 298 ... 299");  // the second sequence's second tile has 170 + 128 ... 299
+  expect(recipes::chitu, Role::key,
+         {
+             {{"ranks", "missing; wanted u8 [1, 2, 300, 1]"}, [](Quantized& q) { q.ranks = {}; }},
+             {{"ranks", "no data"}, [](Quantized& q) { q.ranks.data = nullptr; }},
+             {{"ranks", "i8"}, [](Quantized& q) { q.ranks.type = DType::i8; }},
+             {{"ranks", "CPU memory"}, [](Quantized& q) { q.ranks.device = Device::cuda; }},
+             {{"ranks", "wanted"}, [](Quantized& q) { --q.ranks.shape[2]; }},
+             {{"ranks", "numbers together"}, [](Quantized& q) { q.ranks.stride[2] = 2; }},
+         });
+  expect(recipes::sage2, Role::key, {{{"ranks", "given, but nothing"}, [](Quantized& q) { q.ranks = q.scales; }}});
+  expect(recipes::chitu, Role::query, {{{"ranks", "given, but nothing"}, [](Quantized& q) { q.ranks = q.scales; }}});
+}
+
+TEST_F(Parts, OfAnotherFormatVersion) {
+  const std::vector<Case> cases{
+      {{"format version 1", "reads version 2 only"}, [](Quantized& q) { q.version = 1; }},
+      {{"format version 3"}, [](Quantized& q) { q.version = 3; }},
+  };
+  for (const Recipe& recipe : {recipes::chitu, recipes::sage2, recipes::exact})
+    for (const Role role : {Role::query, Role::key, Role::value}) expect(recipe, role, cases);
+  Quantized k = keys(recipes::chitu);
+  k.version = 1;
+  expect_error([&] { queries(recipes::chitu, &k); }, ErrorCode::bad_argument, {"key was quantised to format version 1"});
+}
+
 TEST_F(Parts, CentreAndCorrection) {
   const auto centre = of("centre", &Quantized::centre);
   expect(recipes::chitu, Role::key, centre);

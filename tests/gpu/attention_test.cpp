@@ -115,6 +115,34 @@ TEST_P(GpuMethods, WithSinkAndSpikes) {
     }
 }
 
+// Sizes of keys that fall and rise a thousandfold within a tile, some alike, so that a tile sorted by size has another order than its
+// tokens; with masks whose edges lie within tiles, a last tile that is not full, and residual planes. Values differ from key to key: a
+// value that is not where its key is, or a mask that takes a row for a key, is far off.
+TEST_P(GpuMethods, WithKeysOfManySizes) {
+  for (const std::int64_t dim : {64, 128, 256, 72})
+    for (const Window& window : {everything, causal, Window{200, 0}, Window{37, 11}}) {
+      Random random(11);
+      Case c;
+      c.query = normal(random, DType::bf16, {1, 4, 333, dim});
+      c.key = normal(random, DType::bf16, {1, 2, 461, dim});
+      c.value = normal(random, DType::bf16, c.key.shape());
+      c.key.fill([&](auto b, auto h, std::int64_t t, std::int64_t x) {
+        if (t % 5 == 4) return c.key.get(b, h, t - 1, x);
+        const std::int64_t place = t % 128, slope = t / 128 % 3;
+        const float steps = static_cast<float>(slope == 0 ? place : slope == 1 ? 127 - place : place * 37 % 128);
+        return 2 * random.normal() * std::pow(1000.f, -steps / 127);
+      });
+      c.value.fill([&](auto, auto h, std::int64_t t, std::int64_t x) {
+        return (t % 128 == 9 ? 0.02f : 1.f) * (random.normal() + static_cast<float>((t * 7 + x + h) % 5));
+      });
+      c.options.window = window;
+      c.type = DType::bf16;
+      c.text = "dim " + std::to_string(dim) + ", window " + std::to_string(window.left) + ", " + std::to_string(window.right);
+      expect_recipe(c, recipe());
+      if (HasFailure()) return;
+    }
+}
+
 TEST_P(GpuMethods, LeaveRowsThatSeeNoKeyAtZeroWithoutWeight) {
   for (const std::int64_t dim : {64, 72, 256}) {
     Random random(3);

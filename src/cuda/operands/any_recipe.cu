@@ -4,7 +4,8 @@
 //
 //   - statistics.cu runs first and looks at whole heads. The kernels here start beside it.
 //   - Each tile is read once and written once. All its loads are under way before the CTA waits for the statistics.
-//   - Rows (queries, keys, 16-bit values) and columns (8-bit values) have kernels of their own, because columns need more registers.
+//   - Rows (queries, keys, 16-bit values) and columns (8-bit values) have kernels of their own, because columns need more registers. Rows
+//     come first: with Form::sorted, columns stand in the order of their keys.
 //   - Each step is one rounding of fp32, in the order of the CPU's quantiser. So integers are the same to the bit.
 #include "cuda/launch.h"
 #include "cuda/operands/any_recipe.cuh"
@@ -44,9 +45,9 @@ void start(const AnyRecipeCall& call, cudaStream_t stream) {
   const unsigned dim = static_cast<unsigned>(call.form.dim), keys = static_cast<unsigned>(p.key_tiles * p.kv_heads),
                  queries = static_cast<unsigned>(p.query_tiles * p.heads);
   const bool columns = call.form.value_bytes == 1;
-  if (columns) launch(columns_kernel<T>, {.blocks = keys, .threads = dim, .overlaps = true}, stream, call);
   launch(call.recipe.key.rotated ? rows_kernel<T, true> : rows_kernel<T, false>,
          {.blocks = keys + queries + (columns ? 0 : keys), .threads = 2 * dim, .overlaps = true}, stream, call);
+  if (columns) launch(columns_kernel<T>, {.blocks = keys, .threads = dim, .overlaps = true}, stream, call);
 }
 
 }  // namespace

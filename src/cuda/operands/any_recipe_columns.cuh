@@ -35,8 +35,8 @@ __device__ __forceinline__ float smallest_key(const float (*sizes)[tile_tokens],
   return least / static_cast<float>(dim);
 }
 
-// A thread's part of a tile: 16 keys, which make chunk `chunk` of a channel, of 8 channels. The phases are members; quantize_columns() has
-// their order.
+// A thread's part of a tile: 16 keys, those of 16 rows of it, which make chunk `chunk` of a channel, of 8 channels. The phases are members;
+// quantize_columns() has their order.
 template <class T>
 struct ColumnsPart {
   const AnyRecipeCall& call;
@@ -70,13 +70,19 @@ struct ColumnsPart {
         real(channel0 < p.dim),
         at(locate_tile<false>(p, unit)) {}
 
-  // Loads the thread's numbers, all loads under way at once. Keys behind the sequence's end are zeros.
+  // Loads the thread's numbers, all loads under way at once. Keys behind the sequence's end are zeros. With Form::sorted the kernel of the
+  // rows must have ended: it has written which keys go to the thread's rows.
   __device__ __forceinline__ void load() {
     const SequenceLayout sequence = sequence_layout(p, at.sequence);
-    const int first = at.tile * tile_tokens + chunk * thread_keys, keys = sequence.keys - first;
+    const int first = at.tile * tile_tokens, keys = sequence.keys - first;
     const T* from = static_cast<const T*>(p.value.data) + key_offset(p.value, sequence, at.head, first) + channel0;
+    uint4 order = make_uint4(0, 0, 0, 0);
+    if (call.form.sorted) order = __ldcg(reinterpret_cast<const uint4*>(p.orders + order_offset(at.index)) + chunk);
 #pragma unroll
-    for (int i = 0; i < thread_keys; ++i) x[i] = real && i < keys ? load_input(from + i * p.value.token) : make_uint4(0, 0, 0, 0);
+    for (int i = 0; i < thread_keys; ++i) {
+      const int key = call.form.sorted ? static_cast<int>(word(order, i / 4) >> i % 4 * 8 & 0xff) : chunk * thread_keys + i;
+      x[i] = real && key < keys ? load_input(from + key * p.value.token) : make_uint4(0, 0, 0, 0);
+    }
   }
 
   // Finds the largest sizes, and replaces numbers that are not finite by zeros. True if the thread has such a number.
@@ -199,6 +205,7 @@ struct ColumnsPart {
 template <class T>
 __device__ __forceinline__ void quantize_columns(const AnyRecipeCall& call, int unit, ColumnsShared& shared) {
   ColumnsPart<T> part(call, unit, shared);
+  if (call.form.sorted) ptx::wait_for_previous();  // for the order of the keys
   part.load();
   ptx::wait_for_previous();  // for the statistics
   const bool has_nonfinite = part.leave_out_nonfinite();

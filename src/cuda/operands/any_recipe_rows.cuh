@@ -6,6 +6,7 @@
 #include "common/limits.h"
 #include "common/rotation.h"
 #include "cuda/operands/any_recipe.cuh"
+#include "cuda/operands/ranking.cuh"
 #include "cuda/operands/sequences.cuh"
 #include "cuda/ptx/async.h"
 #include "cuda/ptx/convert.h"
@@ -17,6 +18,8 @@ constexpr int thread_rows = 8, row_step = 16;  // rows of a thread, and how far 
 
 struct RowsShared {  // a number for each row of the tile
   float top[tile_tokens], group[tile_tokens], factor[tile_tokens], dot[tile_tokens];
+  alignas(16) std::uint32_t number[tile_tokens];  // with Quant::sorted: ranking_number()
+  int place[tile_tokens];                         // where the row goes in the tile
 };
 
 // A thread has a number for each of its rows. Joins these numbers over the `lanes` lanes of a row. Lane i gets the result of row i % 8.
@@ -45,6 +48,28 @@ __device__ float over_group(const Groups& groups, float top, RowsShared& shared)
   __syncthreads();
   if (threadIdx.x < tile_tokens)
     for (int n = 32; n < groups.block; n += 32) top = fmaxf(top, shared.group[threadIdx.x ^ n]);
+  return top;
+}
+
+// With Quant::sorted: ranks the tile's rows by `top`, that of row `threadIdx.x`, leaves their places in shared.place, and returns the
+// largest `top` of the row's scale group. All threads of a CTA call it; the first tile_tokens get an answer. order: of the tile.
+__device__ float over_sorted_group(const Groups& groups, float top, RowsShared& shared, std::uint8_t* order) {
+  const int row = threadIdx.x;
+  const bool has_row = row < tile_tokens;
+  if (has_row) shared.number[row] = ranking_number(top, row);
+  __syncthreads();
+  int group = 0;
+  if (has_row) {
+    const int rank = count_larger<1>(shared.number, shared.number[row], 0), place = row_of_rank(rank);
+    shared.group[rank] = top;
+    shared.place[row] = place;
+    order[place] = static_cast<std::uint8_t>(row);
+    group = sorted_group(groups, rank);
+  }
+  __syncthreads();
+  const int count = tile_tokens / groups.lanes;
+  if (has_row)
+    for (int i = 0; i < count; ++i) top = fmaxf(top, shared.group[group * count + i]);
   return top;
 }
 
@@ -197,7 +222,10 @@ struct RowsPart {
   __device__ __forceinline__ float2 scaling() {
     const int row = threadIdx.x;
     if (quant.scaling == Scaling::tokens) {
-      const float m = fmaxf(over_group(quant.groups, row < tile_tokens ? shared.top[row] : 0, shared), smallest_maximum * headroom);
+      const float top = row < tile_tokens ? shared.top[row] : 0,
+                  of_group = sorted() ? over_sorted_group(quant.groups, top, shared, p.orders + order_offset(at.index))
+                                      : over_group(quant.groups, top, shared),
+                  m = fmaxf(of_group, smallest_maximum * headroom);
       return make_float2(m / 127 / headroom, 127 / m);
     }
     float2 scaling = make_float2(1, 1);
@@ -227,8 +255,8 @@ struct RowsPart {
     } else if (!is_value) {
       if (call.form.scale_each_key)
         p.key_scale[token] = scaling.x;
-      else if (row % 2 == 0 && row < 8)
-        p.passes[pass_index(at.index, 0)].key[row / 2] = p.passes[pass_index(at.index, 1)].key[row / 2] = scaling.x;
+      else if (const int place = sorted() ? shared.place[row] : row; place % 2 == 0 && place < 8)
+        p.passes[pass_index(at.index, 0)].key[place / 2] = p.passes[pass_index(at.index, 1)].key[place / 2] = scaling.x;
     }
   }
 
@@ -246,7 +274,7 @@ struct RowsPart {
       for (uint4& row : x) asm volatile("" : "+r"(row.x), "+r"(row.y), "+r"(row.z), "+r"(row.w));
     const Number number = number_of<T>(quant);
     const int bytes = number == Number::same || number == Number::f16 ? 2 : 1, panel = panel_bytes(call.form.dim * bytes);
-    std::uint8_t* const to = destination(bytes, panel);
+    std::uint8_t* const to = destination(bytes, panel, row0);
     if (number == Number::i8)
       write_8bit<Number::i8>(to, panel);
     else if (number == Number::e4m3)
@@ -291,15 +319,18 @@ struct RowsPart {
     for (float& z : y) z *= factor;
   }
 
-  // Where the thread's numbers of its first row go. They are 16 or, if a number has one byte, 8 bytes of a panel's row; the thread's next
-  // rows follow row_step * panel bytes apart.
-  __device__ __forceinline__ std::uint8_t* destination(int bytes, int panel) const {
+  // Keys only.
+  __device__ __forceinline__ bool sorted() const { return role == Role::key && quant.sorted; }
+
+  // Where the thread's numbers of row `row` go. They are 16 or, if a number has one byte, 8 bytes of a panel's row; the thread's next rows
+  // follow row_step * panel bytes apart, unless they are sorted.
+  __device__ __forceinline__ std::uint8_t* destination(int bytes, int panel, int row) const {
     const int row_bytes = call.form.dim * bytes, panel_rows = is_query ? tiles_of(sequence.queries) * tile_tokens : tile_tokens;
     const int in_row = chunk * 8 * bytes, stored_chunk = in_row % panel / 16,
-              place = panel == 128 ? swizzled<128>(stored_chunk, row0) : swizzled<64>(stored_chunk, row0);
+              place = panel == 128 ? swizzled<128>(stored_chunk, row) : swizzled<64>(stored_chunk, row);
     std::uint8_t* tile = is_query ? p.queries + (at.index - at.tile) * tile_tokens * row_bytes + std::int64_t{at.tile} * tile_tokens * panel
                                   : p.tiles + (is_value ? value_tile_offset(call.form, at.index) : key_tile_offset(call.form, at.index));
-    return tile + (panel_offset(row_bytes, in_row / panel, panel_rows) + row0 * panel + place * 16 + in_row % 16);
+    return tile + (panel_offset(row_bytes, in_row / panel, panel_rows) + row * panel + place * 16 + in_row % 16);
   }
 
   template <Number number>
@@ -308,8 +339,8 @@ struct RowsPart {
     for (int j = 0; j < thread_rows; ++j) {
       float y[8];
       make_scaled(j, y);
-      *reinterpret_cast<uint2*>(to + j * row_step * panel) =
-          make_uint2(pack_8bit<number>(y[0], y[1], y[2], y[3]), pack_8bit<number>(y[4], y[5], y[6], y[7]));
+      std::uint8_t* const row = sorted() ? destination(1, panel, shared.place[row0 + j * row_step]) : to + j * row_step * panel;
+      *reinterpret_cast<uint2*>(row) = make_uint2(pack_8bit<number>(y[0], y[1], y[2], y[3]), pack_8bit<number>(y[4], y[5], y[6], y[7]));
     }
   }
 

@@ -5,6 +5,8 @@
 //
 //   - A small kernel makes the keys' centre and λ from the sample (chitu_sample.cuh). The main kernel starts beside it.
 //   - The tensor cores compute the rotation (rotation.cuh), and the sums of |v / λ| that the flags of values need.
+//   - A CTA has both operands of a tile, because values stand in the order of their keys' ranks. Keys are rotated twice: a tile's rotated
+//     keys are too many for the registers, and nothing can be stored before the ranks are known.
 //   - Each thread copies its 128 bytes of input to shared memory before it waits for anything. Loads to registers were worse: a
 //     multiprocessor then had room for three CTAs only, and the compiler moved half of the loads behind the work on the others.
 #include <algorithm>
@@ -33,23 +35,23 @@ __global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __gri
 
 // ---- all tokens
 
-// A multiprocessor has room for four CTAs. The CTAs of keys and of values alternate; those behind them prepare the attention kernel's
-// tables.
+// A multiprocessor has room for two CTAs. Those behind the units prepare the attention kernel's tables.
 template <class T, int dim>
-__global__ void __launch_bounds__(quantize_threads, 4) quantize_kernel(const __grid_constant__ Job job) {
-  __shared__ __align__(16) Shared shared;
+__global__ void __launch_bounds__(quantize_threads, 2) quantize_kernel(const __grid_constant__ Job job) {
+  extern __shared__ __align__(16) std::uint8_t shared_memory[];
+  auto& shared = *reinterpret_cast<Shared*>(shared_memory);
   ptx::let_next_start();
-  const int block = static_cast<int>(blockIdx.x), unit = block / 2;
+  const int unit = static_cast<int>(blockIdx.x);
   if (unit < job.units) {
-    if (block % 2)
-      quantize_values<T, dim>(job, unit, shared);
-    else
+    if (threadIdx.x < operand_threads)
       quantize_keys<T, dim>(job, unit, shared);
+    else
+      quantize_values<T, dim>(job, unit, shared);
     return;
   }
   const QuantizeParams& p = job.params;
-  const int first = 2 * job.units, thread = (block - first) * quantize_threads + static_cast<int>(threadIdx.x),
-            threads = (static_cast<int>(gridDim.x) - first) * quantize_threads;
+  const int thread = (unit - job.units) * quantize_threads + static_cast<int>(threadIdx.x),
+            threads = (static_cast<int>(gridDim.x) - job.units) * quantize_threads;
   prepare(p, thread, threads);
   for (int i = thread; i < p.query_tiles * p.heads; i += threads) p.nonfinite_queries[i] = 0;
   ptx::wait_for_previous();  // waits even if there are no keys: a kernel that waits for this one must have waited for the sample's, too
@@ -80,8 +82,10 @@ void start(const QuantizeParams& p, cudaStream_t stream) {
           .any_nonfinite = p.any_nonfinite});
   const int tiles_of_unit = 128 / dim, units = (p.key_tiles * p.kv_heads + tiles_of_unit - 1) / tiles_of_unit,
             preparing = std::clamp(range_count(p) / quantize_threads, 1, 128);
-  launch(quantize_kernel<T, dim>, {.blocks = static_cast<unsigned>(2 * units + preparing), .threads = quantize_threads, .overlaps = true},
-         stream, {.params = p, .units = units, .tiles = Divisor(std::max(tiles_of(p.same.keys), 1)), .heads = Divisor(p.kv_heads)});
+  launch(
+      quantize_kernel<T, dim>,
+      {.blocks = static_cast<unsigned>(units + preparing), .threads = quantize_threads, .shared_bytes = sizeof(Shared), .overlaps = true},
+      stream, {.params = p, .units = units, .tiles = Divisor(std::max(tiles_of(p.same.keys), 1)), .heads = Divisor(p.kv_heads)});
 }
 
 }  // namespace

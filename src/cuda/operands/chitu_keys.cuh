@@ -6,6 +6,7 @@
 #include "cuda/ptx/async.h"
 #include "cuda/ptx/convert.h"
 #include "cuda/ptx/mma.h"
+#include "cuda/ptx/order.h"
 
 namespace chitu::cuda {
 namespace {  // part of chitu.cu
@@ -98,44 +99,39 @@ struct RotatedRow {
   }
 };
 
-// A warp has 16 (dim 128) or 32 (dim 64) rows of a tile: one or two strips of 16. Half h of a strip is its rows 4 h ... 4 h + 3 and those +
-// 8. A half has whole scale groups, so it can be finished before the other begins, and 32 accumulators are enough.
+// A warp has 16 (dim 128) or 32 (dim 64) keys of a tile: one or two strips of 16. Half h of a strip is its keys 4 h ... 4 h + 3 and those +
+// 8. One half is rotated after the other, so 32 accumulators are enough.
 template <class T, int dim>
 struct KeyPart {
-  static constexpr int strips = 128 / dim, warps = 8 / strips, groups = 8 / warps;  // warps: of a tile; groups: tiles of a CTA
+  static constexpr int strips = 128 / dim, warps = operand_warps / strips, groups = operand_warps / warps;  // of a tile; tiles of a CTA
   int lane, group, warp;
   RowShare<dim> share;
   bool exists;
   TileLocation at;
-  int row;            // the thread's first in the tile; the others are 16 s + 4 h behind it, in strip s and half h
-  int left;           // rows of the sequence from there on
-  std::int64_t step;  // between rows
-  const T* from;      // the first row
-  const T* centre;
+  int first;          // the thread's first key in the tile; the others are 16 s + 4 h behind it, in strip s and half h
+  int left;           // keys of the sequence from there on
+  std::int64_t step;  // between keys
+  const T* from;      // the first key
+  const T* centre;    // from the thread's first channel on
 
   __device__ __forceinline__ KeyPart(const Job& job, int unit)
-      : lane(threadIdx.x % 32), group(threadIdx.x / 32 / warps), warp(threadIdx.x / 32 % warps), share(lane) {
+      : lane(threadIdx.x % 32), group(threadIdx.x / 32 / warps % groups), warp(threadIdx.x / 32 % warps), share(lane) {
     const QuantizeParams& p = job.params;
     const int index = unit * groups + group;
     exists = groups == 1 || index < p.key_tiles * p.kv_heads;
     if (!exists) return;
     at = locate_tile(job, index);
     const SequenceLayout sequence = sequence_layout(p, at.sequence);
-    row = warp * 16 * strips + share.row;
-    left = sequence.keys - at.tile * tile_tokens - row;
+    first = warp * 16 * strips + share.row;
+    left = sequence.keys - at.tile * tile_tokens - first;
     step = p.key.token;
-    from = static_cast<const T*>(p.key.data) + key_offset(p.key, sequence, at.head, at.tile * tile_tokens + row);
-    centre = static_cast<const T*>(p.centre) + (static_cast<std::int64_t>(at.sequence) * p.kv_heads + at.head) * dim;
+    from = static_cast<const T*>(p.key.data) + key_offset(p.key, sequence, at.head, at.tile * tile_tokens + first);
+    centre = static_cast<const T*>(p.centre) + (static_cast<std::int64_t>(at.sequence) * p.kv_heads + at.head) * dim + share.channel(0);
   }
   // Index of a chunk among the thread's Chunks.
   static constexpr __device__ int chunk(int h, int s, int m) { return (h * strips + s) * (dim / 32) + m; }
-  __device__ __forceinline__ bool exists_row(int h, int s) const { return s * 16 + h * 4 < left; }
-  // Where the integers of chunks m and m + 1 of a row go in the tile. It is computed from the thread's first row, because the swizzles of
-  // its rows differ only as these terms say.
-  __device__ __forceinline__ int to(int h, int s, int m) const {
-    const int first = row * dim + swizzled<dim>(share.quad, row) * 16;
-    return dim == 128 ? first + h * 4 * dim + ((m >> 1) ^ h) * 64 : (first ^ (h * 32)) + (s * 16 + h * 4) * dim;
-  }
+  __device__ __forceinline__ int key(int h, int s) const { return first + s * 16 + h * 4; }
+  __device__ __forceinline__ bool exists_key(int h, int s) const { return s * 16 + h * 4 < left; }
 };
 
 // Starts the copies of the thread's numbers.
@@ -146,90 +142,139 @@ __device__ __forceinline__ void fetch_keys(const KeyPart<T, dim>& part, Chunks& 
   for (int h = 0; h < 2; ++h)
 #pragma unroll
     for (int s = 0; s < Part::strips; ++s) {
-      const bool exists = part.exists_row(h, s);
+      const bool exists = part.exists_key(h, s);
       const T* from = part.from + (exists ? s * 16 + h * 4 : 0) * part.step;
 #pragma unroll
       for (int m = 0; m < RotatedRow<T, dim>::chunks; ++m) fetch(chunks, Part::chunk(h, s, m), from + part.share.channel(m), exists);
     }
 }
 
-// The thread's rows of half h.
+// The thread's keys of half h.
 template <class T, int dim>
 struct KeyRows {
   using Part = KeyPart<T, dim>;
   using Row = RotatedRow<T, dim>;
   static constexpr int strips = Part::strips;
   Row rows[strips];
-  bool good[strips];  // the row exists and is finite
-  float top = 0;      // the largest number of the good ones
+  bool good[strips];  // the key exists and is finite
 
-  // Subtracts the centre and rotates. nonfinite becomes true if a row is not finite.
+  // Subtracts the centre and rotates. nonfinite becomes true if a key is not finite.
   __device__ __forceinline__ void rotate(const Part& part, int h, const Chunks& chunks, const typename Row::Matrix& matrix,
                                          bool& nonfinite) {
+    __syncwarp();  // so that the compiler loads the centre here, and does not keep it from the half before
 #pragma unroll
     for (int m = 0; m < Row::chunks; ++m) {
-      const uint4 centre = load_sampled(part.centre + part.share.channel(m));
+      const uint4 centre = load_sampled(part.centre + (part.share.channel(m) - part.share.channel(0)));
 #pragma unroll
       for (int s = 0; s < strips; ++s) rows[s].multiply(m, chunks[Part::chunk(h, s, m)][threadIdx.x], centre, matrix);
     }
 #pragma unroll
     for (int s = 0; s < strips; ++s) {
       rows[s].butterflies();
-      const bool exists = part.exists_row(h, s), finite = rows[s].finite();
+      const bool exists = part.exists_key(h, s), finite = rows[s].finite();
       nonfinite |= exists && !finite;
       good[s] = exists && finite;
-      top = fmaxf(top, good[s] ? rows[s].largest() : 0);
     }
   }
-  // Stores the rows as integers; zeros for those that are not good.
-  __device__ __forceinline__ void store(const Part& part, int h, std::uint8_t* tile, float inverse) const {
+  // Writes down the largest size in each key.
+  __device__ __forceinline__ void put_tops(const Part& part, int h, TileShared& tile) const {
 #pragma unroll
-    for (int s = 0; s < strips; ++s)
+    for (int s = 0; s < strips; ++s) {
+      float top = good[s] ? rows[s].largest() : 0;
 #pragma unroll
-      for (int m = 0; m < Row::chunks; m += 2) *reinterpret_cast<uint4*>(tile + part.to(h, s, m)) = rows[s].pack(m, good[s] ? inverse : 0);
+      for (const int lanes : {1, 2}) top = fmaxf(top, __shfl_xor_sync(~0u, top, lanes));
+      const int key = part.key(h, s);
+      if (part.share.quad == 0) {
+        tile.top[key] = top;
+        tile.number[key] = ranking_number(top * rotation_scale(dim), key);
+      }
+    }
+  }
+  // Stores the keys as integers, each in its row; zeros for those that are not good. inverse: that of group lane % 4.
+  __device__ __forceinline__ void store(const Part& part, int h, const TileShared& tile, std::uint8_t* to, float inverse) const {
+#pragma unroll
+    for (int s = 0; s < strips; ++s) {
+      const int row = tile.row[part.key(h, s)];
+      const float of_group = __shfl_sync(~0u, inverse, row % 8 / 2), factor = good[s] ? of_group : 0;
+#pragma unroll
+      for (int m = 0; m < Row::chunks; m += 2)
+        *reinterpret_cast<uint4*>(to + row * dim + swizzled<dim>(part.share.quad + m * 2, row) * 16) = rows[s].pack(m, factor);
+    }
   }
 };
+
+// Ranks the tile's keys and writes down where they go.
+template <class T, int dim>
+__device__ __forceinline__ void rank_keys(const KeyPart<T, dim>& part, TileShared& tile) {
+  constexpr int threads = KeyPart<T, dim>::warps * 32, lanes = threads / tile_tokens;  // lanes: that share a key
+  const unsigned thread = static_cast<unsigned>(ptx::thread_index_again()) % threads, key = thread / lanes;
+  const float top = tile.top[key];
+  const int rank = count_larger<lanes>(tile.number, tile.number[key], thread % lanes), row = row_of_rank(rank);
+  tile.row[key] = static_cast<std::uint8_t>(row);
+  tile.order[row] = static_cast<std::uint8_t>(key);
+  tile.chunk_at[row] = static_cast<std::uint16_t>(value_chunk_at<dim>(key));
+  // The group of a row is row % 8 / 2. Its largest size may be another key's than the first's, because ranks do not compare all bits.
+  unsigned mine = 0;
+#pragma unroll
+  for (int group = 0; group < 4; ++group) {
+    const unsigned most = __reduce_max_sync(~0u, row % 8 / 2 == group ? __float_as_uint(top) : 0u);
+    if (thread % 32 == unsigned(group)) mine = most;
+  }
+  if (thread % 32 < 4) tile.group_top[thread % 32][thread / 32] = __uint_as_float(mine);
+}
 
 template <class T, int dim>
 __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& shared) {
   using Part = KeyPart<T, dim>;
-  constexpr int warps = Part::warps;
+  constexpr int warps = Part::warps, threads = warps * 32;
   const QuantizeParams& p = job.params;
   const Part part(job, unit);
   if (!part.exists) return;
   fetch_keys(part, shared.chunks);
+  TileShared& tile = shared.tiles[part.group];
   const typename RotatedRow<T, dim>::Matrix matrix(part.share);
-  std::uint8_t* tile = p.tiles + key_tile_offset(chitu_form<dim>, part.at.index);
   ptx::wait_for_previous();  // for the sample
   ptx::wait_for_copies();
 
-  // One half after the other, because registers hold one half only.
+  // The largest size in each key.
   bool nonfinite = false;  // whether the thread knows of a key of the tile that is not finite
-#pragma unroll
+#pragma unroll 1
   for (int h = 0; h < 2; ++h) {
     KeyRows<T, dim> half;
     half.rotate(part, h, shared.chunks, matrix, nonfinite);
+    half.put_tops(part, h, tile);
+  }
+  nonfinite = barrier_or(key_barrier(part.group), threads, nonfinite);
 
-    // 32 rows of the tile share a scale: the rows of these lanes, of all strips, of all warps of the tile.
-    float top = half.top;
-#pragma unroll
-    for (const int lanes : {1, 2, 16, 4}) top = fmaxf(top, __shfl_xor_sync(~0u, top, lanes));
-    const int key_group = 2 * h + (part.share.g >> 1 & 1);
-    const bool speaks = (part.lane & 0x17) == 0;  // one lane for each group
-    float* tops = shared.numbers + (part.group * 4 + key_group) * warps;
-    if (speaks) tops[part.warp] = top;
-    nonfinite = barrier_or(1 + part.group, warps * 32, nonfinite);
-#pragma unroll
-    for (int i = 0; i < warps; i += 4) {
-      const float4 of = *reinterpret_cast<const float4*>(tops + i);
-      top = fmaxf(top, fmaxf(fmaxf(of.x, of.y), fmaxf(of.z, of.w)));
-    }
+  // Ranks. The warps of the values wait for them.
+  rank_keys(part, tile);
+  ptx::named_barrier_arrive(rank_barrier(part.group), 2 * threads);
+  ptx::named_barrier(key_barrier(part.group), threads);
 
-    // The scale goes to both passes of the tile, the flag is written once, and the half's integers are stored.
+  // Lanes of the same lane % 4 find the scale of that group. One warp writes scales, to both passes of the tile, flag and order.
+  const int key_group = part.share.quad;
+  float top = 0;
+#pragma unroll
+  for (int i = 0; i < warps; i += 4) {
+    const float4 of = *reinterpret_cast<const float4*>(tile.group_top[key_group] + i);
+    top = fmaxf(top, fmaxf(fmaxf(of.x, of.y), fmaxf(of.z, of.w)));
+  }
+  if (part.warp == 0) {
     PassScales* passes = p.passes + pass_index(part.at.index, 0);
-    if (speaks && part.warp == 0) passes[0].key[key_group] = passes[1].key[key_group] = scale_of<dim>(top);
-    if (h == 1 && part.warp == 0 && part.lane == 0) mark(p, p.nonfinite_keys, part.at.index, nonfinite);
-    half.store(part, h, tile, inverse_of<dim>(top));
+    if (part.lane < 4) passes[0].key[key_group] = passes[1].key[key_group] = scale_of<dim>(top);
+    if (part.lane == 0) mark(p, p.nonfinite_keys, part.at.index, nonfinite);
+    reinterpret_cast<std::uint32_t*>(p.orders + order_offset(part.at.index))[part.lane] =
+        reinterpret_cast<const std::uint32_t*>(tile.order)[part.lane];
+  }
+
+  // Integers. To rotate again costs less than registers for both halves.
+  const float inverse = inverse_of<dim>(top);
+  std::uint8_t* to = p.tiles + key_tile_offset(chitu_form<dim>, part.at.index);
+#pragma unroll 1
+  for (int h = 0; h < 2; ++h) {
+    KeyRows<T, dim> half;
+    half.rotate(part, h, shared.chunks, matrix, nonfinite);
+    half.store(part, h, tile, to, inverse);
   }
 }
 

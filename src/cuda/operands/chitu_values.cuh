@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Values of the chitu recipe: λ, a scale for each tile, INT8, flags, and the residual planes of flagged tiles. Values are stored
-// transposed. The transposition is a choice of the registers that are packed together.
+// transposed, in the order of their keys' ranks. The order is a choice of the chunks that a thread reads, the transposition one of the
+// registers that are packed together.
 #pragma once
 
 #include "cuda/operands/chitu_common.cuh"
@@ -16,13 +17,13 @@ namespace {  // part of chitu.cu
 // thread has numbers 0 ... 3 and 8 ... 11 of it, or those + 4; their integers follow each other in the order of stored_key().
 template <class T, int dim>
 struct ValuePart {
-  static constexpr int keys = 8, parts = dim / 32, warps = 2 * parts, groups = 8 / warps;  // warps: of a tile; groups: tiles of a CTA
+  static constexpr int keys = 8, parts = dim / 32, warps = 2 * parts, groups = operand_warps / warps;  // of a tile; tiles of a CTA
   int lane, g, quad;  // g: the lane's group of four; quad: its lane there, as mma's operands have them
   int group, warp, channel0;
   int chunk;
   bool exists;
   TileLocation at;
-  int valid;              // keys of the sequence from the thread's first on
+  int valid;              // keys of the sequence from first() on
   const T* from;          // its first key's first channel
   const float* channels;  // λ of its first channel
 
@@ -31,23 +32,25 @@ struct ValuePart {
     lane = threadIdx.x % 32;
     g = lane / 4;
     quad = lane % 4;
-    group = threadIdx.x / 32 / warps;
+    group = threadIdx.x / 32 / warps % groups;
     warp = threadIdx.x / 32 % warps;
     channel0 = warp % parts * 32 + quad * 8;
     chunk = warp / parts * 4 + g / 2;
-    const int index = unit * groups + group, first = chunk * 16 + g % 2 * 4;
+    const int index = unit * groups + group;
     exists = index < p.key_tiles * p.kv_heads;
     if (!exists) return;
     at = locate_tile(job, index);
     const SequenceLayout sequence = sequence_layout(p, at.sequence);
-    valid = sequence.keys - at.tile * tile_tokens - first;
-    from = static_cast<const T*>(p.value.data) + key_offset(p.value, sequence, at.head, at.tile * tile_tokens + first) + channel0;
+    valid = sequence.keys - at.tile * tile_tokens - first();
+    from = static_cast<const T*>(p.value.data) + key_offset(p.value, sequence, at.head, at.tile * tile_tokens + first()) + channel0;
     channels = p.channels + (static_cast<std::int64_t>(at.sequence) * p.kv_heads + at.head) * dim + channel0;
   }
-  static constexpr __device__ int key(int i) { return i % 4 + i / 4 * 8; }  // behind the first
+  __device__ __forceinline__ int first() const { return chunk * 16 + g % 2 * 4; }  // the thread's first key in the tile
+  static constexpr __device__ int key(int i) { return i % 4 + i / 4 * 8; }         // behind it
   static_assert(key(0) == stored_key(0) && key(1) == stored_key(1) && key(4) == stored_key(2) && key(5) == stored_key(3) &&
                 key(2) == stored_key(4) && key(3) == stored_key(5) && key(6) == stored_key(6) && key(7) == stored_key(7));
-  // Stores the thread's integers of a channel, in the order of stored_key().
+  // With the same numbers as keys, these are the rows of the tile whose integers the thread stores: number(i) is that of row first() +
+  // key(i). They stand in the order of stored_key().
   template <class Number>
   __device__ __forceinline__ void store(std::uint8_t* tile, int c, const Number& number) const {
     std::uint8_t* to = tile + (channel0 + c) * tile_tokens + swizzled<128>(chunk, c) * 16 + g % 2 * 8;
@@ -61,7 +64,7 @@ struct ValuePart {
 // Writes the residual plane of a flagged tile: what rounding to integers has left, in a finer unit. It is rare, so the tile is read again,
 // an element at a time.
 template <class T, int dim>
-__device__ __forceinline__ void quantize_residuals(const Job& job, int unit, float scale, float inverse) {
+__device__ __forceinline__ void quantize_residuals(const Job& job, int unit, const std::uint8_t* order, float scale, float inverse) {
   const QuantizeParams& p = job.params;
   using Part = ValuePart<T, dim>;
   const Part part(job, ptx::opaque(unit));
@@ -70,7 +73,7 @@ __device__ __forceinline__ void quantize_residuals(const Job& job, int unit, flo
   for (int c = 0; c < 8; ++c) {
     const float f = invert(__ldcg(part.channels + c));
     const auto rest = [&](int i) {
-      const int key = Part::key(i);
+      const int key = order[part.first() + Part::key(i)] - part.first();  // behind the thread's first
       float v = key < part.valid ? static_cast<float>(part.from[key * p.value.token + c]) : 0.f;
       if (!(fabsf(v) < infinity)) v = 0;
       return __fsub_rn(v * f, __fmul_rn(rintf(v * (f * inverse)), scale)) * (residual_parts * inverse);
@@ -184,13 +187,23 @@ struct ValueShared {
   }
 };
 
-// Stores the thread's values as integers. factor: what a channel's numbers are multiplied by.
+// Stores values as integers, those of the keys that go to the thread's rows. They stand in the chunks of other threads. factor: what a
+// channel's numbers are multiplied by.
 template <class T, int dim>
 __device__ __forceinline__ void store_values(const QuantizeParams& p, const ValuePart<T, dim>& part, const Chunks& chunks,
-                                             const float (&factor)[8]) {
-  uint4 x[ValuePart<T, dim>::keys];
+                                             const TileShared& tile, const float (&factor)[8]) {
+  using Part = ValuePart<T, dim>;
+  // The chunk of the tile's key 0 that has the thread's channels.
+  const auto* channels = reinterpret_cast<const std::uint8_t*>(
+      &chunks[0][operand_threads + part.group * Part::warps * 32 + part.warp % Part::parts * 32 + part.quad]);
+  uint4 x[Part::keys];
 #pragma unroll
-  for (int i = 0; i < ValuePart<T, dim>::keys; ++i) x[i] = chunks[i][threadIdx.x];
+  for (int i = 0; i < Part::keys; i += 4) {
+    const uint2 at = *reinterpret_cast<const uint2*>(tile.chunk_at + part.first() + Part::key(i));
+    const std::uint32_t bytes[4] = {at.x & 0xffff, at.x >> 16, at.y & 0xffff, at.y >> 16};
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[i + k] = *reinterpret_cast<const uint4*>(channels + bytes[k]);
+  }
   std::uint8_t* out = p.tiles + value_tile_offset(chitu_form<dim>, part.at.index);
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
@@ -205,7 +218,7 @@ __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared
   using Part = ValuePart<T, dim>;
   const Part part(job, unit);
   if (!part.exists) return;
-  const int barrier = 1 + part.group, threads = Part::warps * 32;  // of the tile
+  const int barrier = value_barrier(part.group), threads = Part::warps * 32;  // of the tile
 
   // Start the copies of the thread's numbers; then get λ, for which the sample's kernel must have ended.
   const T* from = part.from;
@@ -224,12 +237,17 @@ __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared
   ptx::wait_for_copies();
   ValueSizes found;
   for (;;) {
+    // The compiler must not keep all of measure()'s operands for a second pass.
+#pragma unroll
+    for (std::uint32_t& w : weight) asm volatile("" : "+r"(w));
     found = measure(part, shared.chunks, weight);
     if (!__any_sync(~0u, has_nonfinite<T>(found.largest))) break;
     left_out = true;
 #pragma unroll
     for (auto& chunk : shared.chunks) chunk[threadIdx.x] = finite_part<T>(chunk[threadIdx.x]);
   }
+
+  load_factors(part, factor);  // again: registers do not keep them meanwhile
 
   // The tile's warps exchange what they have found. From the largest number follow the scale and the size below which a key is small.
   const ValueShared<T, dim> tile(part, shared);
@@ -243,14 +261,15 @@ __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared
   top = fmaxf(top, smallest_maximum);
   const float inverse = divide(127, top);
 
-  // The integers go out before the tile's threads agree whether it is flagged.
+  // The integers go out before the tile's threads agree whether it is flagged, but not before the keys are ranked.
 #pragma unroll
   for (float& f : factor) f *= inverse;
-  store_values(p, part, shared.chunks, factor);
+  ptx::named_barrier(rank_barrier(part.group), 2 * threads);
+  store_values(p, part, shared.chunks, shared.tiles[part.group], factor);
   const bool flagged = barrier_or(barrier, threads, small);
   const float scale = divide(top, 127);
   if (part.speaks()) write_passes(p, part.at.index, scale, flagged);
-  if (flagged) quantize_residuals<T, dim>(job, unit, scale, inverse);
+  if (flagged) quantize_residuals<T, dim>(job, unit, shared.tiles[part.group].order, scale, inverse);
 }
 
 }  // namespace

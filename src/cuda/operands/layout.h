@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "chitu/attention.h"
+#include "common/ranks.h"
 #include "common/tiles.h"
 
 namespace chitu::cuda {
@@ -66,6 +67,7 @@ struct Form {
   int value_bytes;        // 1: values are transposed, keys in the order of stored_key(); 2: as they came
   int query_scale_rows;   // 2: rows r and r + 8 of 16 share a scale, else 1
   bool scale_each_key;    // a scale for each key of a tile instead of PassScales::key
+  bool sorted;            // a tile's keys and values stand in the order of the keys' sizes: row_of_rank()
   bool residuals;         // flagged tiles have a second plane of values
   bool splittable;        // items may be split along the keys: a weight's precision does not depend on the keys before it
   int block_queries = 0;  // of a CTA of the attention kernel; the architecture says it
@@ -86,6 +88,7 @@ constexpr Form form_of(const Recipe& r, int dim) {
           .value_bytes = bytes_of(r.value),
           .query_scale_rows = r.query.scaling == Scaling::tokens && r.query.groups == Groups{16, 8} ? 2 : 1,
           .scale_each_key = r.key.scaling == Scaling::tokens && !(r.key.groups == Groups{128, 4}),
+          .sorted = r.key.sorted,
           .residuals = r.value.scaling == Scaling::tile,
           .splittable = r.weights.by_tile || bytes_of(r.value) == 2};
 }
@@ -93,7 +96,7 @@ constexpr Form form_of(const Recipe& r, int dim) {
 // The scales of one pass of a tile through the main loop. A flagged tile has two passes. The first brings the residual plane in place of
 // the values, and its weights do not count in the row sums.
 struct alignas(32) PassScales {
-  float key[4];  // of the keys with key % 8 / 2 = 0 ... 3; unused where each key has its own (Form::scale_each_key)
+  float key[4];  // of the rows with row % 8 / 2 = 0 ... 3; unused where each key has its own (Form::scale_each_key)
   float value;   // of the tile's values, 1 where they have none of their own
   int last;      // 0 in the pass of the residual plane, else 1
   int flagged;   // whether the tile is
@@ -107,6 +110,8 @@ constexpr std::int64_t pass_index(std::int64_t tile, int residual) { return 2 * 
 constexpr std::int64_t key_tile_offset(Form form, std::int64_t tile) { return tile * form.tile_bytes(); }
 constexpr std::int64_t value_tile_offset(Form form, std::int64_t tile) { return tile * form.tile_bytes() + form.key_bytes(); }
 constexpr std::int64_t residual_offset(Form form, std::int64_t tile) { return tile * (std::int64_t{tile_tokens} * form.dim); }
+// Bytes from the start of all orders to a tile's (Form::sorted).
+constexpr std::int64_t order_offset(std::int64_t tile) { return tile * tile_tokens; }
 
 // ---- numbers within a tile
 //
@@ -115,6 +120,9 @@ constexpr std::int64_t residual_offset(Form form, std::int64_t tile) { return ti
 //   each other.
 // - 8-bit values are transposed: a row for each channel, 128 keys long, in the order of stored_key().
 // - The 16-byte chunks of each row are swizzled().
+// - With Form::sorted the key of rank r stands at row row_of_rank(r) of its tile, and its value likewise: where this says "key", a row is
+//   meant. Keys with neighbouring ranks share one of PassScales::key, as two columns of an accumulator do. The tile's order says which key
+//   of it stands at each row, a byte each: what a mask needs.
 // - Tokens are padded with zeros to whole tiles, channels to Form::dim. Integers of values and of their residual plane are stored + 128
 //   (value_offset).
 constexpr int panel_bytes(int row_bytes) { return row_bytes < 128 ? row_bytes : 128; }

@@ -21,6 +21,11 @@ __device__ __forceinline__ int load_int(std::uint32_t from) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(from));
   return x;
 }
+__device__ __forceinline__ std::uint32_t load_u16(std::uint32_t from) {
+  std::uint32_t x;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=r"(x) : "r"(from));
+  return x;
+}
 __device__ __forceinline__ float2 load_float2(std::uint32_t from) {
   float2 x;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(from));
@@ -62,6 +67,11 @@ __device__ __forceinline__ void store_matrix(std::uint32_t to, std::uint32_t a, 
 // ---- warps that meet
 // A barrier of some of a CTA's warps, `threads` threads in all.
 __device__ __forceinline__ void named_barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// Counts the warp's threads among those of such a barrier, and goes on. Those who wait there see what it has written.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 // Adds 1 to a counter in global memory and returns what it was. A warp that gets n sees all that the n callers before it wrote until then.
 __device__ __forceinline__ int count(int* counter) {

@@ -66,6 +66,10 @@ struct Config {
   // Products with the values of the first keys start while the weights of the others are computed. This is done only where registers allow
   // it and it pays.
   static constexpr bool early = dim == 64 && warpgroups == 3;
+  // With four warpgroups, and a scale for each of a thread's two rows, the main loop reads some numbers again that it keeps elsewhere, and
+  // finds a tile's maxima again from what its exponents had added.
+  static constexpr bool short_of_registers = warpgroups == 4 && form.query_scale_rows == 1;
+  static_assert(!short_of_registers || (by_tile && integer_scores));
   // The pipeline of weigh(), in pairs of keys; the numbers are measured (docs/kernels/sm90-log.md). A score is converted `converts_ahead`
   // and scaled `scales_ahead` pairs before its exponential, and its weight is packed `packs_behind` pairs after it. keep_order() holds this
   // order up to `ordered_pairs`, once every `order_step` pairs. Holding it takes registers while products are under way, so `early` holds
@@ -91,7 +95,9 @@ struct Config {
   // How shared memory is divided. The ring of tiles gets what the rest leaves.
   static constexpr int hadamard_bytes = quantizes_queries ? 64 * 128 : 128;
   static constexpr int fixed_bytes = warps * out_bytes + 2 * sizeof(Item) + hadamard_bytes + 1024;
-  static constexpr int stage_bytes = key_bytes + value_bytes + sizeof(PassScales) + (form.scale_each_key ? tile_tokens * 4 : 0);
+  static constexpr int order_bytes = form.sorted ? tile_tokens : 0;
+  static constexpr int stage_bytes =
+      key_bytes + value_bytes + sizeof(PassScales) + (form.scale_each_key ? tile_tokens * 4 : 0) + order_bytes;
   static constexpr int room(int blocks) { return (most_shared_bytes - fixed_bytes - blocks * block_bytes) / stage_bytes; }
   // One slot for blocks is enough if the warpgroups quantise the queries, because it is free again soon after an item has begun.
   static constexpr int block_slots = !quantizes_queries && room(2) >= 2 ? 2 : 1, item_slots = quantizes_queries ? 2 : block_slots;
@@ -100,7 +106,7 @@ struct Config {
   // values.
   static constexpr bool separate_value_barriers = key_slots == 1;
   static constexpr int value_slots = key_slots;
-  static_assert(!quantizes_queries || (panels == 1 && 64 * row_bytes <= 4 * out_bytes && form.query_scale_rows == 2 && corrections));
+  static_assert(!quantizes_queries || (panels == 1 && 64 * row_bytes <= 4 * out_bytes && form.query_scale_rows == 1 && corrections));
   static_assert(!separate_value_barriers || !passes, "the main loop hands keys back before it reads PassScales");
   static_assert(!separate_value_barriers || !early, "the main loop waits for values after the weights");
   static_assert(!form.residuals || !unrounded_sums, "a residual plane must not count in the sums");
@@ -117,6 +123,7 @@ struct Config {
     std::uint64_t item_written[item_slots], query_full[item_slots], query_empty[item_slots], full[key_slots], empty[key_slots];
     std::uint64_t value_full[value_slots], value_empty[value_slots];  // only with separate_value_barriers
     std::uint64_t block_read;                                         // only with `quantizes_queries`
+    alignas(16) std::uint8_t order[form.sorted ? key_slots : 1][form.sorted ? tile_tokens : 16];
   };
   static_assert(sizeof(Shared) <= most_shared_bytes, "more than a CTA may have");
 
@@ -133,6 +140,7 @@ struct Config {
     __device__ std::uint32_t key(int i) const { return base + offsetof(Shared, key) + i * key_bytes; }
     __device__ std::uint32_t value(int i) const { return base + offsetof(Shared, value) + i * value_bytes; }
     __device__ std::uint32_t key_scale(int i) const { return base + offsetof(Shared, key_scale) + i * sizeof(Shared::key_scale[0]); }
+    __device__ std::uint32_t order(int i) const { return base + offsetof(Shared, order) + i * tile_tokens; }
     __device__ std::uint32_t scales(int i) const { return base + offsetof(Shared, scales) + i * sizeof(PassScales); }
     __device__ std::uint32_t item(int i) const { return base + offsetof(Shared, item) + i * sizeof(Item); }
     __device__ std::uint32_t out(int warp) const { return base + offsetof(Shared, out) + warp * out_bytes; }
@@ -147,15 +155,18 @@ struct Config {
   };
 };
 
-// Slots of a ring, taken in turn, and the parity with which to wait for their barriers. first: the first parity.
-template <int slots, std::uint32_t first>
+// Slots of a ring, taken in turn, and the parity with which to wait for their barriers. first: the first parity. one_number: to save a
+// register, one number counts through the ring twice.
+template <int slots, std::uint32_t first, bool one_number = false>
 struct Ring {
-  static constexpr bool counts = slots <= 2;  // one number instead of two, to save a register
+  static constexpr bool counts = slots <= 2;  // one number, too
   std::uint32_t at = 0, odd = 0;
-  __device__ std::uint32_t slot() const { return counts ? at & (slots - 1) : at; }
-  __device__ std::uint32_t parity() const { return (counts ? at / slots & 1 : odd) ^ first; }
+  __device__ std::uint32_t slot() const { return one_number ? at >= slots ? at - slots : at : counts ? at & (slots - 1) : at; }
+  __device__ std::uint32_t parity() const { return (one_number ? at >= slots : counts ? at / slots & 1 : odd) ^ first; }
   __device__ void advance() {
-    if (counts || ++at == slots) {
+    if constexpr (one_number) {
+      at = at + 1 == 2 * slots ? 0 : at + 1;
+    } else if (counts || ++at == slots) {
       at = counts ? at + 1 : 0;
       odd ^= 1;
     }
@@ -163,7 +174,7 @@ struct Ring {
   // Tells the compiler that all threads agree, so that it uses uniform registers.
   __device__ void keep_uniform() {
     at = __shfl_sync(~0u, at, 0);
-    if (!counts) odd = __shfl_sync(~0u, odd, 0);
+    if (!counts && !one_number) odd = __shfl_sync(~0u, odd, 0);
   }
 };
 

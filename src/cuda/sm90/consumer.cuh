@@ -22,17 +22,13 @@
 //                  read them. The queries lie where these warps later stage the output.
 #pragma once
 
-#include "cuda/launch.h"
 #include "cuda/ptx/async.h"
 #include "cuda/ptx/convert.h"
 #include "cuda/ptx/order.h"
 #include "cuda/ptx/shared.h"
 #include "cuda/ptx/wgmma.h"
 #include "cuda/sm90/epilogue.cuh"
-#include "cuda/sm90/kernels.h"
-#include "cuda/sm90/producer.cuh"
 #include "cuda/sm90/queries.cuh"
-#include "cuda/sm90/tensor_map.h"
 #include "cuda/weights/join.cuh"
 #include "cuda/weights/rows.cuh"
 #include "cuda/weights/softmax.cuh"
@@ -82,9 +78,9 @@ struct Consumer {
   const Keys first_keys = Keys::at(at.key(0));
   const Values first_values = Values::at(at.value(0));
   Ring<C::item_slots, 0> items;
-  Ring<C::key_slots, 0> tiles;     // of keys, and of values that come with them
-  Ring<C::value_slots, 0> values;  // with separate_value_barriers
-  bool tile_ready;                 // the next tile is known to be there
+  Ring<C::key_slots, 0, C::short_of_registers> tiles;  // of keys, and of values that come with them
+  Ring<C::value_slots, 0> values;                      // with separate_value_barriers
+  bool tile_ready;                                     // the next tile is known to be there
 
   __device__ void run() {
 #pragma unroll 1
@@ -109,7 +105,7 @@ struct Consumer {
 
       // Tiles.
 #pragma unroll 1
-      while (work.tile < work.end) {
+      while (work.tile < end_of(work)) {
         Score s[64];
         Tile tile;
         const bool masked = score(work, tile, s);
@@ -171,6 +167,10 @@ struct Consumer {
     return work;
   }
 
+  __device__ __forceinline__ int end_of(const Work& work) const {
+    return C::short_of_registers ? ptx::load_int(work.item + offsetof(Item, share) + warpgroup * 16 + 4) : work.end;
+  }
+
   // A score's factor, as far as it depends on the query. It contains log2 e, because the softmax works in powers of 2.
   __device__ __forceinline__ void query_scales(std::uint32_t item, float (&scale)[2]) {
     scale[0] = scale[1] = fabsf(p.scale) * log2_e;
@@ -192,19 +192,8 @@ struct Consumer {
     // Start the product.
     multiply_keys(s, work.queries, first_keys.plus(tiles.slot() * C::key_bytes));
 
-    // Meanwhile read scales. With four warpgroups no registers are left to keep the queries' scales from tile to tile, so they are read
-    // again.
-    tile.scale[0] = work.query_scale[0];
-    tile.scale[1] = work.query_scale[1];
-    if constexpr (C::warpgroups == 4) query_scales(work.item, tile.scale);
-    if constexpr (C::key_scales) {
-      const float key_scale = ptx::load_float(at.scales(tiles.slot()) + (threadIdx.x & 3) * 4);
-      tile.scale[0] *= key_scale;
-      tile.scale[1] *= key_scale;
-    }
-    // Keep them above 0. A tile or a row of zeros has the scale 0, and an unseen score is minus infinity: their product would be NaN.
-    tile.scale[0] = fmaxf(tile.scale[0], 1e-37f);
-    tile.scale[1] = fmaxf(tile.scale[1], 1e-37f);
+    // Meanwhile read scales; later, if registers do not hold them beside all that a mask needs.
+    if constexpr (!C::short_of_registers) read_scales(work, tiles.slot(), tile);
 
     // Read which tiles all rows see in full.
     const int2 whole = ptx::load_int2(work.item + offsetof(Item, share) + warpgroup * 16 + 8);
@@ -214,12 +203,30 @@ struct Consumer {
     return work.tile < whole.x || work.tile >= whole.y;
   }
 
+  // What the scores are multiplied by. With four warpgroups no registers are left to keep the queries' scales from tile to tile, so they
+  // are read again.
+  __device__ __forceinline__ void read_scales(const Work& work, int slot, Tile& tile) {
+    tile.scale[0] = work.query_scale[0];
+    tile.scale[1] = work.query_scale[1];
+    if constexpr (C::warpgroups == 4) query_scales(work.item, tile.scale);
+    if constexpr (C::key_scales) {
+      const float key_scale = ptx::load_float(at.scales(slot) + (threadIdx.x & 3) * 4);
+      tile.scale[0] *= key_scale;
+      tile.scale[1] *= key_scale;
+    }
+    // Keep them above 0. A tile or a row of zeros has the scale 0, and an unseen score is minus infinity: their product would be NaN.
+    tile.scale[0] = fmaxf(tile.scale[0], 1e-37f);
+    tile.scale[1] = fmaxf(tile.scale[1], 1e-37f);
+  }
+
   // The head and the positions of one of the thread's scores. Its plain loads cost nothing while changed_score() needs none of them.
-  __device__ __forceinline__ ScorePlace score_place(std::uint32_t item, int tile, int r, int column) const {
+  __device__ __forceinline__ ScorePlace score_place(std::uint32_t item, int tile, int slot, int r, int column) const {
     const auto& what = *static_cast<const Item*>(__cvta_shared_to_generic(item));
     const SequenceLayout s = sequence_layout(p, what.keys.x / p.kv_heads);
     const int query = what.queries.z + static_cast<int>(threadIdx.x) / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4 + 8 * r,
-              key = tile * tile_tokens + column + static_cast<int>(threadIdx.x) % 4 * 2;
+              place = column + static_cast<int>(threadIdx.x) % 4 * 2;
+    const auto* order = static_cast<const std::uint8_t*>(__cvta_shared_to_generic(at.order(slot)));
+    const int key = tile * tile_tokens + (form.sorted ? order[place] : place);
     return {what.rows.y, s.query_positions.first + query * s.query_positions.step, s.key_positions.first + key * s.key_positions.step,
             s.key_positions.step};
   }
@@ -232,25 +239,28 @@ struct Consumer {
       float scaled[64];
       scale_keys(s, at.key_scale(used.keys), scaled);
       release_keys(used);
-      soften(work, value, tile, scaled, masked, rows);
+      soften(work, used, value, tile, scaled, masked, rows);
     } else {
       release_keys(used);
-      soften(work, value, tile, s, masked, rows);
+      soften(work, used, value, tile, s, masked, rows);
     }
     if constexpr (C::separate_value_barriers) ptx::barrier_wait(at.value_full(used.values), values.parity());
   }
 
   // The softmax of scores that are integers or floats.
   template <class Number>
-  __device__ __forceinline__ void soften(const Work& work, Values value, Tile& tile, Number (&s)[64], bool masked, Rows<C>& rows) {
+  __device__ __forceinline__ void soften(const Work& work, Slots used, Values value, Tile& tile, Number (&s)[64], bool masked,
+                                         Rows<C>& rows) {
     // Change the scores. changed_score() changes nothing today, so this takes no instruction.
-    change_scores(s, tile.scale, [&](int r, int column) { return score_place(work.item, work.tile, r, column); });
+    change_scores(s, tile.scale, [&](int r, int column) { return score_place(work.item, work.tile, used.keys, r, column); });
 
     // Mask them, and find the maxima of the rows.
     if (masked) [[unlikely]] {
-      mask(s, work.item + offsetof(Item, range), work.tile);
+      mask<form.sorted>(s, work.item + offsetof(Item, range), work.tile, at.order(used.keys));
+      if constexpr (C::short_of_registers) read_scales(work, used.keys, tile);
       maxima<true>(s, tile.scale, tile.maximum);
     } else {
+      if constexpr (C::short_of_registers) read_scales(work, used.keys, tile);
       maxima<false>(s, tile.scale, tile.maximum);
     }
     tile.maximum[0] = quad_maximum(tile.maximum[0]);
@@ -265,17 +275,23 @@ struct Consumer {
     const float(&reference)[2] = C::by_tile ? tile.maximum : rows.reference;
 
     // Weights. With Config::early, products with the first values start while the weights of further keys are computed.
-    weigh<C>(s, tile.scale, {C::log2_top - reference[0], C::log2_top - reference[1]}, opaque_zero, tile.weights, tile.unrounded,
-             [&](int block) {
-               if constexpr (C::early) {
-                 ptx::wgmma_fence();
-                 if constexpr (C::sums_in_place)
-                   multiply_values<true>(rows.output[0], tile.weights, value, 0, block, 1);
-                 else
-                   multiply_values<false>(tile.product, tile.weights, value, 0, block, 1);
-                 ptx::wgmma_commit();
-               }
-             });
+    const float shift[2] = {shift_of<Number>(tile.scale[0], C::log2_top - reference[0]),
+                            shift_of<Number>(tile.scale[1], C::log2_top - reference[1])};
+    weigh<C>(s, tile.scale, shift, opaque_zero, tile.weights, tile.unrounded, [&](int block) {
+      if constexpr (C::early) {
+        ptx::wgmma_fence();
+        if constexpr (C::sums_in_place)
+          multiply_values<true>(rows.output[0], tile.weights, value, 0, block, 1);
+        else
+          multiply_values<false>(tile.product, tile.weights, value, 0, block, 1);
+        ptx::wgmma_commit();
+      }
+    });
+
+    // Find the maxima again from what the exponents had added, to save registers until here.
+    if constexpr (C::short_of_registers)
+#pragma unroll
+      for (int r = 0; r < 2; ++r) tile.maximum[r] = C::log2_top - fmaf(magic, tile.scale[r], shift[r]);
   }
 
   // O += P V by the tensor cores.
@@ -437,64 +453,5 @@ struct Consumer {
     }
   }
 };
-
-struct Launch {
-  Params params;
-  CUtensorMap queries_as_given;  // with quantizes_queries: [batch][head][token][channel]
-  float opaque_zero;             // of weigh() and produce_items()
-};
-
-template <class C>
-__global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_constant__ Launch launch) {
-  extern __shared__ __align__(1024) std::uint8_t shared[];
-  const typename C::At at{ptx::shared_address(shared)};
-  // The shuffle tells the compiler that all threads of a warp agree, so descriptors stay in uniform registers.
-  const int warpgroup = __shfl_sync(~0u, threadIdx.x / 128, 0);
-
-  // Barriers.
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < C::item_slots; ++i) {
-      ptx::barrier_init(at.item_written(i), 1);
-      ptx::barrier_init(at.query_full(i), 1);
-      ptx::barrier_init(at.query_empty(i), C::consumers + 2);
-    }
-    for (int i = 0; i < C::key_slots; ++i) {
-      ptx::barrier_init(at.full(i), 1);
-      ptx::barrier_init(at.empty(i), C::consumers);
-    }
-    for (int i = 0; C::separate_value_barriers && i < C::value_slots; ++i) {
-      ptx::barrier_init(at.value_full(i), 1);
-      ptx::barrier_init(at.value_empty(i), C::consumers);
-    }
-    ptx::barrier_init(at.block_read(), C::consumers);
-    ptx::barrier_init_fence();
-  }
-
-  // Prepare what all items share.
-  if constexpr (C::quantizes_queries) write_hadamard<C>(at.hadamard(), threadIdx.x, C::threads);
-  __syncthreads();
-
-  // Roles. The last warpgroup produces, and leaves its registers to the others.
-  if (warpgroup == C::warpgroups) {
-    ptx::give_registers<C::producer_registers>();
-    if (threadIdx.x == C::consumers) produce_tiles<C>(launch.params, at);
-    if (threadIdx.x == C::consumers + 32) produce_items<C>(launch.params, at, launch.opaque_zero);
-    if (threadIdx.x == C::consumers + 64) produce_queries<C>(launch.params, launch.queries_as_given, at);
-  } else {
-    ptx::take_registers<C::registers>();
-    Consumer<C>{launch.params, at, warpgroup, launch.opaque_zero}.run();
-  }
-}
-
-template <class C>
-void start(const Params& params, const Tensor& query, int processors, cudaStream_t stream) {
-  const std::int64_t items = params.split.whole + std::int64_t{split_item_count(params)} * params.split.pieces;
-  launch(attention_kernel<C>,
-         {.blocks = static_cast<unsigned>(items < processors ? items : processors),
-          .threads = C::threads,
-          .shared_bytes = sizeof(typename C::Shared),
-          .overlaps = true},
-         stream, Launch{params, C::quantizes_queries ? query_map(query, C::form.block_queries) : CUtensorMap{}, 0.f});
-}
 
 }  // namespace chitu::cuda::sm90

@@ -10,7 +10,7 @@ namespace chitu::cuda::sm90 {
 // A CTA has 64 queries for each of its warpgroups, as many as their registers allow.
 constexpr Form form_of(const Recipe& recipe, int dim) {
   Form form = cuda::form_of(recipe, dim);
-  const bool most = form.dim == 64 && form.value_bytes == 1 && form.query_scale_rows == 2;
+  const bool most = form.dim == 64 && form.value_bytes == 1 && (form.query_scale_rows == 2 || form.sorted);
   form.block_queries = form.dim == 256 ? 128 : most ? 256 : 192;
   return form;
 }

@@ -159,9 +159,10 @@ __device__ void produce_tiles(const Params& p, const typename C::At at) {
         const std::uint8_t* const keys = p.tiles + key_tile_offset(form, tile);
         ptx::barrier_wait(at.empty(ring.slot()), ring.parity());
         ptx::barrier_expect(full, C::key_bytes + (C::separate_value_barriers ? 0 : C::value_bytes) + (C::passes ? sizeof(PassScales) : 0) +
-                                      (form.scale_each_key ? tile_tokens * 4 : 0));
+                                      (form.scale_each_key ? tile_tokens * 4 : 0) + C::order_bytes);
         ptx::bulk_copy(at.key(ring.slot()), keys, C::key_bytes, full);
         if constexpr (C::passes) ptx::bulk_copy(at.scales(ring.slot()), p.passes + pass_index(tile, residual), sizeof(PassScales), full);
+        if constexpr (form.sorted) ptx::bulk_copy(at.order(ring.slot()), p.orders + order_offset(tile), C::order_bytes, full);
         if constexpr (form.scale_each_key)
           ptx::bulk_copy(at.key_scale(ring.slot()), p.key_scale + tile * tile_tokens, tile_tokens * 4, full);
         if constexpr (C::separate_value_barriers) {

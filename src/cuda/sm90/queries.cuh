@@ -67,8 +67,7 @@ __device__ __forceinline__ void correct_lse(const typename C::At at, std::uint32
 }
 
 // All warps of a warpgroup call it. It reads the block that the producer has brought, and writes Item's scales and corrections, and the
-// operand at Config::At::query. A thread has a quarter of two of its warp's 16 rows, row lane / 4 and the one 8 behind it. The four lanes
-// of a quad have a whole scale group.
+// operand at Config::At::query. A thread has a quarter of two of its warp's 16 rows, row lane / 4 and the one 8 behind it.
 template <class C>
 __device__ __forceinline__ void quantize_queries(const Params& p, const typename C::At at, std::uint32_t item, int warpgroup) {
   using Item = typename C::Item;
@@ -110,20 +109,25 @@ __device__ __forceinline__ void quantize_queries(const Params& p, const typename
         if (!good[i >> 1 & 1]) panel[i] = 0;
   }
   // With two panels the butterfly over the last channel bit is left. It gives u + w and u - w; the larger of their sizes is |u| + |w|.
-  float tops[4] = {0, 0, 0, 0};
+  float tops[4] = {0, 0, 0, 0};  // two for each row
 #pragma unroll
   for (int i = 0; i < 32; ++i) tops[i % 4] = fmaxf(tops[i % 4], panels == 2 ? fabsf(x[0][i]) + fabsf(x[panels - 1][i]) : fabsf(x[0][i]));
-  const float top = quad_maximum(fmaxf(fmaxf(tops[0], tops[1]), fmaxf(tops[2], tops[3])));
-  if (quad == 0) ptx::store_float(item + offsetof(Item, query_scale) + (warp * 8 + lane / 4) * 4, scale_of<dim>(top));
-  const float inverse = inverse_of<dim>(top), factor = p.scale < 0 ? -inverse : inverse;
+  float factor[2];
 #pragma unroll
-  for (auto& number : x[0]) number *= factor;
+  for (int r = 0; r < 2; ++r) {
+    const float top = quad_maximum(fmaxf(tops[2 * r], tops[2 * r + 1]));
+    if (quad == 0) ptx::store_float(item + offsetof(Item, query_scale) + (warp * 16 + 8 * r + lane / 4) * 4, scale_of<dim>(top));
+    const float inverse = inverse_of<dim>(top);
+    factor[r] = p.scale < 0 ? -inverse : inverse;
+  }
+#pragma unroll
+  for (int i = 0; i < 32; ++i) x[0][i] *= factor[i >> 1 & 1];
   ptx::named_barrier(1 + warpgroup, 128);  // the integers go where the warps staged the item before: all must have stored it
 #pragma unroll
   for (int r = 0; r < 2; ++r)
 #pragma unroll
     for (int panel = 0; panel < panels; ++panel) {
-      const float sign = panel ? -factor : factor;
+      const float sign = panel ? -factor[r] : factor[r];
       const auto number = [&](int i, int e) {
         const int n = 4 * i + 2 * r + e;
         return panels == 2 ? fmaf(x[panels - 1][n], sign, x[0][n]) : x[0][n];

@@ -89,10 +89,36 @@ __device__ __forceinline__ float row_maximum(const float (&s)[64], int row) {
   return fmaxf(fmaxf(top[0], top[1]), fmaxf(top[2], top[3]));
 }
 
-// Makes scores unseen that are outside their row's range of keys. Only tiles at the edge of some row's range need it. ranges: the address
-// in shared memory of the first key and the end for each row of the CTA; warp w has rows 16 w ...
+// mask() with the keys of a tile in its order. It reads the order for each row, because registers do not hold both rows' ranges.
 template <class Number>
-__device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t ranges, int tile) {
+__device__ __forceinline__ void mask_sorted(Number (&s)[64], std::uint32_t ranges, int tile, std::uint32_t order) {
+  const int t = ptx::thread_index_again(), row = (t >> 5) * 16 + (t >> 2 & 7);
+  order += 2 * (t & 3);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int2 range = ptx::load_int2(ranges + (row + 8 * r) * 8);
+    const int begin = range.x - tile * tile_tokens, end = range.y - tile * tile_tokens;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const int keys = static_cast<int>(ptx::load_u16(order + 8 * i));  // two
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int key = e ? keys >> 8 : keys & 0xff;
+        if (key < begin || key >= end) s[4 * i + 2 * r + e] = unseen_score<Number>();
+      }
+    }
+  }
+}
+
+// Makes scores unseen that are outside their row's range of keys. Only tiles at the edge of some row's range need it. ranges: the address
+// in shared memory of the first key and the end for each row of the CTA; warp w has rows 16 w ... order: the same of the tile's order, with
+// Form::sorted.
+template <bool sorted, class Number>
+__device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t ranges, int tile, std::uint32_t order) {
+  if constexpr (sorted) {
+    mask_sorted(s, ranges, tile, order);
+    return;
+  }
   const int t = ptx::thread_index_again(), row = (t >> 5) * 16 + (t >> 2 & 7), key = tile * tile_tokens + 2 * (t & 3);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -107,8 +133,8 @@ __device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t ranges, int 
 }
 
 // Passes the scores through changed_score(), before masks and maxima. scale: a score times it is an exponent of 2. place_of(r, column): the
-// place of the score of the thread's row r and the tile's key `column` + 2 (lane % 4). Integer scores cannot be changed: a kernel that is
-// to change scores turns them into floats first, as scale_keys() does.
+// place of the score of the thread's row r and the key in the tile's column `column` + 2 (lane % 4). Integer scores cannot be changed: a
+// kernel that is to change scores turns them into floats first, as scale_keys() does.
 template <class Number, class PlaceOf>
 __device__ __forceinline__ void change_scores(Number (&s)[64], const float (&scale)[2], PlaceOf place_of) {
   if constexpr (std::is_same_v<Number, float>) {
@@ -150,7 +176,14 @@ __device__ __forceinline__ void scale_keys(const std::uint32_t (&s)[64], std::ui
   }
 }
 
-// P = round(top 2^(s c - reference)), and its row sums before rounding if the recipe needs them. offset: log2(top) - reference.
+// What is added to a score times c to make an exponent. offset: log2(top) - reference. An integer score becomes a float by magic_bits, and
+// this removes magic, too.
+template <class Number>
+__device__ __forceinline__ float shift_of(float c, float offset) {
+  return std::is_same_v<Number, float> ? offset : fmaf(-magic, c, offset);
+}
+
+// P = round(top 2^(s c - reference)), and its row sums before rounding if the recipe needs them. shift: shift_of() each row.
 //
 // Weights are made in the layout of the next product's operand; 8-bit values are stored in an order of keys that fits it.
 //
@@ -161,10 +194,9 @@ __device__ __forceinline__ void scale_keys(const std::uint32_t (&s)[64], std::ui
 // The loop is a pipeline over pairs of keys, and keep_order() holds it. Left to itself the compiler emits all FFMA, then all exponentials
 // (MUFU), then all conversions; each pipe then works while the others wait. after(block) is called when the weights of 32 keys are ready.
 template <class C, class Number, class After>
-__device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2], const float (&offset)[2], float opaque_zero,
+__device__ __forceinline__ void weigh(const Number (&s)[64], const float (&c)[2], const float (&shift)[2], float opaque_zero,
                                       std::uint32_t (&p)[C::form.value_bytes * 16], float (&sums)[2], After after) {
   constexpr bool integers = !std::is_same_v<Number, float>;
-  const float shift[2] = {integers ? fmaf(-magic, c[0], offset[0]) : offset[0], integers ? fmaf(-magic, c[1], offset[1]) : offset[1]};
 
   // The pair of step i. A block of 32 keys has four pairs of row r first, then those of row r + 8. Where four weights share a word, its
   // upper two come first.

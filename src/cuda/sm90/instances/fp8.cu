@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "cuda/sm90/consumer.cuh"
+#include "cuda/sm90/attention.cuh"
 
 namespace chitu::cuda::sm90 {
 
