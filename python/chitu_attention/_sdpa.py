@@ -199,12 +199,14 @@ class Replaced:
 
     def __init__(self):
         self.report = Report()
-        self._classes = []
+        self._classes, self._hooks = [], []
 
     def restore(self):
         for module, before in reversed(self._classes):
             module.__class__ = before
-        self._classes = []
+        for hook in self._hooks:
+            hook.remove()
+        self._classes, self._hooks = [], []
 
     def __enter__(self):
         return self
@@ -223,6 +225,18 @@ def _switched(cls, make_mode):
             return cls.forward(self, *args, **kwargs)
 
     return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__})
+
+
+def _nothing(module, inputs):
+    """A hook: nn.TransformerEncoderLayer does not run as one fused operator, which is no call of scaled_dot_product_attention(), if it has
+    one. Eagerly a mode is reason enough not to, but not within torch.compile."""
+
+
+def _unfused(module, parts):
+    """Hooks on the encoder layers that are in one of `parts`, or have one in them."""
+    layers = [m for m in module.modules() if isinstance(m, torch.nn.TransformerEncoderLayer)]
+    return [layer.register_forward_pre_hook(_nothing) for layer in layers
+            if any(part in set(layer.modules()) or layer in set(part.modules()) for part in parts)]
 
 
 def _selected(module, method, only):
@@ -264,7 +278,8 @@ def replace(module, method="chitu", *, only=None, strict=False, **options):
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module is a {type(module).__name__}; it must be a torch.nn.Module")
     replaced = Replaced()
-    for part, chosen in _selected(module, method, only):
+    selected = _selected(module, method, only)
+    for part, chosen in selected:
         sdpa(chosen, strict=strict, **options)  # checks the options
 
         def make_mode(chosen=chosen):
@@ -275,4 +290,5 @@ def replace(module, method="chitu", *, only=None, strict=False, **options):
         before = part.__class__
         part.__class__ = _switched(before, make_mode)
         replaced._classes.append((part, before))
+    replaced._hooks = _unfused(module, [part for part, _ in selected])
     return replaced
