@@ -75,6 +75,22 @@ def test_models(build):
         assert torch.equal(run(), wanted)
 
 
+@pytest.mark.parametrize("build", [flux, wan])
+@torch.no_grad()
+def test_record(build):
+    """With diffusers' own "native" attention each call is measured, in the module that replace() can switch."""
+    model, run, calls = build()
+    wanted = run()
+    with ca.record(model, ["exact", "chitu"]) as r:
+        assert torch.equal(run(), wanted)
+    choice = r.choose(1.0, ["chitu"])
+    assert sum(e.calls for e in r.errors(heads=False) if e.method == "chitu") == calls and not r.skipped
+    assert set(choice.values()) == {"chitu"} and all(".attn" in layer for layer in choice)
+    with ca.replace(model, choice, strict=True) as replaced:
+        assert not torch.equal(run(), wanted)
+    assert replaced.report.chitu == calls
+
+
 def test_backends_are_restored():
     registry, names = dispatch._AttentionBackendRegistry, dispatch.AttentionBackendName
     (first, run_first, _), (second, run_second, _) = flux(), flux()
