@@ -263,7 +263,7 @@ class Record(_sdpa.SdpaMode):
         text += [f"{name} is refused: {why}" for name, why in sorted(refused)]
         text += [f"{count} calls were not measured: {why}" for why, count in sorted(self.skipped.items(), key=lambda item: -item[1])]
         if not layers and not self.skipped:
-            text.append("the model made no call of scaled_dot_product_attention")
+            text.append("the model made no call of scaled_dot_product_attention (in transformers it does with attn_implementation=\"sdpa\")")
         return "\n".join(text)
 
     def choose(self, max_l1=0.02, methods=None):
