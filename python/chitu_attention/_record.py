@@ -11,8 +11,9 @@ import torch
 
 from . import _sdpa
 from ._attention import attention, methods as _methods
+from ._torch import _autocast
 
-_LARGEST = 1 << 24  # scores of the reference that are in memory at once
+_LARGEST = 1 << 24  # numbers of a kind that the reference has in memory at once
 
 Error = namedtuple("Error", "layer head method calls rel_l1 worst_row lse")
 Error.__doc__ = """Of one method in one head (None: of all heads of the layer). rel_l1: sum of |difference| over sum of |exact|, of all calls;
@@ -28,7 +29,7 @@ def _truth(query, key, value, rows, last_key, scale):
     out = torch.empty(asked.shape, dtype=torch.float64, device=query.device)
     lse = torch.empty(asked.shape[:3], dtype=torch.float64, device=query.device)
     hidden = None if last_key is None else (torch.arange(keys, device=query.device) > last_key[:, None]).repeat(group, 1)
-    step = max(1, _LARGEST // max(1, batch * asked.shape[2] * keys))
+    step = max(1, _LARGEST // max(1, batch * max(asked.shape[2], dim) * keys))
     for first in range(0, kv_heads, step):
         part = slice(first, first + step)
         scores = asked[:, part].double() @ key[:, part].double().transpose(-1, -2) * scale
@@ -51,8 +52,8 @@ class _Sums:
         difference, size = (out - true_out).abs_(), true_out.abs()
         rows, row_sizes = difference.sum(-1), size.sum(-1)
         self.calls += 1
-        self.difference += rows.sum((0, 2))
-        self.size += row_sizes.sum((0, 2))
+        self.difference = self.difference + rows.sum((0, 2))  # a tensor of inference mode could not be written to outside it
+        self.size = self.size + row_sizes.sum((0, 2))
         self.worst_row = torch.maximum(self.worst_row, _ratio(rows, row_sizes).amax((0, 2)))
         apart = torch.where(lse == true_lse, 0.0, (lse - true_lse).abs())  # both may be -inf
         self.lse = torch.maximum(self.lse, apart.amax((0, 2)))
@@ -153,7 +154,7 @@ class Record(_sdpa.SdpaMode):
             if reason is None:
                 with torch.no_grad(), torch._C.DisableTorchFunction():
                     tensors = [x.detach() for x in _sdpa._arranged(query, key, value)]
-                    self._measure(*tensors, *_sdpa._causal(attn_mask, is_causal), query.shape[-1]**-0.5 if scale is None else scale)
+                    self._measure(*_autocast(*tensors), *_sdpa._causal(attn_mask, is_causal), query.shape[-1]**-0.5 if scale is None else scale)
             else:
                 self._count(reason)
         return _sdpa._SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
@@ -176,7 +177,7 @@ class Record(_sdpa.SdpaMode):
             if name not in sums:
                 sums[name] = _Sums(query.shape[1], query.device)
             error = sums[name].add(out[:, :, rows].double(), lse[:, :, rows].double(), *truth)
-            if self._save is not None and len(self.saved) < self._save_at_most and broken is None and error.item() > self._max_l1:
+            if self._save is not None and len(self.saved) < self._save_at_most and broken is None and not error.item() <= self._max_l1:
                 broken = name, error.item()
         if broken is not None:
             self._write(layer, *broken, query, key, value, causal, first, scale)
