@@ -42,6 +42,27 @@ def _within(mode):
         _modes.current = before
 
 
+@contextmanager
+def _choosing(mode):
+    """For the time of a replaced module's forward(): `mode` tells the plug-ins what replace() chose for it."""
+    before = getattr(_modes, "chosen", None)
+    _modes.chosen = mode
+    try:
+        yield
+    finally:
+        _modes.chosen = before
+
+
+def chosen():
+    """The innermost replaced module's SdpaMode, or None."""
+    return getattr(_modes, "chosen", None)
+
+
+def recorder():
+    """The Record whose block this thread is in, or None."""
+    return getattr(_modes, "record", None)
+
+
 class Report:
     """How many calls of scaled_dot_product_attention went where. chitu: their number; torch: {why: number}."""
 
@@ -221,7 +242,8 @@ def _switched(cls, make_mode):
 
     @wraps(cls.forward)
     def forward(self, *args, **kwargs):
-        with make_mode():
+        mode = make_mode()
+        with mode, _choosing(mode):
             return cls.forward(self, *args, **kwargs)
 
     return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__})
@@ -274,7 +296,8 @@ def replace(module, method="chitu", *, only=None, strict=False, **options):
         replaced.restore()
 
     method: a name, a Recipe, or {name of a submodule: name or Recipe, or "torch"}. only: names or patterns of submodules, or a function
-    of (name, submodule); None: all of `module`. An inner module's choice prevails. strict, options: as in sdpa()."""
+    of (name, submodule); None: all of `module`. An inner module's choice prevails, and any of them over the method that a plug-in of this
+    package was registered with. strict, options: as in sdpa()."""
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module is a {type(module).__name__}; it must be a torch.nn.Module")
     replaced = Replaced()

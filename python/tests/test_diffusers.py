@@ -87,8 +87,17 @@ def test_record(build):
     assert sum(e.calls for e in r.errors(heads=False) if e.method == "chitu") == calls and not r.skipped
     assert set(choice.values()) == {"chitu"} and all(".attn" in layer for layer in choice)
     with ca.replace(model, choice, strict=True) as replaced:
-        assert not torch.equal(run(), wanted)
-    assert replaced.report.chitu == calls
+        mixed = run()
+    assert replaced.report.chitu == calls and not torch.equal(mixed, wanted)
+    with ca.diffusers.register("chitu_exact", "exact") as registered, ca.diffusers.use(model, "chitu_exact"):
+        with ca.record(model, ["exact", "chitu"]) as again:
+            run()
+        assert [e.rel_l1 for e in again.errors() if e.method == "chitu"] == pytest.approx(
+            [e.rel_l1 for e in r.errors() if e.method == "chitu"], rel=0.05)
+        assert not again.skipped
+        with ca.replace(model, choice, strict=True) as replaced:  # it prevails over the registered "exact"
+            assert torch.equal(run(), mixed)
+        assert replaced.report.chitu == calls and not registered.report.torch
 
 
 def test_backends_are_restored():
