@@ -31,7 +31,8 @@ def panel(title, rows, values, left, names):
     for power in range(lowest, highest + 1):
         at = x(10.0**power)
         svg.append(f'<line x1="{at:.1f}" y1="{TOP - 12}" x2="{at:.1f}" y2="{bottom - 8}" class="grid"/>')
-        svg.append(text(at, bottom + 10, "middle", f"{10.0**power:g}", 'class="quiet"'))
+        if (power - lowest) % (1 if highest - lowest < 7 else 3) == 0:
+            svg.append(text(at, bottom + 10, "middle", f"{10.0**power:g}", 'class="quiet"'))
     for i, (row, value) in enumerate(zip(rows, values)):
         y = TOP + ROW * i + 4
         colour = 'class="m0"' if i == 0 else f'style="color:{COLOURS[i % len(COLOURS)]}"'
@@ -47,7 +48,7 @@ def main():
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         sys.exit(__doc__)
     heading, rows = read(sys.argv[1])
-    kl = [max(float(row["kl"]), 1e-9) for row in rows]
+    kl = [max(float(row["kl"]), 1e-10) for row in rows]
     perplexity = [max(abs(float(row["to_torch_percent"])), 1e-4) for row in rows]
     svg = [text(20, 28, "start", "SmolLM2-135M with each method's attention, against PyTorch's own", 'font-size="16" font-weight="600"'),
            text(20, 48, "start", "The project's own documents as text; lower is better. Both axes are logarithmic.", 'class="quiet"')]

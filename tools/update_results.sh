@@ -174,7 +174,8 @@ models() {
 # What a method's attention changes in trained models.
 trained() {
   local table=bench/results/trained_models.csv
-  printf '%s\n\n' "\`$(sed -n '1{s/^# //;s/;.*//;p}' "$table")\` on $(sed -n '1{s/^[^;]*; //;p}' "$table"). All of it: [$table](../$table)."
+  printf '%s\n\n' "\`$(sed -n '1{s/^# //;s/;.*//;p}' "$table")\` on $(sed -n '1{s/^[^;]*; //;p}' "$table").
+All of it: [$table](../$table)."
   tail -n +2 "$table" | awk -F, "$awk_tables"'
     NR == 1 {
       read_header()

@@ -9,15 +9,20 @@ from ._attention import attention
 
 
 class Backend:
-    """One registered name: its method, and the report of its calls."""
+    """One registered name: its method, and the report of its calls. Within a module that replace() was called on, its choice and its
+    report are taken instead."""
 
     def __init__(self, method, strict, options):
-        self.block = _sdpa.sdpa(method, strict=strict, **options)  # checks the options
-        self.report = self.block.report
+        self._block = _sdpa.sdpa(method, strict=strict, **options)  # checks the options
+        self.report = self._block.report
         if isinstance(method, str) and method != "torch":
             from ._attention import methods
             if method not in methods():
                 raise ValueError(f"method is {method!r}; it must be one of {', '.join(methods())}, or a Recipe")
+
+    @property
+    def block(self):
+        return _sdpa.chosen() or self._block
 
     def obstacle(self, query, key, value, dropout_p=0.0):
         """Why attention() cannot take (batch, heads, tokens, dim) tensors without a mask; None if it can."""
@@ -27,6 +32,8 @@ class Backend:
 
     def attention(self, *tensors, **options):
         """attention(), or the text of why no kernel takes the call. It is not counted."""
+        if _sdpa.recorder() is not None:
+            _sdpa.recorder().observe(*tensors, **options)
         if torch.compiler.is_dynamo_compiling():
             return attention(*tensors, **options, **self.block.options)
         try:
@@ -45,8 +52,7 @@ class Backend:
 
     def count(self):
         """A call that attention() has computed."""
-        self.report.chitu += 1
-        _sdpa._all.chitu += 1
+        self.block._count_ours()
 
     def to_torch(self, reason):
         """Counts a call that goes to PyTorch; raises if strict."""
@@ -54,6 +60,8 @@ class Backend:
 
     def sdpa(self, *args, **kwargs):
         """scaled_dot_product_attention(), by attention() or PyTorch."""
+        if _sdpa.recorder() is not None:
+            _sdpa.recorder().note(*args, **kwargs)
         return self.block.call(*args, **kwargs)
 
 

@@ -11,24 +11,26 @@ import torch
 
 from . import _sdpa
 from ._attention import attention, methods as _methods
+from ._exact import visible
+from ._torch import _autocast
 
-_LARGEST = 1 << 24  # scores of the reference that are in memory at once
+_LARGEST = 1 << 24  # numbers of a kind that the reference has in memory at once
 
 Error = namedtuple("Error", "layer head method calls rel_l1 worst_row lse")
 Error.__doc__ = """Of one method in one head (None: of all heads of the layer). rel_l1: sum of |difference| over sum of |exact|, of all calls;
 worst_row: the largest of a query's; lse: the largest difference of the LSE."""
 
 
-def _truth(query, key, value, rows, last_key, scale):
-    """(out, lse) of exact attention for the queries `rows`, in double precision. last_key: of each of them; None for all keys."""
+def _truth(query, key, value, rows, seen, scale):
+    """(out, lse) of exact attention for the queries `rows`, in double precision. seen: bool (rows, keys); None for all keys."""
     batch, heads, _, dim = query.shape
     kv_heads, keys = key.shape[1:3]
     group = heads // kv_heads
     asked = query[:, :, rows].reshape(batch, kv_heads, group * len(rows), dim)
     out = torch.empty(asked.shape, dtype=torch.float64, device=query.device)
     lse = torch.empty(asked.shape[:3], dtype=torch.float64, device=query.device)
-    hidden = None if last_key is None else (torch.arange(keys, device=query.device) > last_key[:, None]).repeat(group, 1)
-    step = max(1, _LARGEST // max(1, batch * asked.shape[2] * keys))
+    hidden = None if seen is None else ~seen.repeat(group, 1)
+    step = max(1, _LARGEST // max(1, batch * max(asked.shape[2], dim) * keys))
     for first in range(0, kv_heads, step):
         part = slice(first, first + step)
         scores = asked[:, part].double() @ key[:, part].double().transpose(-1, -2) * scale
@@ -37,6 +39,13 @@ def _truth(query, key, value, rows, last_key, scale):
         lse[:, part] = scores.logsumexp(-1)
         out[:, part] = scores.softmax(-1).nan_to_num_(0.0) @ value[:, part].double()  # a query that sees no key has no weights
     return out.view(batch, heads, len(rows), dim), lse.view(batch, heads, len(rows))
+
+
+def _mask(causal=False, window=None, query_positions=None, key_positions=None):
+    """(query positions, key positions, left, right) as visible() takes them."""
+    pair = lambda given: None if given is None else (given, 1) if isinstance(given, int) else tuple(given)
+    left, right = (-1 if side is None else side for side in window or (-1, -1))
+    return pair(query_positions), pair(key_positions), left, 0 if causal else right
 
 
 class _Sums:
@@ -51,8 +60,8 @@ class _Sums:
         difference, size = (out - true_out).abs_(), true_out.abs()
         rows, row_sizes = difference.sum(-1), size.sum(-1)
         self.calls += 1
-        self.difference += rows.sum((0, 2))
-        self.size += row_sizes.sum((0, 2))
+        self.difference = self.difference + rows.sum((0, 2))  # a tensor of inference mode could not be written to outside it
+        self.size = self.size + row_sizes.sum((0, 2))
         self.worst_row = torch.maximum(self.worst_row, _ratio(rows, row_sizes).amax((0, 2)))
         apart = torch.where(lse == true_lse, 0.0, (lse - true_lse).abs())  # both may be -inf
         self.lse = torch.maximum(self.lse, apart.amax((0, 2)))
@@ -126,12 +135,14 @@ class Record(_sdpa.SdpaMode):
             self._hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name: self._inside.append(name)))
             self._hooks.append(module.register_forward_hook(lambda module, inputs, outputs: self._leave(), always_call=True))
         self._bar = _progress(self._wants_progress)
+        self._before, _sdpa._modes.record = _sdpa.recorder(), self
         return super().__enter__()
 
     def __exit__(self, *error):
         for hook in self._hooks:
             hook.remove()
         self._stance.__exit__(*error)
+        _sdpa._modes.record = self._before
         self._hooks, self._inside = [], []
         if self._bar is not None:
             self._bar.close()
@@ -144,69 +155,83 @@ class Record(_sdpa.SdpaMode):
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
 
     def call(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-        if not self._inside:
-            self._count("a call outside the model")
-        else:
-            reason = _sdpa._reason(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, "exact")
-            if reason is None and 0 in query.shape:
-                reason = "query is empty"
-            if reason is None:
-                with torch.no_grad(), torch._C.DisableTorchFunction():
-                    tensors = [x.detach() for x in _sdpa._arranged(query, key, value)]
-                    self._measure(*tensors, *_sdpa._causal(attn_mask, is_causal), query.shape[-1]**-0.5 if scale is None else scale)
-            else:
-                self._count(reason)
+        self.note(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
         return _sdpa._SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
-    def _measure(self, query, key, value, causal, first, scale):
+    def note(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+        """Measures a call of scaled_dot_product_attention(), or counts why not."""
+        reason = _sdpa._reason(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, "exact")
+        if reason is None:
+            causal, first = _sdpa._causal(attn_mask, is_causal)
+            self.observe(*_sdpa._arranged(query, key, value), causal=causal, query_positions=first, scale=scale)
+        else:
+            self._count(reason)
+
+    def observe(self, query, key, value, *, scale=None, query_starts=None, key_starts=None, **options):
+        """Measures a call of attention() on (batch, heads, tokens, dim) tensors, or counts why not. options: causal, window, and positions,
+        as attention() takes them."""
+        if not self._inside:
+            self._count("a call outside the model")
+        elif query_starts is not None:
+            self._count("packed sequences")
+        elif 0 in query.shape or 0 in key.shape:
+            self._count("query or key is empty")
+        else:
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                tensors = _autocast(*(x.detach() for x in (query, key, value)))
+                self._measure(*tensors, query.shape[-1]**-0.5 if scale is None else scale, options)
+
+    def _measure(self, query, key, value, scale, options):
         layer = self._inside[-1]
         queries, keys = query.shape[2], key.shape[2]
         count = min(queries, self._rows)
         rows = torch.arange(1, count + 1, device=query.device) * queries // count - 1
-        last_key = rows + (keys - queries if first is None else first) if causal else None
-        truth = _truth(query, key, value, rows, last_key, scale)
+        query_positions, key_positions, left, right = _mask(**options)
+        truth = _truth(query, key, value, rows, visible(rows, queries, keys, query_positions, key_positions, left, right), scale)
         sums = self._sums.setdefault(layer, {})
         broken = None
         for name, method in self._methods.items():
             try:
-                out, lse = self._attend(name, method, query, key, value, causal, first, scale)
+                out, lse = self._attend(name, query, key, value, method=method, scale=scale, return_lse=True, **options)
             except NotImplementedError as error:
                 self._refused.setdefault(layer, {})[name] = str(error).strip().splitlines()[-1].strip()
                 continue
             if name not in sums:
                 sums[name] = _Sums(query.shape[1], query.device)
             error = sums[name].add(out[:, :, rows].double(), lse[:, :, rows].double(), *truth)
-            if self._save is not None and len(self.saved) < self._save_at_most and broken is None and error.item() > self._max_l1:
+            if self._save is not None and len(self.saved) < self._save_at_most and broken is None and not error.item() <= self._max_l1:
                 broken = name, error.item()
         if broken is not None:
-            self._write(layer, *broken, query, key, value, causal, first, scale)
+            self._write(layer, *broken, query, key, value, scale, options)
         if self._bar is not None:
             self._bar.set_postfix_str(layer, refresh=False)
             self._bar.update()
 
-    def _attend(self, name, method, *tensors_and_more):
-        query, key, value, causal, first, scale = tensors_and_more
-        run = lambda: attention(query, key, value, method=method, causal=causal, query_positions=first, scale=scale, return_lse=True)
+    def _attend(self, name, *tensors, **options):
         if name not in self._warm:  # the first call has memory to find
-            run()
+            attention(*tensors, **options)
             self._warm.add(name)
-        with self._clocks[name].running(query.is_cuda):
-            return run()
+        with self._clocks[name].running(tensors[0].is_cuda):
+            return attention(*tensors, **options)
 
-    def _write(self, layer, method, error, query, key, value, causal, first, scale):
-        """A file that `chitu accuracy --input` reads: it has no scale and aligns causal bottom-right, so these go into the tensors."""
-        queries, keys = query.shape[2], key.shape[2]
-        if causal and first is not None and queries != keys:
-            if keys < queries:
-                self._count("not saved: causal, with fewer keys than queries")
+    def _write(self, layer, method, error, query, key, value, scale, options):
+        """A file that `chitu accuracy --input` reads: it has no scale, and its last query stands at the last key, so the tensors are made to
+        fit."""
+        query_positions, key_positions, left, right = _mask(**options)
+        keys, window = key.shape[2], (left, right) != (-1, -1)
+        if window and query_positions is not None:
+            first_key, key_step = key_positions or (0, 1)
+            last = query_positions[0] + query.shape[2] - first_key  # how many keys stand up to the last query
+            if (query_positions[1], key_step) != (1, 1) or last > keys or (last < keys and right != 0):
+                self._count("not saved: a file has no word for where its queries stand")
                 return
-            key, value = key[:, :, :queries], value[:, :, :queries]
+            key, value = key[:, :, :last], value[:, :, :last]
         usual = query.shape[-1]**-0.5
         if abs(scale - usual) > 1e-6 * usual:
             query, key, value = query.float() * (scale / usual), key.float(), value.float()
         os.makedirs(self._save, exist_ok=True)
         path = os.path.join(self._save, f"{layer or 'model'}.{len(self.saved)}.safetensors")
-        command = f"chitu accuracy --input {path}{' --causal' if causal else ''}"
+        command = f"chitu accuracy --input {path}{f' --window {left},{right}' if window else ''}"
         _save(path, {"q": query, "k": key, "v": value}, {"layer": layer, "method": method, "rel_l1": f"{error:.6f}", "command": command})
         self.saved.append(path)
 
@@ -263,7 +288,7 @@ class Record(_sdpa.SdpaMode):
         text += [f"{name} is refused: {why}" for name, why in sorted(refused)]
         text += [f"{count} calls were not measured: {why}" for why, count in sorted(self.skipped.items(), key=lambda item: -item[1])]
         if not layers and not self.skipped:
-            text.append("the model made no call of scaled_dot_product_attention")
+            text.append("the model made no call of scaled_dot_product_attention (in transformers it does with attn_implementation=\"sdpa\", or \"chitu\")")
         return "\n".join(text)
 
     def choose(self, max_l1=0.02, methods=None):
@@ -320,7 +345,7 @@ def _save(path, tensors, metadata):
     import json
     header, parts, place = {"__metadata__": metadata}, [], 0
     for name, tensor in tensors.items():
-        data = bytes(tensor.contiguous().cpu().view(torch.uint8).flatten().untyped_storage())
+        data = bytes(tensor.cpu().clone(memory_format=torch.contiguous_format).untyped_storage())  # the clone's is just its own
         header[name] = {"dtype": _SAFETENSORS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [place, place + len(data)]}
         place += len(data)
         parts.append(data)
@@ -358,7 +383,8 @@ def record(model, methods=None, *, rows=256, max_l1=0.05, save=None, save_at_mos
     methods: names, or {name: name or Recipe}; all methods unless given. rows: query rows of each head, evenly spread, that are compared
     with exact attention in double precision; no output is kept. save: a folder for the inputs of calls in which a method's relative L1 is
     above max_l1, as .safetensors files that `chitu accuracy --input` reads, save_at_most of them; it waits for the GPU at each call.
-    progress: a bar of tqdm, if that is installed; None: on a terminal. Calls with a mask are counted in `skipped`."""
+    progress: a bar of tqdm, if that is installed; None: on a terminal. Calls with a mask are counted in `skipped`, but those that come through
+    a plug-in of this package and reach attention() are measured."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
     if not isinstance(rows, int) or rows < 1:

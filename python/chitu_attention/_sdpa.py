@@ -42,6 +42,27 @@ def _within(mode):
         _modes.current = before
 
 
+@contextmanager
+def _choosing(mode):
+    """For the time of a replaced module's forward(): `mode` tells the plug-ins what replace() chose for it."""
+    before = getattr(_modes, "chosen", None)
+    _modes.chosen = mode
+    try:
+        yield
+    finally:
+        _modes.chosen = before
+
+
+def chosen():
+    """The innermost replaced module's SdpaMode, or None."""
+    return getattr(_modes, "chosen", None)
+
+
+def recorder():
+    """The Record whose block this thread is in, or None."""
+    return getattr(_modes, "record", None)
+
+
 class Report:
     """How many calls of scaled_dot_product_attention went where. chitu: their number; torch: {why: number}."""
 
@@ -199,12 +220,14 @@ class Replaced:
 
     def __init__(self):
         self.report = Report()
-        self._classes = []
+        self._classes, self._hooks = [], []
 
     def restore(self):
         for module, before in reversed(self._classes):
             module.__class__ = before
-        self._classes = []
+        for hook in self._hooks:
+            hook.remove()
+        self._classes, self._hooks = [], []
 
     def __enter__(self):
         return self
@@ -219,10 +242,23 @@ def _switched(cls, make_mode):
 
     @wraps(cls.forward)
     def forward(self, *args, **kwargs):
-        with make_mode():
+        mode = make_mode()
+        with mode, _choosing(mode):
             return cls.forward(self, *args, **kwargs)
 
     return type(cls.__name__, (cls,), {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__})
+
+
+def _nothing(module, inputs):
+    """A hook: nn.TransformerEncoderLayer does not run as one fused operator, which is no call of scaled_dot_product_attention(), if it has
+    one. Eagerly a mode is reason enough not to, but not within torch.compile."""
+
+
+def _unfused(module, parts):
+    """Hooks on the encoder layers that are in one of `parts`, or have one in them."""
+    layers = [m for m in module.modules() if isinstance(m, torch.nn.TransformerEncoderLayer)]
+    return [layer.register_forward_pre_hook(_nothing) for layer in layers
+            if any(part in set(layer.modules()) or layer in set(part.modules()) for part in parts)]
 
 
 def _selected(module, method, only):
@@ -260,11 +296,13 @@ def replace(module, method="chitu", *, only=None, strict=False, **options):
         replaced.restore()
 
     method: a name, a Recipe, or {name of a submodule: name or Recipe, or "torch"}. only: names or patterns of submodules, or a function
-    of (name, submodule); None: all of `module`. An inner module's choice prevails. strict, options: as in sdpa()."""
+    of (name, submodule); None: all of `module`. An inner module's choice prevails, and any of them over the method that a plug-in of this
+    package was registered with. strict, options: as in sdpa()."""
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module is a {type(module).__name__}; it must be a torch.nn.Module")
     replaced = Replaced()
-    for part, chosen in _selected(module, method, only):
+    selected = _selected(module, method, only)
+    for part, chosen in selected:
         sdpa(chosen, strict=strict, **options)  # checks the options
 
         def make_mode(chosen=chosen):
@@ -275,4 +313,5 @@ def replace(module, method="chitu", *, only=None, strict=False, **options):
         before = part.__class__
         part.__class__ = _switched(before, make_mode)
         replaced._classes.append((part, before))
+    replaced._hooks = _unfused(module, [part for part, _ in selected])
     return replaced

@@ -75,6 +75,31 @@ def test_models(build):
         assert torch.equal(run(), wanted)
 
 
+@pytest.mark.parametrize("build", [flux, wan])
+@torch.no_grad()
+def test_record(build):
+    """With diffusers' own "native" attention each call is measured, in the module that replace() can switch."""
+    model, run, calls = build()
+    wanted = run()
+    with ca.record(model, ["exact", "chitu"]) as r:
+        assert torch.equal(run(), wanted)
+    choice = r.choose(1.0, ["chitu"])
+    assert sum(e.calls for e in r.errors(heads=False) if e.method == "chitu") == calls and not r.skipped
+    assert set(choice.values()) == {"chitu"} and all(".attn" in layer for layer in choice)
+    with ca.replace(model, choice, strict=True) as replaced:
+        mixed = run()
+    assert replaced.report.chitu == calls and not torch.equal(mixed, wanted)
+    with ca.diffusers.register("chitu_exact", "exact") as registered, ca.diffusers.use(model, "chitu_exact"):
+        with ca.record(model, ["exact", "chitu"]) as again:
+            run()
+        assert [e.rel_l1 for e in again.errors() if e.method == "chitu"] == pytest.approx(
+            [e.rel_l1 for e in r.errors() if e.method == "chitu"], rel=0.05)
+        assert not again.skipped
+        with ca.replace(model, choice, strict=True) as replaced:  # it prevails over the registered "exact"
+            assert torch.equal(run(), mixed)
+        assert replaced.report.chitu == calls and not registered.report.torch
+
+
 def test_backends_are_restored():
     registry, names = dispatch._AttentionBackendRegistry, dispatch.AttentionBackendName
     (first, run_first, _), (second, run_second, _) = flux(), flux()

@@ -446,3 +446,15 @@ def test_starts_on_a_gpu():
         out = flash_attn.flash_attn_varlen_func(*tensors, ROWS, KEYS, 5, 7)
     graph.replay()
     assert torch.equal(out, wanted)
+
+
+@pytest.mark.gpu
+def test_cache_on_a_gpu():
+    q, cache = make(2, 3, 4, 64).half().cuda(), [make(2, 200, 2, 64, seed=seed).half().cuda() for seed in (1, 2)]
+    lengths = torch.tensor([150, 77], dtype=torch.int32, device="cuda")
+    for function in (flash_attn.flash_attn_with_kvcache, flash_attn_interface.flash_attn_with_kvcache):
+        got = function(q, *cache, cache_seqlens=lengths, causal=True)
+        wanted = [ca.attention(q[i:i + 1], *(x[i:i + 1, :n] for x in cache), layout="bshd", causal=True) for i, n in enumerate((150, 77))]
+        assert torch.equal(got, torch.cat(wanted))
+        with pytest.raises(NotImplementedError, match="cache_seqlens is on a GPU while"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+            function(q, *cache, cache_seqlens=lengths)

@@ -97,6 +97,33 @@ def test_rows_and_calls_add_up(model):
     assert of(few, "layers.0", None, "chitu").rel_l1 == pytest.approx(of(first, "layers.0", None, "chitu").rel_l1, rel=0.3)
 
 
+def test_modes_of_pytorch(model):
+    """Inference mode before none, and autocast: what the model's attention gets is what is measured."""
+    with ca.record(model, "chitu", rows=10**6) as r:
+        with torch.inference_mode():
+            model(X)
+        with torch.no_grad():
+            model(X)
+    assert of(r, "layers.0", None, "chitu").calls == 2
+    with ca.record(model, "chitu", rows=10**6) as autocast, torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        model(X)
+    q, k, v = (x.bfloat16() for x in model.layers[0].seen)
+    truth = attend(q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True)
+    difference = ca.attention(q, k, v, causal=True).double() - truth
+    error = of(autocast, "layers.0", None, "chitu").rel_l1
+    assert error == pytest.approx((difference.abs().sum() / truth.abs().sum()).item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_not_a_number(model, tmp_path):
+    """An error that is no number is within no bound."""
+    x = X.clone()
+    x[0, 3, 5] = torch.nan
+    with ca.record(model, ["chitu"], save=tmp_path) as r:
+        model(x)
+    assert len(r.saved) == 3 and set(r.choose(1.0).values()) == {"torch"}
+
+
 @torch.no_grad()
 def test_compiled_models_are_measured(model):
     """They run eagerly within the block, and compiled again after it."""
@@ -237,7 +264,7 @@ def test_saved_scale_and_alignment(tmp_path):
     with ca.record(model, ["chitu"], max_l1=0.0, save=tmp_path, save_at_most=9) as r:
         wanted = model(q, k, v, 0.3)
         model(q, k[:, :, :20], v[:, :, :20], None)
-    assert len(r.saved) == 1 and r.skipped == {"not saved: causal, with fewer keys than queries": 1}
+    assert len(r.saved) == 1 and r.skipped == {"not saved: a file has no word for where its queries stand": 1}
     saved = safetensors.load_file(r.saved[0])
     got = ca.attention(saved["q"], saved["k"], saved["v"], method="exact", causal=True)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)

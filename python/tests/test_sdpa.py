@@ -236,6 +236,22 @@ def test_encoder_layers():
         assert list(block.report.torch) == ["the fused path of nn.MultiheadAttention and nn.TransformerEncoder"]
 
 
+@pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
+@pytest.mark.parametrize("only", [None, "layers.*.self_attn", "layers.1"])
+@torch.no_grad()
+def test_encoder_layers_are_replaced(backend, only):
+    """In eval mode they would run as one fused operator, in which no call of attention is seen."""
+    x = make(2, 10, 32)
+    encoder = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(32, 4, batch_first=True), 2, enable_nested_tensor=False).eval()
+    wanted = encoder(x)
+    with ca.replace(encoder, "exact", only=only, strict=True) as replaced:
+        run = torch.compile(encoder, fullgraph=True, backend=backend) if backend else encoder
+        torch.testing.assert_close(run(x), wanted, rtol=1e-4, atol=1e-5)
+        assert replaced.report.chitu == (1 if only == "layers.1" else 2) and not replaced.report.torch
+    assert not any(m._forward_pre_hooks for m in encoder.modules())
+    assert torch.equal(encoder(x), wanted)
+
+
 @pytest.fixture
 def registered():
     from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl

@@ -172,6 +172,60 @@ def test_layers_compiled_one_by_one(chitu):
         torch.testing.assert_close(got[LEFT[:, :n].bool()], expected[LEFT[:, :n].bool()], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("model", [LLAMA, MISTRAL], ids=["Llama", "Mistral"])
+@pytest.mark.parametrize("mask", [None, LEFT, RIGHT, HOLES], ids=["none", "left", "right", "holes"])
+@torch.no_grad()
+def test_record(model, mask, chitu, tmp_path):
+    """Calls that reach the kernels through the plug-in are measured with their padding and windows; those that go to PyTorch are counted."""
+    model.set_attn_implementation("chitu")
+    with ca.record(model, ["chitu", "exact"], rows=10**6, save=tmp_path, max_l1=1e-3) as r:
+        wanted = model(TOKENS, attention_mask=mask).logits
+    if mask is HOLES:
+        assert r.skipped == {"attn_mask is given": 2} and not r.errors()
+        return
+    assert not {reason for reason in r.skipped if "not saved" not in reason}
+    errors = {(e.layer, e.method): e for e in r.errors(heads=False)}
+    layers = [f"model.layers.{i}.self_attn" for i in range(2)]
+    for layer in layers:
+        assert errors[layer, "exact"].rel_l1 < 1e-6 < 1e-3 < errors[layer, "chitu"].rel_l1 < 0.05
+        assert errors[layer, "chitu"].calls == (1 if mask is None else 3)  # one for each run of keys
+    choice = dict.fromkeys(r.choose(1.0), "exact")
+    choice[layers[0]] = "chitu"
+    chitu.report.reset()
+    with ca.replace(model, choice, strict=True) as replaced:  # it prevails over the registered "exact"
+        mixed = model(TOKENS, attention_mask=mask).logits
+    assert replaced.report.chitu == 2 and chitu.report.chitu == 0 and not torch.equal(mixed, wanted)
+    assert torch.equal(model(TOKENS, attention_mask=mask).logits, wanted)
+    with ca.replace(model, "torch", only=layers[1]) as replaced:
+        model(TOKENS, attention_mask=mask)
+    assert list(replaced.report.torch) == ["method is \"torch\""] and replaced.report.chitu == 0
+    safetensors = pytest.importorskip("safetensors.torch")
+    for path in r.saved:
+        with safetensors.safe_open(path, "pt") as file:
+            said = file.metadata()
+            q, k, v = (file.get_tensor(name) for name in "qkv")
+        window = tuple(map(int, said["command"].split("--window ")[1].split(",")))
+        out, truth = (ca.attention(q, k, v, method=method, window=window) for method in ("chitu", "exact"))
+        assert ((out - truth).abs().sum() / truth.abs().sum()).item() == pytest.approx(float(said["rel_l1"]), abs=2e-3)
+
+
+@torch.no_grad()
+def test_compiled_choice(chitu):
+    """replace()'s choice reaches the plug-in within a compiled model, too."""
+    torch._dynamo.reset()
+    model = make("ViT", image_size=16, patch_size=4)
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    model.set_attn_implementation("chitu")
+    exact = model(pixel_values=pixels).last_hidden_state
+    layer = next(name for name, module in model.named_modules() if type(module).__name__ == "ViTAttention")
+    with ca.replace(model, {layer: "chitu"}) as replaced:
+        wanted = model(pixel_values=pixels).last_hidden_state
+        got = torch.compile(model, backend="aot_eager", fullgraph=True)(pixel_values=pixels).last_hidden_state
+        assert replaced.report.chitu == 2 and not chitu.report.torch
+    torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+    assert (wanted - exact).abs().max() > 0.01
+
+
 POSITIONS = torch.cat([torch.arange(5), torch.arange(7)])[None]
 
 
