@@ -88,6 +88,6 @@ int main() {
   void* memory = nullptr;
   check(cudaMalloc(&memory, used));
   for (const DType type : {DType::bf16, DType::f16, DType::f32})
-    for (const std::size_t count : {2, 8, 32}) measure(static_cast<std::byte*>(memory), count, type);
+    for (const std::size_t count : {2u, 8u, 32u}) measure(static_cast<std::byte*>(memory), count, type);
   check(cudaFree(memory));
 }
