@@ -7,12 +7,18 @@
 #include <cstring>
 #include <new>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "checks.h"
 #include "chitu/attention.h"
 #include "chitu/version.h"
 
 struct chitu_quantized {
+  explicit chitu_quantized(chitu::Quantized quantized);
   chitu::Quantized value;
+  std::vector<chitu_tensor> parts;         // views of its parts, by CHITU_VALUES ...
+  std::vector<chitu_nonfinite> nonfinite;  // views of its tokens that are not finite
 };
 
 namespace {
@@ -159,17 +165,33 @@ chitu::Recipe recipe(const char* method, const chitu_recipe* given, const char* 
                       .lse = enumeration(given->weights_lse, chitu::Sum::rounded, "weights_lse")}};
 }
 
-chitu::Options options(const chitu_options* given) {
+// Options that view what they hold.
+struct HeldOptions : chitu::Options {
+  HeldOptions() = default;
+  HeldOptions(HeldOptions&&) = default;
+  std::vector<chitu::Positions> held[2];
+};
+
+std::span<const chitu::Positions> positions(const chitu_positions* data, size_t count, const char* name,
+                                            std::vector<chitu::Positions>& held) {
+  require(data || count == 0, name, " is NULL, but its count is ", count);
+  for (size_t i = 0; i < count; ++i) held.push_back({data[i].first, data[i].step});
+  return held;
+}
+
+HeldOptions options(const chitu_options* given) {
   const chitu_options o = known(given, default_options(), "chitu_options");
   // The defaults have step 1, used or not; a struct of zeros would ask for a window of (0, 0).
   require(o.query_positions.step != 0 && o.key_positions.step != 0, "chitu_options has positions with step 0, used or not; ",
           "fill it with chitu_options_init() first");
-  chitu::Options result;
+  HeldOptions result;
   result.recipe = recipe(o.method, o.recipe, "chitu_options.");
   result.window = {bound(o.window_left, "window_left"), bound(o.window_right, "window_right")};
   if (o.has_scale) result.scale = o.scale;
   if (o.has_query_positions) result.query_positions = {o.query_positions.first, o.query_positions.step};
   if (o.has_key_positions) result.key_positions = {o.key_positions.first, o.key_positions.step};
+  result.query_positions_of = positions(o.query_positions_of, o.query_positions_of_count, "query_positions_of", result.held[0]);
+  result.key_positions_of = positions(o.key_positions_of, o.key_positions_of_count, "key_positions_of", result.held[1]);
   result.query_starts = starts(o.query_starts, o.query_starts_count, "query_starts");
   result.key_starts = starts(o.key_starts, o.key_starts_count, "key_starts");
   result.threads = o.threads;
@@ -180,7 +202,59 @@ chitu::Options options(const chitu_options* given) {
   return result;
 }
 
+constexpr int32_t quantized_version = 1;
+
+// The parts of an operand in the order of CHITU_VALUES ...
+constexpr chitu::Tensor chitu::Quantized::*quantized_parts[] = {&chitu::Quantized::values,     &chitu::Quantized::scales,
+                                                                &chitu::Quantized::centre,     &chitu::Quantized::channels,
+                                                                &chitu::Quantized::correction, &chitu::Quantized::residuals};
+static_assert(std::size(quantized_parts) == CHITU_RESIDUALS + 1);
+
+// Views of what the caller gave, checked.
+chitu::Quantized quantized_view(const chitu_quantized_parts& p) {
+  require(p.version == quantized_version, "parts have version ", p.version, "; this library's is ", quantized_version);
+  require(p.role >= CHITU_QUERY && p.role <= CHITU_VALUE, "role is ", p.role, "; it must be 0 (query), 1 (key) or 2 (value)");
+  require(p.parts_count <= std::size(quantized_parts), "parts_count is ", p.parts_count, "; there are ", std::size(quantized_parts));
+  require(p.parts || p.parts_count == 0, "parts is NULL, but its count is ", p.parts_count);
+  require(p.residual_of || p.residual_of_count == 0, "residual_of is NULL, but its count is ", p.residual_of_count);
+  require(p.nonfinite || p.nonfinite_count == 0, "nonfinite is NULL, but its count is ", p.nonfinite_count);
+  chitu::Quantized q;
+  q.role = static_cast<chitu::Role>(p.role);
+  q.quant = quant(p.quant);
+  const auto sequence_starts = starts(p.starts, p.starts_count, "starts");
+  q.starts.assign(sequence_starts.begin(), sequence_starts.end());
+  for (size_t i = 0; i < p.parts_count; ++i) q.*quantized_parts[i] = tensor(&p.parts[i], "a part");
+  q.residual_of.assign(p.residual_of, p.residual_of + p.residual_of_count);
+  for (size_t i = 0; i < p.nonfinite_count; ++i) {
+    const chitu_nonfinite& n = p.nonfinite[i];
+    require(n.values, "nonfinite[", i, "].values is NULL");
+    q.nonfinite.push_back({n.sequence, n.head, n.token, {n.values, n.values + std::clamp<int64_t>(q.values.shape[3], 0, chitu::max_dim)}});
+  }
+  chitu::check_quantized(q, chitu::name(q.role));
+  return q;
+}
+
+// A dense copy, of which `q` owns the memory.
+chitu::Tensor copied(const chitu::Tensor& t, chitu::Quantized& q) {
+  if (!t.data) return t;
+  const auto size = static_cast<size_t>(chitu::bytes(t.type)), row = static_cast<size_t>(t.shape[3]) * size;
+  const auto rows = static_cast<size_t>(t.shape[0] * t.shape[1] * t.shape[2]);
+  q.storage.push_back(std::make_shared<std::byte[]>(rows * row + 64));  // kernels may read past the end
+  std::byte* to = q.storage.back().get();
+  const auto* from = static_cast<const std::byte*>(t.data);
+  for (int64_t b = 0; b < t.shape[0]; ++b)
+    for (int64_t h = 0; h < t.shape[1]; ++h)
+      for (int64_t s = 0; s < t.shape[2]; ++s, to += row)
+        std::memcpy(to, from + (b * t.stride[0] + h * t.stride[1] + s * t.stride[2]) * static_cast<int64_t>(size), row);
+  return chitu::dense(q.storage.back().get(), t.type, t.shape);
+}
+
 }  // namespace
+
+chitu_quantized::chitu_quantized(chitu::Quantized quantized) : value(std::move(quantized)) {
+  for (const auto part : quantized_parts) parts.push_back(view(value.*part));
+  for (const chitu::NonFinite& n : value.nonfinite) nonfinite.push_back({n.sequence, n.head, n.token, n.values.data()});
+}
 
 extern "C" {
 
@@ -237,7 +311,7 @@ chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* met
                                          .channels = tensor_or_none(o.channels, "channels"),
                                          .threads = o.threads};
     *quantized =
-        new chitu_quantized{chitu::quantize(tensor(x, "x"), static_cast<chitu::Role>(role), recipe(method, o.recipe, ""), options)};
+        new chitu_quantized(chitu::quantize(tensor(x, "x"), static_cast<chitu::Role>(role), recipe(method, o.recipe, ""), options));
   });
 }
 
@@ -256,9 +330,40 @@ chitu_status chitu_quantized_part(const chitu_quantized* quantized, int32_t part
     require(quantized, "quantized is NULL");
     require(result, "view is NULL");
     require(part >= CHITU_VALUES && part <= CHITU_RESIDUALS, "part is ", part, "; it must be 0 ... ", int{CHITU_RESIDUALS});
+    *result = quantized->parts[static_cast<size_t>(part)];
+  });
+}
+
+chitu_status chitu_quantized_view(const chitu_quantized* quantized, chitu_quantized_parts* parts) {
+  return guarded([&] {
+    require(quantized, "quantized is NULL");
+    require(parts, "parts is NULL");
+    const size_t size = parts->struct_size;
+    require(size == sizeof *parts, "parts.struct_size is ", size, "; it must be sizeof(chitu_quantized_parts), here ", sizeof *parts);
     const chitu::Quantized& q = quantized->value;
-    const chitu::Tensor* const parts[] = {&q.values, &q.scales, &q.centre, &q.channels, &q.correction, &q.residuals};
-    *result = view(*parts[part]);
+    *parts = {.struct_size = size,
+              .version = quantized_version,
+              .role = static_cast<int32_t>(q.role),
+              .quant = number(q.quant),
+              .starts = q.starts.data(),
+              .starts_count = q.starts.size(),
+              .parts = quantized->parts.data(),
+              .parts_count = quantized->parts.size(),
+              .residual_of = q.residual_of.data(),
+              .residual_of_count = q.residual_of.size(),
+              .nonfinite = quantized->nonfinite.data(),
+              .nonfinite_count = quantized->nonfinite.size(),
+              .reserved = 0};
+  });
+}
+
+chitu_status chitu_quantized_make(const chitu_quantized_parts* parts, chitu_quantized** quantized) {
+  return guarded([&] {
+    require(parts, "parts is NULL");
+    require(quantized, "quantized is NULL");
+    chitu::Quantized q = quantized_view(known(parts, {}, "chitu_quantized_parts"));
+    for (const auto part : quantized_parts) q.*part = copied(q.*part, q);
+    *quantized = new chitu_quantized(std::move(q));
   });
 }
 
@@ -267,6 +372,18 @@ chitu_status chitu_merge(const chitu_tensor* out_a, const chitu_tensor* lse_a, c
   return guarded([&] {
     chitu::merge({tensor(out_a, "out_a"), tensor(lse_a, "lse_a")}, {tensor(out_b, "out_b"), tensor(lse_b, "lse_b")},
                  {tensor(out_result, "out_result"), tensor(lse_result, "lse_result")});
+  });
+}
+
+chitu_status chitu_merge_parts(size_t count, const chitu_tensor* outs, const chitu_tensor* lses, const chitu_tensor* out_result,
+                               const chitu_tensor* lse_result, const chitu_merge_options* given) {
+  return guarded([&] {
+    const chitu_merge_options o = known(given, {}, "chitu_merge_options");
+    require(outs || count == 0, "outs is NULL, but count is ", count);
+    require(lses || count == 0, "lses is NULL, but count is ", count);
+    std::vector<chitu::Output> parts;
+    for (size_t i = 0; i < count; ++i) parts.emplace_back(tensor(&outs[i], "an out of outs"), tensor(&lses[i], "an lse of lses"));
+    chitu::merge(parts, {tensor(out_result, "out_result"), tensor(lse_result, "lse_result")}, {.threads = o.threads, .stream = o.stream});
   });
 }
 

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "chitu/attention.h"
+#include "common/float_environment.h"
 
 namespace chitu {
 
@@ -29,6 +30,9 @@ enum class Together : std::uint8_t { dense, heads };
 
 // t: what a call or a Quantized brings beside its operand's numbers. wanted: all zeros if it must bring none.
 void check_part(const Tensor& t, const std::string& name, DType type, const Shape& wanted, Together together);
+
+// Where a tensor lies, for a message: "cuda:1".
+inline std::string device_name(const Tensor& t) { return (t.device == Device::cpu ? "cpu:" : "cuda:") + std::to_string(t.device_id); }
 
 // The shape of an operand's scales; all zeros if it has none.
 Shape scales_shape(const Quant& quant, const Shape& x, std::span<const std::int64_t> starts);
@@ -55,9 +59,10 @@ struct AsText {
 };
 std::ostream& operator<<(std::ostream& out, const AsText& text);
 
-// body(), where the standard library's want of memory is the library's Error.
+// body(), where the standard library's want of memory is the library's Error, in the default floating-point environment.
 template <class Body>
 auto with_own_errors(const Body& body) {
+  const DefaultFloatEnvironment floats;
   try {
     return body();
   } catch (const std::bad_alloc&) {

@@ -16,6 +16,7 @@ enum class Need : std::uint8_t {
   negative_scale,  // turns the order of the scores round
   query_positions,
   key_positions,
+  positions_of_sequences,
   packed_sequences,
   threads,
   stream,
@@ -37,6 +38,7 @@ constexpr const char* name(Need need) {
                                    "a negative scale",
                                    "query_positions",
                                    "key_positions",
+                                   "query_positions_of and key_positions_of",
                                    "query_starts and key_starts",
                                    "threads",
                                    "stream",

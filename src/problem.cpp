@@ -57,20 +57,28 @@ void check_recipe(const Recipe& r) {
   require(w.by_tile || r.value.scaling != Scaling::tile, "recipe: values with a scale for each tile need weights by tile");
 }
 
-void check_positions(const std::optional<Positions>& p, const char* name) {
-  if (!p) return;
+void check_position(const Positions& p, const std::string& name) {
   constexpr std::int64_t limit = unbounded / 4, largest_step = (std::int64_t{1} << 31) - 1;
-  require(p->step >= 1 && p->step <= largest_step, name, " have step ", p->step, "; it must be 1 ... ", largest_step);
-  require(p->first > -limit && p->first < limit, name, " begin at ", p->first, "; that must lie between -", limit, " and ", limit);
+  require(p.step >= 1 && p.step <= largest_step, name, " have step ", p.step, "; it must be 1 ... ", largest_step);
+  require(p.first > -limit && p.first < limit, name, " begin at ", p.first, "; that must lie between -", limit, " and ", limit);
 }
 
-std::string device_name(const Tensor& t) { return (t.device == Device::cpu ? "cpu:" : "cuda:") + std::to_string(t.device_id); }
+// one: of all sequences; each: of each of `count` sequences.
+void check_positions(const std::optional<Positions>& one, std::span<const Positions> each, std::int64_t count, const std::string& name) {
+  if (one) check_position(*one, name);
+  if (each.empty()) return;
+  require(!one, name, " and ", name, "_of are both given; one must be absent");
+  require(static_cast<std::int64_t>(each.size()) == count, name, "_of have ", each.size(), " entries, but there are ", count, " sequences");
+  for (std::size_t i = 0; i < each.size(); ++i) check_position(each[i], name + "_of[" + std::to_string(i) + "]");
+}
 
 std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Options& o) {
   std::vector<Sequence> all;
   const auto add = [&](std::int64_t batch, std::int64_t q0, std::int64_t queries, std::int64_t k0, std::int64_t keys) {
-    const Positions kp = o.key_positions.value_or(Positions{});
-    const Positions qp = o.query_positions.value_or(Positions{kp.first + (keys - queries) * kp.step, kp.step});
+    const std::size_t i = all.size();
+    const Positions kp = o.key_positions_of.empty() ? o.key_positions.value_or(Positions{}) : o.key_positions_of[i];
+    const Positions last_at_last_key{kp.first + (keys - queries) * kp.step, kp.step};
+    const Positions qp = o.query_positions_of.empty() ? o.query_positions.value_or(last_at_last_key) : o.query_positions_of[i];
     all.push_back({batch, q0, queries, k0, keys, qp, kp});
   };
   if (o.query_starts.empty())
@@ -102,8 +110,8 @@ bool several_types(std::initializer_list<const Operand*> operands, DType out) {
 // `recipe`, for rows say what they compute in, and `kernel`. Every row does what the fields of a recipe say that are named here. So a new
 // field gets a Need in the same way.
 Needs needs_of(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
-  const auto& [recipe, window, scale, query_positions, key_positions, query_starts, key_starts, threads, stream, workspace, workspace_bytes,
-               kernel] = options;
+  const auto& [recipe, window, scale, query_positions, key_positions, query_positions_of, key_positions_of, query_starts, key_starts,
+               threads, stream, workspace, workspace_bytes, kernel] = options;
   [[maybe_unused]] const auto& [query_quant, key_quant, value_quant, weights] = recipe;
   [[maybe_unused]] const auto& [type, scaling, groups, centre, rotated] = key_quant;
   [[maybe_unused]] const auto& [weight_type, top, by_tile, normalises_output, makes_lse] = weights;
@@ -114,6 +122,7 @@ Needs needs_of(const Operand& query, const Operand& key, const Operand& value, c
       {Need::negative_scale, scale && *scale < 0},
       {Need::query_positions, query_positions.has_value()},
       {Need::key_positions, key_positions.has_value()},
+      {Need::positions_of_sequences, !query_positions_of.empty() || !key_positions_of.empty()},
       {Need::packed_sequences, !query_starts.empty() || !key_starts.empty()},
       {Need::threads, threads != 0},
       {Need::stream, stream},
@@ -162,8 +171,9 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
   const Window window{std::min(o.window.left, unbounded), std::min(o.window.right, unbounded)};
   const float scale = o.scale.value_or(1 / std::sqrt(static_cast<float>(q.shape[3])));
   require(is_finite(scale), "scale is ", scale, "; it must be finite");
-  check_positions(o.query_positions, "query_positions");
-  check_positions(o.key_positions, "key_positions");
+  const std::int64_t sequence_number = sequence_count(q.shape, o.query_starts);
+  check_positions(o.query_positions, o.query_positions_of, sequence_number, "query_positions");
+  check_positions(o.key_positions, o.key_positions_of, sequence_number, "key_positions");
   check_threads(o.threads);
   require(q.device == Device::cuda || !o.stream, "stream is given, but the tensors are on the CPU; it must be null");
   require(q.device == Device::cpu || o.threads == 0, "threads is ", o.threads, ", but the tensors are on a GPU; it must be 0");

@@ -36,6 +36,8 @@ struct Problem {
   std::vector<Sequence> sequences;
 
   float scale() const { return *options.scale; }
+  // Whether each sequence is a batch entry, and differs from the others in that alone.
+  bool alike() const { return !packed() && options.query_positions_of.empty() && options.key_positions_of.empty(); }
   bool packed() const { return !options.query_starts.empty(); }
   Device device() const { return query.tensor().device; }
   std::int64_t heads() const { return query.tensor().shape[1]; }

@@ -18,6 +18,18 @@ void check(const CaseSpace& space) {
     throw std::logic_error("dims, lengths and masks do not meet in all pairs: their counts have a common divisor");
 }
 
+// Positions of some steps for each sequence, of keys, of queries or of both: chunks that lie anywhere among each other.
+void set_positions_of_sequences(Case& c, std::size_t sequences, std::int64_t keys, Random& random) {
+  const std::int64_t kind = random.below(3);
+  for (std::size_t i = 0; i < sequences; ++i) {
+    const Positions key{random.below(200) - 100, 1 + random.below(3)};
+    if (kind != 1) c.key_positions.push_back(key);
+    if (kind != 0) c.query_positions.push_back({(kind == 1 ? 0 : key.first) - 5 + random.below(keys + 10), 1 + random.below(3)});
+  }
+  c.options.query_positions_of = c.query_positions;
+  c.options.key_positions_of = c.key_positions;
+}
+
 void set_mask(Case& c, Mask mask, Random& random) {
   const std::int64_t queries = c.query.shape()[2], keys = c.key.shape()[2];
   Options& o = c.options;
@@ -33,6 +45,10 @@ void set_mask(Case& c, Mask mask, Random& random) {
     case Mask::positions: {
       const std::int64_t left = random.below(2) ? unbounded : random.below(300), right = random.below(2) ? 0 : random.below(100);
       o.window = {left, right < 80 ? right : unbounded};
+      if (random.below(4) == 0) {
+        set_positions_of_sequences(c, static_cast<std::size_t>(c.query.shape()[0]), keys, random);
+        break;
+      }
       o.key_positions = Positions{random.below(200) - 100, 1 + random.below(4)};
       // Some queries before all keys, some among them.
       if (random.below(3)) o.query_positions = Positions{o.key_positions->first - 5 + random.below(keys + 10), 1 + random.below(3)};
@@ -44,6 +60,7 @@ void set_mask(Case& c, Mask mask, Random& random) {
       c.key_starts = random_starts(random, keys);
       o.query_starts = c.query_starts;
       o.key_starts = c.key_starts;
+      if (random.below(2)) set_positions_of_sequences(c, c.query_starts.size() - 1, keys / 3 + 1, random);
       break;
   }
 }

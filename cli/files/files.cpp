@@ -122,18 +122,35 @@ NewFile::NewFile(const fs::path& path) : path_(path) {
   });
 }
 
+// A file without a name goes with the process, also one that is killed while it writes. Not every file system has such files, and naming
+// one needs /proc.
 void NewFile::open() {
-  for (int i = 0; descriptor_ < 0; ++i) {
-    temporary_ = target_.parent_path() / (std::string(".").append(target_.filename()) + "." + std::to_string(i) + ".tmp");
-    descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (descriptor_ < 0 && errno != EEXIST) fail_errno("cannot be written");
+  if (descriptor_ >= 0) return;
+  if (::access("/proc/self/fd", X_OK) == 0) descriptor_ = ::open(target_.parent_path().c_str(), O_WRONLY | O_TMPFILE | O_CLOEXEC, 0666);
+  if (descriptor_ >= 0) return;
+  name_temporary([&](const char* name) {
+    descriptor_ = ::open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    return descriptor_ >= 0;
+  });
+}
+
+// Sets temporary_ to the first name beside the target for which make(name) succeeds; the names before it exist.
+template <class Make>
+void NewFile::name_temporary(const Make& make) {
+  for (int i = 0;; ++i) {
+    const std::string name = target_.parent_path() / (std::string(".").append(target_.filename()) + "." + std::to_string(i) + ".tmp");
+    if (make(name.c_str())) {
+      temporary_ = name;
+      return;
+    }
+    if (errno != EEXIST) fail_errno("cannot be written");
   }
 }
 
 NewFile::~NewFile() {
   if (descriptor_ < 0) return;
   ::close(descriptor_);
-  ::unlink(temporary_.c_str());
+  if (!temporary_.empty()) ::unlink(temporary_.c_str());
 }
 
 void NewFile::write(std::span<const std::byte> bytes) {
@@ -150,7 +167,11 @@ void NewFile::write(std::span<const std::byte> bytes) {
 void NewFile::publish() {
   naming(path_, [&] {
     open();
-    if (::fsync(descriptor_) != 0 || ::rename(temporary_.c_str(), target_.c_str()) != 0) fail_errno("cannot be written");
+    if (::fsync(descriptor_) != 0) fail_errno("cannot be written");
+    const std::string opened = "/proc/self/fd/" + std::to_string(descriptor_);
+    if (temporary_.empty())
+      name_temporary([&](const char* name) { return ::linkat(AT_FDCWD, opened.c_str(), AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0; });
+    if (::rename(temporary_.c_str(), target_.c_str()) != 0) fail_errno("cannot be written");
     ::close(std::exchange(descriptor_, -1));
   });
 }

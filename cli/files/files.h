@@ -36,8 +36,9 @@ std::map<std::string, HostTensor> read_safetensors(const std::filesystem::path& 
 // The view [batch, heads, tokens, dim] of a tensor whose sizes are in the order of `layout`, "bhsd" or "bshd"; and back.
 Tensor as_bhsd(const Tensor& tensor, std::string_view layout);
 
-// A file that appears whole under its name at publish(), in place of what was there, or not at all. Until then it is a temporary file
-// beside it, which the destructor removes. The constructor refuses what could not be written, but makes no file.
+// A file that appears whole under its name at publish(), in place of what was there, or not at all. Until then it has no name or, where
+// the file system cannot do that, a temporary one beside it, which the destructor removes. The constructor refuses what could not be
+// written, but makes no file.
 class NewFile {
  public:
   explicit NewFile(const std::filesystem::path& path);
@@ -51,8 +52,10 @@ class NewFile {
 
  private:
   void open();  // if it is not open yet
+  template <class Make>
+  void name_temporary(const Make& make);
   std::filesystem::path path_, target_;
-  std::string temporary_{};
+  std::string temporary_{};  // empty: none yet
   int descriptor_ = -1;
 };
 

@@ -3,6 +3,7 @@
 // All functions may be called from several threads at once, also with the same inputs and the same Quantized: inputs are never written.
 // They may be called after fork() too, for tensors on the CPU: in the child of a process in which the library has started threads they
 // compute on one thread, with the same result. A child of a process in which it has not starts its own.
+// The calling program's floating-point environment (rounding direction, denormals as zeros, traps) does not matter to tensors on the CPU.
 // Outputs must not overlap inputs or each other; merge() says where it allows that. This is not checked.
 #pragma once
 
@@ -53,6 +54,10 @@ struct Options {
   // alignment, FlashAttention's) unless given.
   std::optional<Positions> query_positions{};
   std::optional<Positions> key_positions{};
+  // The same for each sequence of a packed call, or for each batch entry, instead of one for all: as many as there are, or none. The chunks
+  // of a ring's zigzag shard, prompts that go on from a cache.
+  std::span<const Positions> query_positions_of{};
+  std::span<const Positions> key_positions_of{};
 
   // Packed sequences of unequal length: tensors have batch 1, sequence i holds tokens [starts[i], starts[i + 1]). Both empty
   // (each batch entry is one sequence) or both of the same size, first 0, never falling, last the number of tokens.
@@ -147,10 +152,19 @@ struct QuantizeOptions {
 // x: f32, f16 or bf16 [batch, heads, tokens, dim]. With Scaling::none the result views x, which must outlive it.
 Quantized quantize(const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options = {});
 
-// Joins the attention of the same queries over two disjoint sets of keys: result = softmax-weighted mean of a and b.
-// All three: out and lse as in Output, equal shapes; result may be a or b. A part whose lse is -inf counts nothing. A learned sink is a
-// part with output 0 and the sink as lse (docs/numerics.md, "Learned sinks").
-void merge(const Output& a, const Output& b, const Output& result);
+struct MergeOptions {
+  int threads = 0;         // for tensors on the CPU, as in Options. On a GPU it must be 0
+  void* stream = nullptr;  // a cudaStream_t, for tensors on a GPU. On the CPU it must be null
+};
+
+// Joins the attention of the same queries over disjoint sets of keys: result = softmax-weighted mean of the parts, of which there is at
+// least one. All are on one device, in CPU memory or on one GPU, each with out and lse as in Output, of equal shapes. Types of out may
+// differ. result may be any of the parts. A part counts nothing in rows where its lse is -inf. A learned sink is a part with output 0 and
+// the sink as lse (docs/numerics.md, "Merging" and "Learned sinks"). On a GPU the call does not wait. Where the stream is being captured
+// into a graph, there may be at most max_captured_parts parts: more need memory for sums.
+inline constexpr std::size_t max_captured_parts = 32;
+void merge(std::span<const Output> parts, const Output& result, const MergeOptions& options = {});
+void merge(const Output& a, const Output& b, const Output& result, const MergeOptions& options = {});  // of two
 
 // The kernels in the order they are tried, up to the first that takes the call, and why each is refused or taken, a line each. Looks at
 // no data, like workspace_size().

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The C interface of ChituAttention, for bindings: what attention.h offers, in plain C99. The caller allocates every output;
  * no C++ exception crosses. All functions may be called from several threads at once, also with the same inputs and the same
- * chitu_quantized. Outputs must not overlap inputs or each other; chitu_merge() says where it allows that. This is not checked. */
+ * chitu_quantized. Outputs must not overlap inputs or each other, but where chitu_merge() allows it. This is not checked. */
 #ifndef CHITU_C_H
 #define CHITU_C_H
 
@@ -85,7 +85,10 @@ typedef struct chitu_options {
   void* stream;     /* cudaStream_t, for tensors on a GPU. On the CPU it must be NULL */
   void* workspace;  /* for tensors on a GPU: memory there, from a multiple of 256 bytes on, of chitu_workspace_size() bytes or more, */
   size_t workspace_bytes; /* which the call uses until the stream has done it; NULL and 0: allocated, but not while a graph is captured */
-  const chitu_recipe* recipe; /* instead of a method, which must then be NULL; NULL: none */
+  const chitu_recipe* recipe;                /* instead of a method, which must then be NULL; NULL: none */
+  const chitu_positions* query_positions_of; /* of each packed sequence or batch entry, instead of query_positions and */
+  const chitu_positions* key_positions_of;   /* key_positions; NULL and 0 for none */
+  size_t query_positions_of_count, key_positions_of_count;
 } chitu_options;
 
 /* The defaults. struct_size: sizeof(chitu_options) as the caller was compiled. */
@@ -133,6 +136,35 @@ enum { CHITU_VALUES = 0, CHITU_SCALES = 1, CHITU_CENTRE = 2, CHITU_CHANNELS = 3,
 /* A view of one part of it: CHITU_VALUES ...; data is NULL where there is none. It lives as long as `quantized`. */
 chitu_status chitu_quantized_part(const chitu_quantized* quantized, int32_t part, chitu_tensor* view);
 
+/* A token with a NaN or an infinity, which the scales and sums leave out: chitu::NonFinite. */
+typedef struct chitu_nonfinite {
+  int64_t sequence, head, token;
+  const float* values; /* [dim], as they came */
+} chitu_nonfinite;
+
+/* All of a quantised operand, to be stored and put together again: the members of chitu::Quantized. Sized like chitu_options. */
+typedef struct chitu_quantized_parts {
+  size_t struct_size;
+  int32_t version; /* of what the parts mean; another than the library's is refused */
+  int32_t role;    /* CHITU_QUERY ... */
+  chitu_quant quant;
+  const int64_t* starts; /* packed sequences; NULL and 0 for none */
+  size_t starts_count;
+  const chitu_tensor* parts; /* by CHITU_VALUES ...; data is NULL where there is none; those past parts_count are absent */
+  size_t parts_count;
+  const int32_t* residual_of; /* for each tile of values -1, or its index in CHITU_RESIDUALS; NULL and 0 for none */
+  size_t residual_of_count;
+  const chitu_nonfinite* nonfinite; /* in the order of sequence, head, token; NULL and 0 for none */
+  size_t nonfinite_count;
+  int32_t reserved; /* 0 */
+} chitu_quantized_parts;
+
+/* Views of everything, which live as long as `quantized`. parts->struct_size must be set. */
+chitu_status chitu_quantized_view(const chitu_quantized* quantized, chitu_quantized_parts* parts);
+
+/* A copy of what `parts` view, in CPU memory, which is the caller's to free. Parts that do not fit each other are refused. */
+chitu_status chitu_quantized_make(const chitu_quantized_parts* parts, chitu_quantized** quantized);
+
 /* Just one of the two is not NULL. */
 typedef struct chitu_operand {
   const chitu_tensor* tensor;
@@ -143,9 +175,24 @@ typedef struct chitu_operand {
 chitu_status chitu_attention_quantized(const chitu_operand* query, const chitu_operand* key, const chitu_operand* value,
                                        const chitu_tensor* out, const chitu_tensor* lse, const chitu_options* options);
 
-/* Joins the attention of the same queries over two disjoint sets of keys. The result may be a or b. */
+/* Joins the attention of the same queries over two disjoint sets of keys. The result may be a or b. On a GPU it runs on the default
+ * stream. */
 chitu_status chitu_merge(const chitu_tensor* out_a, const chitu_tensor* lse_a, const chitu_tensor* out_b, const chitu_tensor* lse_b,
                          const chitu_tensor* out_result, const chitu_tensor* lse_result);
+
+/* Sized like chitu_options. All zeros but struct_size are the defaults. */
+typedef struct chitu_merge_options {
+  size_t struct_size;
+  int32_t threads;  /* for tensors on the CPU, as in chitu_options. On a GPU it must be 0 */
+  int32_t reserved; /* 0 */
+  void* stream;     /* cudaStream_t, for tensors on a GPU. On the CPU it must be NULL */
+} chitu_merge_options;
+
+/* The same for `count` parts, at least one: outs and lses have `count` tensors each, all on one device. The result may be any of the parts.
+ * On a GPU the call does not wait; while its stream is captured into a graph, there may be at most 32 parts. options: NULL for the
+ * defaults. */
+chitu_status chitu_merge_parts(size_t count, const chitu_tensor* outs, const chitu_tensor* lses, const chitu_tensor* out_result,
+                               const chitu_tensor* lse_result, const chitu_merge_options* options);
 
 /* Which kernel takes the call and why those before it do not, a line each, into buffer: at most capacity bytes, the last a 0. *needed
  * (may be NULL) is the whole text's size with its 0; buffer may be NULL if capacity is 0. Looks at no data, like chitu_workspace_size(). */

@@ -14,8 +14,8 @@ from ._recipe import Quant, Recipe, Weights
 __version__ = _attention.version()
 
 # What needs PyTorch or another package is imported when it is first used: name -> module.
-_LAZY = {"flash_attn_func": ".flash_attn", "flash_attn_varlen_func": ".flash_attn", "register_flash_attention": "._registry",
-         "replace": "._sdpa", "report": "._sdpa", "sageattn": ".sageattention", "sageattn_varlen": ".sageattention", "sdpa": "._sdpa"}
+_LAZY = {"flash_attn_func": ".flash_attn", "flash_attn_varlen_func": ".flash_attn", "record": "._record",
+         "register_flash_attention": "._registry", "replace": "._sdpa", "report": "._sdpa", "sageattn": ".sageattention", "sageattn_varlen": ".sageattention", "sdpa": "._sdpa"}
 
 __all__ = ["Kernel", "Method", "Quant", "Quantized", "Recipe", "Weights", "attention", "doctor", "explain", "kernels", "merge", "methods",
            "quantize", "release_workspaces", *_LAZY]

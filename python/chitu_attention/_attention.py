@@ -14,6 +14,7 @@ What drop-in functions and plug-ins build on is attention() itself, by keywords;
 - causal is bottom-right; query_positions=0 makes it top-left.
 - It works under torch.compile and autocast, and refuses tensors that require gradients unless backward="exact"."""
 
+import copyreg
 from collections import namedtuple
 from sys import modules
 
@@ -50,7 +51,8 @@ def attention(query, key, value, *, method="chitu", layout="bhsd", causal=False,
     out, lse: arrays to write to.
     query_starts, key_starts: packed sequences, batch 1 or a layout such as "shd": lists, or integer arrays in CPU memory, of where each
         sequence begins; the last is the number of tokens.
-    query_positions, key_positions: where the first token stands in the whole sequence, or (first, step).
+    query_positions, key_positions: where the first token stands in the whole sequence, or (first, step); or a list of such pairs, one for
+        each packed sequence or batch entry.
     kernel: a name of kernels(), to insist on it.
     threads: on the CPU; 0 is OpenMP's default.
     stream: a CUDA stream, which must be done before memory of the arrays is used again; PyTorch's current one unless given.
@@ -85,17 +87,33 @@ def quantize(x, role, *, method="chitu", layout="bhsd", starts=None, keys=None, 
     return _core.quantize(x, role, method, layout, starts, keys, centre, channels, threads)
 
 
-def merge(out_a, lse_a, out_b, lse_b, *, out=None, lse=None, layout="bhsd"):
-    """Joins the attention of the same queries over two disjoint sets of keys: (out, lse) of the whole.
+def merge(*parts, out=None, lse=None, layout="bhsd", threads=0, stream=None):
+    """Joins the attention of the same queries over disjoint sets of keys: (out, lse) of the whole.
 
-    out, lse: arrays to write to, which may be those of a or b."""
+    parts: pairs (out, lse), as attention(return_lse=True) gives them, or these arrays one after another: out, lse, out, lse, ... All in CPU
+        memory, or all on one GPU; their types may differ.
+    out, lse: arrays to write to, which may be those of any part; else they are like those of the first.
+    threads, stream: as in attention()."""
+    arrays = []
+    for part in parts:
+        arrays.extend(part if isinstance(part, (tuple, list)) else (part,))
+    if not arrays or len(arrays) % 2:
+        raise TypeError(f"merge() got {len(arrays)} arrays; it takes an out and an lse of each part, of one part or more")
     torch = modules.get("torch")
     if torch is not None and torch.is_grad_enabled():
-        for name, array in (("out_a", out_a), ("lse_a", lse_a), ("out_b", out_b), ("lse_b", lse_b), ("out", out), ("lse", lse)):
+        for i, array in enumerate([*arrays, out, lse]):
             if isinstance(array, torch.Tensor) and array.requires_grad:
+                name = ("out", "lse")[i % 2] + (f" of part {i // 2}" if i < len(arrays) else "")
                 raise NotImplementedError(f"{name} requires a gradient, which merge() does not compute: call it under torch.no_grad()")
-    return _core.merge(out_a, lse_a, out_b, lse_b, out, lse, layout)
+    return _core.merge(arrays, out, lse, layout, threads, stream)
 
+
+def _restored(stored):
+    """What pickle calls for a Quantized."""
+    return _core.restored(stored)
+
+
+copyreg.pickle(_core.Quantized, lambda quantized: (_restored, (quantized._stored(),)))
 
 Method = namedtuple("Method", "name summary origin recipe")
 Kernel = namedtuple("Kernel", "name scores weights available device")

@@ -3,6 +3,8 @@
 
 import torch
 
+from ._attention import attention
+
 UNLIMITED = (-1, -1)
 
 
@@ -83,3 +85,61 @@ def starts(function, name, values, longest_name, longest):
 
 def lengths(values):
     return [b - a for a, b in zip(values, values[1:])]
+
+
+def _one_each(name, values, batch, default):
+    """A number for each batch entry: of None, an integer, or a row of them."""
+    if values is None:
+        return [default] * batch
+    if isinstance(values, int):
+        return [values] * batch
+    result = host_list(values, name)
+    if len(result) != batch:
+        raise ValueError(f"{name} has {len(result)} entries, not {batch}, one for each batch entry")
+    return result
+
+
+def _appended(function, k_cache, v_cache, k, v, entries, ends):
+    """Writes k and v behind each entry's keys; gives where these end now."""
+    new = k.shape[1]
+    wanted = (len(entries), new, *k_cache.shape[2:])
+    for name, x in (("k", k), ("v", v)):
+        if tuple(x.shape) != wanted:
+            raise ValueError(f"{function}(): {name} has shape {tuple(x.shape)}; it must be {wanted}")
+    for i, end in enumerate(ends):
+        if end + new > k_cache.shape[1]:
+            raise ValueError(f"{function}(): cache_seqlens[{i}] is {end}, and the cache has no room for {new} more of its {k_cache.shape[1]} tokens")
+    for i, (entry, end) in enumerate(zip(entries, ends)):
+        k_cache[entry, end:end + new], v_cache[entry, end:end + new] = k[i], v[i]
+    return [end + new for end in ends]
+
+
+def with_cache(function, q, k_cache, v_cache, k, v, cache_seqlens, cache_batch_idx, cache_leftpad, **options):
+    """((out, lse), whether a row may see no key) of attention to the keys that each batch entry has in a cache: one call for neighbours
+    that have as many."""
+    batch, (entries_there, capacity) = q.shape[0], k_cache.shape[:2]
+    entries = list(range(batch)) if cache_batch_idx is None else _one_each(f"{function}(): cache_batch_idx", cache_batch_idx, batch, 0)
+    begins = _one_each(f"{function}(): cache_leftpad", cache_leftpad, batch, 0)
+    ends = _one_each(f"{function}(): cache_seqlens", cache_seqlens, batch, capacity)
+    if v_cache.shape[:2] != k_cache.shape[:2]:
+        raise ValueError(f"{function}(): v_cache has shape {tuple(v_cache.shape)}, k_cache {tuple(k_cache.shape)}")
+    for i, (entry, begin, end) in enumerate(zip(entries, begins, ends)):
+        if not 0 <= entry < entries_there:
+            raise ValueError(f"{function}(): cache_batch_idx[{i}] is {entry}; the cache has {entries_there} entries (q has {batch})")
+        if not 0 <= begin <= end <= capacity:
+            raise ValueError(f"{function}(): cache_leftpad[{i}] is {begin} and cache_seqlens[{i}] {end}, but the cache has {capacity} tokens")
+    if (k is None) != (v is None):
+        raise ValueError(f"{function}(): only one of k and v is given")
+    if k is not None:
+        if cache_seqlens is None:
+            raise ValueError(f"{function}(): k is given without cache_seqlens, which says where it belongs")
+        ends = _appended(function, k_cache, v_cache, k, v, entries, ends)
+    parts, first = [], 0
+    for i in range(1, batch + 1):
+        if i < batch and (entries[i] - i, begins[i], ends[i]) == (entries[first] - first, begins[first], ends[first]):
+            continue
+        there = slice(entries[first], entries[first] + i - first), slice(begins[first], ends[first])
+        parts.append(attention(q[first:i], k_cache[there], v_cache[there], layout="bshd", return_lse=True, **options))
+        first = i
+    may_be_empty = any(q.shape[1] > end - begin for begin, end in zip(begins, ends))
+    return (parts[0] if len(parts) == 1 else tuple(torch.cat(part) for part in zip(*parts))), may_be_empty

@@ -31,7 +31,7 @@ def _sequence(grad_out, grad_lse, query, key, value, seen, scale):
         rows = slice(begin, begin + step)
         scores = query[..., rows, :] @ key.transpose(-1, -2) * scale
         if seen is not None:
-            scores = scores.masked_fill(~seen[rows], -torch.inf)
+            scores = scores.masked_fill(~seen[..., rows, :], -torch.inf)
         weights = torch.softmax(scores, -1).nan_to_num(0.0)  # a query that sees no key has no weights
         above = grad_out[..., rows, :]
         grad_value += (weights.transpose(-1, -2) @ above).sum(2, keepdim=True)
@@ -45,8 +45,18 @@ def _sequence(grad_out, grad_lse, query, key, value, seen, scale):
     return grad_query, grad_key, grad_value
 
 
-def _pair(positions):
-    return None if positions is None else (*positions, 1)[:2]
+def positions(numbers):
+    """As attention() takes them, from what an operator has: first, step, or how many pairs there are and then the pairs."""
+    if numbers is None or len(numbers) <= 2:
+        return numbers
+    return list(zip(numbers[1::2], numbers[2::2]))
+
+
+def _pair(numbers, sequence):
+    """Of a sequence."""
+    if numbers is None or len(numbers) <= 2:
+        return None if numbers is None else (*numbers, 1)[:2]
+    return positions(numbers)[sequence]
 
 
 def backward(grad_out, grad_lse, query, key, value, layout, causal, window, scale, query_starts, key_starts, query_positions, key_positions):
@@ -76,8 +86,11 @@ def backward(grad_out, grad_lse, query, key, value, layout, causal, window, scal
     scale = dim**-0.5 if scale is None else scale
     gradients = [torch.zeros_like(grouped[0]), torch.zeros_like(k)[:, :, None], torch.zeros_like(v)[:, :, None]]
     q_starts, k_starts = query_starts or [0, q.shape[2]], key_starts or [0, k.shape[2]]
-    for q0, q1, k0, k1 in zip(q_starts, q_starts[1:], k_starts, k_starts[1:]):
-        seen = _visible(q1 - q0, k1 - k0, _pair(query_positions), _pair(key_positions), left, right, q.device)
+    for i, (q0, q1, k0, k1) in enumerate(zip(q_starts, q_starts[1:], k_starts, k_starts[1:])):
+        # Batch entries differ where each has positions of its own.
+        sequences = [i] if query_starts or not any(len(p or ()) > 2 for p in (query_positions, key_positions)) else range(batch)
+        seen = [_visible(q1 - q0, k1 - k0, _pair(query_positions, s), _pair(key_positions, s), left, right, q.device) for s in sequences]
+        seen = None if not seen or seen[0] is None else torch.stack(seen)[:, None, None]
         one = _sequence(grouped[1][..., q0:q1, :], None if lse is None else lse[..., q0:q1], grouped[0][..., q0:q1, :], k[:, :, None, k0:k1],
                         v[:, :, None, k0:k1], seen, scale)
         gradients[0][..., q0:q1, :] = one[0]

@@ -110,16 +110,20 @@ def _reason(query, key, value, attn_mask, dropout_p, is_causal, enable_gqa, back
     return None
 
 
-def _attend(query, key, value, attn_mask, is_causal, scale, options):
-    causal, first = _causal(attn_mask, is_causal)
-    is_3d = query.dim() == 3
-    if is_3d:
+def _arranged(query, key, value):
+    """As (batch, heads, tokens, dim), of one batch."""
+    if query.dim() == 3:
         query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)
     if query.shape[0] != key.shape[0]:
         batch = max(query.shape[0], key.shape[0]) if 0 not in (query.shape[0], key.shape[0]) else 0
         query, key, value = (x.expand(batch, -1, -1, -1) for x in (query, key, value))
-    out = attention(query, key, value, causal=causal, query_positions=first, scale=scale, **options)
-    return out.squeeze(1) if is_3d else out
+    return query, key, value
+
+
+def _attend(query, key, value, attn_mask, is_causal, scale, options):
+    causal, first = _causal(attn_mask, is_causal)
+    out = attention(*_arranged(query, key, value), causal=causal, query_positions=first, scale=scale, **options)
+    return out.squeeze(1) if query.dim() == 3 else out
 
 
 class SdpaMode(TorchFunctionMode):

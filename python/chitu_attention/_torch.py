@@ -38,18 +38,29 @@ def _new_workspace(device, size):
 def _forward(query, key, value, method, layout, causal, window, scale, return_lse, query_starts, key_starts, query_positions, key_positions,
              kernel, threads, backward):
     answer = _core.run(query, key, value, _method(method), layout, causal, window, scale, return_lse, None, None, query_starts, key_starts,
-                       query_positions, key_positions, kernel, threads, None)
+                       _exact.positions(query_positions), _exact.positions(key_positions), kernel, threads, None)
     return answer if return_lse else (answer, query.new_empty(0, dtype=torch.float32))
 
 
 def _forward_out(query, key, value, method, layout, causal, window, scale, return_lse, query_starts, key_starts, query_positions, key_positions,
                  kernel, threads, backward, out, lse):
     _core.run(query, key, value, _method(method), layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts,
-              query_positions, key_positions, kernel, threads, None)
+              _exact.positions(query_positions), _exact.positions(key_positions), kernel, threads, None)
+
+
+def _check_devices(query, **others):
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != query.device:
+            raise ValueError(f"{name} is on {tensor.device}, query on {query.device}; all must be on one device")
 
 
 def _forward_fake(query, key, value, method, layout, causal, window, scale, return_lse, *rest):
+    _check_devices(query, key=key, value=value)
     return torch.empty_like(query), query.new_empty(lse_shape(query, layout) if return_lse else [0], dtype=torch.float32)
+
+
+def _forward_out_fake(query, key, value, *rest):
+    _check_devices(query, key=key, value=value, out=rest[-2], lse=rest[-1])
 
 
 def _guard_gradients(tensors):
@@ -92,7 +103,7 @@ for _device in ("CPU", "CUDA"):
     _library.impl("backward", _exact.backward, _device)
 _library.impl("forward_out", _forward_out_autograd, "Autograd")
 torch.library.register_fake("chitu_attention::forward", _forward_fake, lib=_library)
-torch.library.register_fake("chitu_attention::forward_out", lambda *arguments: None, lib=_library)
+torch.library.register_fake("chitu_attention::forward_out", _forward_out_fake, lib=_library)
 torch.library.register_fake("chitu_attention::backward", lambda grad_out, grad_lse, *qkv_and_options: tuple(
     torch.empty_like(x) for x in qkv_and_options[:3]), lib=_library)
 torch.library.register_autograd("chitu_attention::forward", _backward, setup_context=_setup_context, lib=_library)
@@ -108,8 +119,12 @@ def _method(text):
 
 
 def _positions(given):
-    """(first, step) as the operators take it."""
-    return given if given is None else [given, 1] if isinstance(given, (int, torch.SymInt)) else list(given)
+    """As the operators take it: first, step; for a pair for each sequence: how many there are, and all of them behind each other."""
+    if given is None or isinstance(given, (int, torch.SymInt)):
+        return given if given is None else [given, 1]
+    if len(given) and not isinstance(given[0], (int, torch.SymInt)) and hasattr(given[0], "__len__"):
+        return [len(given), *(int(number) for pair in given for number in pair)]
+    return list(given)
 
 
 def _starts(given):

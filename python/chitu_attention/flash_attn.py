@@ -11,10 +11,10 @@
 import torch
 
 from ._attention import attention
-from ._dropin import lengths, neutral, starts, window
+from ._dropin import flag, lengths, neutral, starts, window, with_cache
 
 __all__ = ["flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
-           "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func"]
+           "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func", "flash_attn_with_kvcache"]
 
 
 def _refuse(function, dropout_p, softcap, alibi_slopes):
@@ -97,3 +97,21 @@ def flash_attn_varlen_kvpacked_func(q, kv, cu_seqlens_q, cu_seqlens_k, max_seqle
     k, v = _part("flash_attn_varlen_kvpacked_func", "kv", kv, 1, 2)
     return flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal, window_size,
                                   softcap, alibi_slopes, deterministic, return_attn_probs, method=method, backward=backward)
+
+
+def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None,
+                            cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+                            rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False, *, method="chitu", backward=None):
+    """q: (batch, queries, heads, dim); k_cache, v_cache: (entries, capacity, kv heads, dim), of which each batch entry's first cache_seqlens
+    tokens are seen, but not the first cache_leftpad of these. k, v: (batch, new tokens, kv heads, dim), written behind them, and seen.
+
+    cache_seqlens, cache_leftpad, cache_batch_idx: best as lists or in CPU memory, as in flash_attn_varlen_func(); entries of different
+    lengths are calls of their own. num_splits asks for nothing here, nor does rotary_interleaved without rotary_cos, which is refused."""
+    name = "flash_attn_with_kvcache"
+    _refuse(name, 0.0, softcap, alibi_slopes)
+    for argument, value in (("rotary_cos", rotary_cos), ("rotary_sin", rotary_sin), ("block_table", block_table)):
+        neutral(name, argument, value, None)
+    flag(name, "rotary_interleaved", rotary_interleaved)
+    (out, lse), may_be_empty = with_cache(name, q, k_cache, v_cache, k, v, cache_seqlens, cache_batch_idx, cache_leftpad, method=method,
+                                          causal=bool(causal), window=window(name, window_size), scale=softmax_scale, backward=backward)
+    return _answer((out, lse), True, may_be_empty)[:2] if return_softmax_lse else out

@@ -10,9 +10,9 @@ FlashAttention-2's:
 - method and backward are attention()'s, the only arguments that the originals lack. Gradients are refused without backward="exact"."""
 
 from ._attention import attention
-from ._dropin import neutral, starts, window
+from ._dropin import flag, neutral, starts, window, with_cache
 
-__all__ = ["flash_attn_func", "flash_attn_varlen_func"]
+__all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
 
 
 def _refuse(function, qv, q_descale, k_descale, v_descale, attention_chunk, softcap):
@@ -45,3 +45,21 @@ def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, ma
     key_starts = starts(name, "cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k)
     return attention(q, k, v, method=method, layout="shd", causal=bool(causal), window=window(name, window_size), scale=softmax_scale,
                      return_lse=bool(return_attn_probs), query_starts=query_starts, key_starts=key_starts, backward=backward)
+
+
+def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None,
+                            cache_batch_idx=None, cache_leftpad=None, page_table=None, cu_seqlens_q=None, cu_seqlens_k_new=None,
+                            max_seqlen_q=None, rotary_seqlens=None, q_descale=None, k_descale=None, v_descale=None, softmax_scale=None,
+                            causal=False, window_size=(-1, -1), attention_chunk=0, softcap=0.0, rotary_interleaved=True, scheduler_metadata=None,
+                            num_splits=0, pack_gqa=None, sm_margin=0, return_softmax_lse=False, *, method="chitu", backward=None):
+    """As in chitu_attention.flash_attn; scheduler_metadata, too, is about how the original computes, and max_seqlen_q is looked at only with
+    cu_seqlens_q, which is refused."""
+    name = "flash_attn_with_kvcache"
+    _refuse(name, qv, q_descale, k_descale, v_descale, attention_chunk, softcap)
+    for argument, value in (("rotary_cos", rotary_cos), ("rotary_sin", rotary_sin), ("rotary_seqlens", rotary_seqlens),
+                            ("page_table", page_table), ("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k_new", cu_seqlens_k_new)):
+        neutral(name, argument, value, None)
+    flag(name, "rotary_interleaved", rotary_interleaved)
+    result, _ = with_cache(name, q, k_cache, v_cache, k, v, cache_seqlens, cache_batch_idx, cache_leftpad, method=method, causal=bool(causal),
+                           window=window(name, window_size), scale=softmax_scale, backward=backward)
+    return result if return_softmax_lse else result[0]

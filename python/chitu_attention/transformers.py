@@ -30,6 +30,61 @@ _HARMLESS = {"cache_position", "deterministic", "labels", "layer_idx", "logits_t
              "output_hidden_states", "output_router_logits", "position_ids", "return_dict", "seq_idx", "use_cache"}
 
 
+class _Mask(torch.Tensor):
+    """A 4-D mask that is made when somebody looks at it, which attention() does not: `chitu_attention`, a _Seen, says the same. What a model
+    computes with it, or writes to it, it computes with the mask itself, and attention() then forgets what was said."""
+
+    @staticmethod
+    def of(make, shape, device, seen):
+        mask = torch.zeros((), dtype=torch.bool, device=device).expand(shape).as_subclass(_Mask)
+        mask.chitu_attention, mask._make, mask._made = seen, make, None
+        return mask
+
+    def whole(self):
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in _WITHOUT_VALUES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **(kwargs or {}))
+        if function is torch.Tensor.contiguous:  # generate() asks for it
+            return args[0]
+        args, kwargs = torch.utils._pytree.tree_map_only(_Mask, _looked_at, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+# What says nothing of a mask's values: programs ask for the first lines, torch.compile for the others.
+_ATTRIBUTES = ("device", "dtype", "is_cuda", "layout", "ndim", "requires_grad", "shape",
+               "_base", "grad", "is_leaf", "is_mkldnn", "is_nested", "is_quantized", "is_sparse")
+_METHODS = ("dim", "size",
+            "_is_view", "is_conj", "is_neg", "storage_offset", "stride", "untyped_storage")
+_WITHOUT_VALUES = {*(getattr(torch.Tensor, name).__get__ for name in _ATTRIBUTES), *(getattr(torch.Tensor, name) for name in _METHODS)}
+
+
+def _looked_at(mask):
+    mask.chitu_attention = None
+    return mask.whole()
+
+
+class _NeedsMask(Exception):
+    pass
+
+
+def _is_needed(arguments):
+    """Whether sdpa_mask() would make a mask, which is the only use that it has for the mask function."""
+
+    def needs_mask(*places):
+        raise _NeedsMask
+
+    try:
+        return masking_utils.sdpa_mask(**{**arguments, "mask_function": needs_mask}) is not None
+    except _NeedsMask:
+        return True
+
+
 class _Seen:
     """What a 4-D mask says, in a form that attention() takes: it is an attribute of the mask, and so is gone if a model makes another one.
 
@@ -47,7 +102,9 @@ def _version(mask):
 def _seen(mask, query, key):
     """The _Seen of a mask, if it still holds and is about these tensors."""
     seen = None if mask is None else getattr(mask, "chitu_attention", None)
-    if seen is None or seen.version != _version(mask) or mask.shape[-2:] != (query.shape[2], key.shape[2]):
+    if seen is None or mask.shape[-2:] != (query.shape[2], key.shape[2]):
+        return None
+    if not isinstance(mask, _Mask) and seen.version != _version(mask):
         return None
     return seen if seen.runs is None or len(seen.runs) == query.shape[0] else None
 
@@ -88,9 +145,9 @@ def _runs(padding, first_key, keys):
     return [(begin, end) if count else (0, 0) for count, begin, end in rows]
 
 
-def _described(mask, q_length, kv_length, q_offset, kv_offset, mask_function, padding, use_vmap):
-    sides = None if use_vmap else _sides(mask_function)
-    if sides is None or mask.dim() != 4:
+def _described(kv_length, q_offset, kv_offset, mask_function, padding, version):
+    sides = _sides(mask_function)
+    if sides is None:
         return None
     on_gpu = isinstance(q_offset, torch.Tensor) and q_offset.is_cuda
     if on_gpu and torch.cuda.is_current_stream_capturing():
@@ -100,18 +157,29 @@ def _described(mask, q_length, kv_length, q_offset, kv_offset, mask_function, pa
         runs = _runs(padding, int(kv_offset), kv_length)
         if runs is None:
             return None
-    return _Seen(int(q_offset), int(kv_offset), *sides, runs, _version(mask))
+    return _Seen(int(q_offset), int(kv_offset), *sides, runs, version)
 
 
 def _mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=masking_utils.causal_mask_function, attention_mask=None,
-          use_vmap=False, **kwargs):
-    """sdpa_mask(), and what the mask says beside it."""
-    mask = masking_utils.sdpa_mask(batch_size=batch_size, q_length=q_length, kv_length=kv_length, q_offset=q_offset, kv_offset=kv_offset,
-                                   mask_function=mask_function, attention_mask=attention_mask, use_vmap=use_vmap, **kwargs)
-    if mask is not None and not torch.compiler.is_compiling():
-        mask = mask.contiguous()  # generate() would, and the result would lack the attribute
-        mask.chitu_attention = _described(mask, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, use_vmap)
-    return mask
+          use_vmap=False, device="cpu", **kwargs):
+    """As sdpa_mask(), but where attention() takes what the mask says, it is made when somebody looks at it."""
+    arguments = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset, "kv_offset": kv_offset,
+                 "mask_function": mask_function, "attention_mask": attention_mask, "use_vmap": use_vmap, "device": device, **kwargs}
+    if torch.compiler.is_compiling() or use_vmap:
+        return masking_utils.sdpa_mask(**arguments)
+    describe = lambda version: _described(kv_length, q_offset, kv_offset, mask_function, attention_mask, version)
+    if isinstance(q_offset, torch.Tensor):  # a static cache: the mask may go into a compiled model, which a _Mask would compile again
+        mask = masking_utils.sdpa_mask(**arguments)
+        if mask is not None:
+            mask = mask.contiguous()  # generate() would, and the result would lack the attribute
+            mask.chitu_attention = describe(_version(mask)) if mask.dim() == 4 else None
+        return mask
+    if not _is_needed(arguments):
+        return None
+    seen = describe(None)
+    if seen is None:
+        return masking_utils.sdpa_mask(**arguments)
+    return _Mask.of(lambda: masking_utils.sdpa_mask(**arguments), (batch_size, 1, q_length, kv_length), device, seen)
 
 
 def _ranges(seen, batch, queries, keys):
@@ -203,6 +271,8 @@ def _function(backend):
                 result = _without_mask(backend, query, key, value, bool(causal), _window(kwargs, causal), scaling)
         if isinstance(result, str):
             backend.to_torch(result)
+            if isinstance(attention_mask, _Mask):
+                attention_mask = attention_mask.whole()
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
         backend.count()
         return result.transpose(1, 2).contiguous(), None

@@ -208,7 +208,9 @@ static chitu_status workspace_size(State* state, const Job* job, PyObject* const
   }
   const chitu_tensor* t = key.tensors;
   const chitu_status status = state->workspace_size(&t[0], &t[1], &t[2], &t[3], job->has_lse ? &t[4] : NULL, &key.options, bytes);
-  if (status != CHITU_OK || key.options.recipe || key.options.query_starts) return status;
+  if (status != CHITU_OK || key.options.recipe || key.options.query_starts || key.options.query_positions_of ||
+      key.options.key_positions_of)
+    return status;
   Py_INCREF(args[METHOD]);
   Py_INCREF(args[KERNEL]);
   Py_XDECREF(state->memo.method);
@@ -302,6 +304,7 @@ static void job_init(Job* job) {
   job->out.has_buffer = job->lse.has_buffer = job->quantized = job->has_lse = false;
   job->out.owner = job->lse.owner = job->out_object = job->lse_object = job->fresh_workspace = NULL;
   job->call.starts[0] = job->call.starts[1] = NULL;
+  job->call.positions[0] = job->call.positions[1] = NULL;
   job->workspace = -1;
 }
 
@@ -390,44 +393,109 @@ PyObject* core_explain(PyObject* self, PyObject* const* args, Py_ssize_t count) 
   return text;
 }
 
-/* out_a, lse_a, out_b, lse_b, out, lse, layout; the last two arrays may be None. Returns (out, lse). */
-PyObject* core_merge(PyObject* self, PyObject* const* args, Py_ssize_t count) {
-  static const char* const names[] = {"out_a", "lse_a", "out_b", "lse_b", "out", "lse"};
-  State* state = state_of(self);
-  if (count != 7) return PyErr_Format(PyExc_TypeError, "7 arguments are needed, not %zd", count);
-  Layout layout;
-  if (!is_opened(state) || !layout_parse(&layout, args[6])) return NULL;
-  Array arrays[6];
-  chitu_tensor t[6];
-  PyObject *given[6], *answer = NULL;
-  memset(t, 0, sizeof t);
-  int read = 0;
-  for (; read < 6; ++read) {
-    Array* a = &arrays[read];
-    a->has_buffer = false;
-    a->owner = NULL;
-    given[read] = args[read];
-    Py_INCREF(given[read]);
-    if (read >= 4 && args[read] == Py_None) {
-      Py_DECREF(given[read]);
-      given[read] = PyObject_CallMethod(state->hooks, "empty_like", "Oi", args[read - 4], -1);
-      if (!given[read]) break;
+/* What merge() works on: the parts, and behind them the result. Each has an array for out and one for lse. */
+typedef struct {
+  size_t parts, read; /* arrays that are read */
+  Array* arrays;
+  chitu_tensor *outs, *lses;
+  PyObject** objects; /* owned: of each array that is read */
+  char (*names)[24];
+} MergeJob;
+
+static bool merge_allocate(MergeJob* job, size_t parts) {
+  memset(job, 0, sizeof *job);
+  job->parts = parts;
+  job->arrays = PyMem_Calloc(2 * (parts + 1), sizeof *job->arrays);
+  job->outs = PyMem_Calloc(parts + 1, sizeof *job->outs);
+  job->lses = PyMem_Calloc(parts + 1, sizeof *job->lses);
+  job->objects = PyMem_Calloc(2 * (parts + 1), sizeof *job->objects);
+  job->names = PyMem_Calloc(2 * (parts + 1), sizeof *job->names);
+  return (job->arrays && job->outs && job->lses && job->objects && job->names) || PyErr_NoMemory() != NULL;
+}
+
+static void merge_release(MergeJob* job) {
+  for (size_t i = 0; i < job->read; ++i) {
+    array_release(&job->arrays[i]);
+    Py_DECREF(job->objects[i]);
+  }
+  PyMem_Free(job->arrays);
+  PyMem_Free(job->outs);
+  PyMem_Free(job->lses);
+  PyMem_Free(job->objects);
+  PyMem_Free(job->names);
+}
+
+/* Reads the next array, which belongs to part read / 2 or to the result. It takes over the reference, also where it fails. */
+static bool merge_read(State* state, MergeJob* job, PyObject* object, const Layout* layout, void* stream) {
+  const size_t i = job->read, part = i / 2;
+  const bool is_lse = i % 2, is_result = part == job->parts;
+  if (!object) return false;
+  if (is_result)
+    PyOS_snprintf(job->names[i], sizeof job->names[i], "%s", is_lse ? "lse" : "out");
+  else
+    PyOS_snprintf(job->names[i], sizeof job->names[i], "%s of part %d", is_lse ? "lse" : "out", (int)part);
+  Array* a = &job->arrays[i];
+  a->has_buffer = false;
+  a->owner = NULL;
+  job->objects[job->read++] = object;
+  return array_read(state, a, object, job->names[i], is_result ? WRITE : READ, stream) && refuse_negated(state, a) &&
+         (is_lse ? array_arrange_lse(a, layout, &job->lses[part]) : array_arrange(a, layout, &job->outs[part]));
+}
+
+/* The stream: as for attention(), the one that is asked for, else PyTorch's current one, else the one that the arrays name. */
+static bool merge_stream(const MergeJob* job, void** stream) {
+  if (job->outs[0].device == CHITU_CPU) return true;
+  for (size_t i = 0; i < job->read; ++i) {
+    const Array* a = &job->arrays[i];
+    if (a->exchange && a->exchange->current_stream) return a->exchange->current_stream(DL_CUDA, a->device_id, stream) == 0;
+  }
+  for (size_t i = 0; i < job->read; ++i) {
+    const Array* a = &job->arrays[i];
+    if (!a->has_stream) continue;
+    if (*stream && *stream != a->stream) {
+      PyErr_Format(PyExc_ValueError, "%s was made in another stream than an array before it: say by stream= where to run", a->name);
+      return false;
     }
-    const bool is_read = array_read(state, a, given[read], names[read], read < 4 ? READ : WRITE, NULL) && refuse_negated(state, a) &&
-                         (read % 2 ? array_arrange_lse(a, &layout, &t[read]) : array_arrange(a, &layout, &t[read]));
-    if (is_read) continue;
-    array_release(a);
-    Py_DECREF(given[read]);
-    break;
+    *stream = a->stream;
   }
-  if (read == 6) {
+  return true;
+}
+
+/* A list of arrays out, lse, out, lse, ... of all parts; out, lse, which may be None; layout; threads; stream. Returns (out, lse). */
+PyObject* core_merge(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  State* state = state_of(self);
+  if (count != 6) return PyErr_Format(PyExc_TypeError, "6 arguments are needed, not %zd", count);
+  Layout layout;
+  chitu_merge_options o = {sizeof o, 0, 0, NULL};
+  const bool is_given = args[5] != Py_None;
+  if (!is_opened(state) || (is_given && !stream_read(args[5], &o.stream)) || !layout_parse(&layout, args[3])) return NULL;
+  const Py_ssize_t arrays = PyList_Size(args[0]);
+  if (arrays < 0) return NULL;
+  MergeJob job;
+  PyObject* answer = NULL;
+  const size_t parts = (size_t)arrays / 2;
+  bool fine = merge_allocate(&job, parts);
+  for (size_t i = 0; fine && i < 2 * parts; ++i) {
+    PyObject* object = PyList_GetItem(args[0], (Py_ssize_t)i);
+    Py_XINCREF(object);
+    fine = merge_read(state, &job, object, &layout, o.stream);
+  }
+  for (int i = 0; fine && i < 2; ++i) {
+    PyObject* object = args[1 + i];
+    if (object == Py_None && parts > 0)
+      object = PyObject_CallMethod(state->hooks, "empty_like", "Oi", job.objects[i], -1);
+    else
+      Py_INCREF(object);
+    fine = merge_read(state, &job, object, &layout, o.stream);
+  }
+  fine = fine && (is_given || merge_stream(&job, &o.stream)) &&
+         threads_read(state->forked && job.outs[0].device == CHITU_CPU, args[4], &o.threads);
+  if (fine) {
     chitu_status status;
-    Py_BEGIN_ALLOW_THREADS status = state->merge(&t[0], &t[1], &t[2], &t[3], &t[4], &t[5]);
-    Py_END_ALLOW_THREADS answer = status == CHITU_OK ? PyTuple_Pack(2, given[4], given[5]) : raise_status(state, status);
+    Py_BEGIN_ALLOW_THREADS status = state->merge_parts(parts, job.outs, job.lses, &job.outs[parts], &job.lses[parts], &o);
+    Py_END_ALLOW_THREADS answer =
+        status == CHITU_OK ? PyTuple_Pack(2, job.objects[2 * parts], job.objects[2 * parts + 1]) : raise_status(state, status);
   }
-  for (int i = 0; i < read; ++i) {
-    array_release(&arrays[i]);
-    Py_DECREF(given[i]);
-  }
+  merge_release(&job);
   return answer;
 }

@@ -140,6 +140,7 @@ static PyMethodDef methods[] = {
     {"explain", (PyCFunction)(void (*)(void))core_explain, METH_FASTCALL, NULL},
     {"merge", (PyCFunction)(void (*)(void))core_merge, METH_FASTCALL, NULL},
     {"quantize", (PyCFunction)(void (*)(void))core_quantize, METH_FASTCALL, NULL},
+    {"restored", core_restored, METH_O, NULL},
     {"version", core_version, METH_NOARGS, NULL},
     {"methods", core_methods, METH_NOARGS, NULL},
     {"kernels", core_kernels, METH_NOARGS, NULL},

@@ -15,8 +15,8 @@
 /* clang-format off */
 #define CHITU_FUNCTIONS(X) \
   X(abi_version) X(version) X(last_error) X(options_init) X(attention) X(workspace_size) \
-  X(quantize) X(quantized_free) X(quantized_part) X(attention_quantized) X(merge) X(explain) \
-  X(kernel_count) X(kernel_info) X(method_count) X(method_info)
+  X(quantize) X(quantized_free) X(quantized_part) X(quantized_view) X(quantized_make) X(attention_quantized) \
+  X(merge_parts) X(explain) X(kernel_count) X(kernel_info) X(method_count) X(method_info)
 /* clang-format on */
 
 typedef enum { KIND_OTHER, KIND_EXCHANGE, KIND_TORCH, KIND_TORCH_SUBCLASS } Kind;
@@ -102,6 +102,7 @@ typedef struct {
   chitu_options options;
   chitu_recipe recipe;
   int64_t* starts[2];
+  chitu_positions* positions[2]; /* of each sequence */
 } Call;
 
 /* arrays.c. Functions that return bool have set a Python error if it is false. */
@@ -130,6 +131,12 @@ typedef struct {
 } Quantized;
 bool quantized_types(PyObject* module, State* state);
 PyObject* core_quantize(PyObject* module, PyObject* const* args, Py_ssize_t count);
+extern const char* const role_names[3];
+extern const int item_sizes[6]; /* of CHITU_F32 ... */
+
+/* stored.c */
+PyObject* quantized_stored(PyObject* self, PyObject* unused);
+PyObject* core_restored(PyObject* module, PyObject* stored);
 
 /* call.c */
 PyObject* core_attention(PyObject* module, PyObject* const* args, Py_ssize_t count);

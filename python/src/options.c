@@ -50,15 +50,15 @@ static bool window_read(PyObject* causal, PyObject* window, chitu_options* o) {
   return true;
 }
 
-static bool positions_read(PyObject* object, const char* name, int32_t* has, chitu_positions* positions) {
-  if (object == Py_None) return true;
-  *has = 1;
-  if (PyLong_Check(object)) {
-    positions->first = PyLong_AsLongLong(object);
-    return !PyErr_Occurred();
-  }
+static bool is_pair(PyObject* object) {
+  const bool is = PySequence_Check(object) && !PyUnicode_Check(object) && PySequence_Size(object) == 2;
+  PyErr_Clear(); /* a sequence without a size */
+  return is;
+}
+
+static bool position_read(PyObject* object, const char* name, chitu_positions* positions) {
   PyObject* items[2];
-  if (!pair(object, name, "None, the first token's position, or (first, step)", items)) return false;
+  if (!pair(object, name, "None, the first token's position, (first, step), or such a pair for each sequence", items)) return false;
   positions->first = PyLong_AsLongLong(items[0]);
   positions->step = PyErr_Occurred() ? 1 : PyLong_AsLongLong(items[1]);
   Py_DECREF(items[0]);
@@ -67,6 +67,38 @@ static bool positions_read(PyObject* object, const char* name, int32_t* has, chi
   if (positions->step >= 1) return true;
   PyErr_Format(PyExc_ValueError, "%s have step %lld; it must be 1 or more", name, (long long)positions->step);
   return false;
+}
+
+/* A pair for each sequence. */
+static bool each_read(PyObject* object, const char* name, chitu_positions** each, size_t* count) {
+  const Py_ssize_t size = PySequence_Size(object);
+  if (size < 0) return false;
+  *each = PyMem_Malloc(sizeof(chitu_positions) * (size_t)size);
+  if (!*each) return PyErr_NoMemory() != NULL;
+  bool read = true;
+  for (Py_ssize_t i = 0; read && i < size; ++i) {
+    PyObject* item = PySequence_GetItem(object, i);
+    read = item && position_read(item, name, &(*each)[i]);
+    Py_XDECREF(item);
+  }
+  *count = (size_t)size;
+  return read;
+}
+
+static bool positions_read(PyObject* object, const char* name, int32_t* has, chitu_positions* one, chitu_positions** each, size_t* count) {
+  if (object == Py_None) return true;
+  if (PyLong_Check(object)) {
+    *has = 1;
+    one->first = PyLong_AsLongLong(object);
+    return !PyErr_Occurred();
+  }
+  PyObject* first = PySequence_Check(object) && !PyUnicode_Check(object) ? PySequence_GetItem(object, 0) : NULL;
+  PyErr_Clear(); /* it is empty */
+  const bool is_of_each = first && is_pair(first);
+  Py_XDECREF(first);
+  if (is_of_each) return each_read(object, name, each, count);
+  *has = 1;
+  return position_read(object, name, one);
 }
 
 /* A list, a tuple, or an array in CPU memory. */
@@ -158,6 +190,7 @@ bool call_read(State* state, Call* call, PyObject* const* args) {
   chitu_options* o = &call->options;
   *o = state->defaults;
   call->starts[0] = call->starts[1] = NULL;
+  call->positions[0] = call->positions[1] = NULL;
   if (!method_read(state, args[0], &o->method, &call->recipe, &o->recipe) || !window_read(args[2], args[3], o)) return false;
   if (args[4] != Py_None) {
     const double scale = PyFloat_AsDouble(args[4]);
@@ -167,9 +200,12 @@ bool call_read(State* state, Call* call, PyObject* const* args) {
   }
   if (!starts_read(args[8], "query_starts", &call->starts[0], &o->query_starts_count) ||
       !starts_read(args[9], "key_starts", &call->starts[1], &o->key_starts_count) ||
-      !positions_read(args[10], "query_positions", &o->has_query_positions, &o->query_positions) ||
-      !positions_read(args[11], "key_positions", &o->has_key_positions, &o->key_positions))
+      !positions_read(args[10], "query_positions", &o->has_query_positions, &o->query_positions, &call->positions[0],
+                      &o->query_positions_of_count) ||
+      !positions_read(args[11], "key_positions", &o->has_key_positions, &o->key_positions, &call->positions[1], &o->key_positions_of_count))
     return false;
+  o->query_positions_of = call->positions[0];
+  o->key_positions_of = call->positions[1];
   o->query_starts = call->starts[0];
   o->key_starts = call->starts[1];
   if (args[12] != Py_None) {
@@ -186,4 +222,6 @@ bool call_read(State* state, Call* call, PyObject* const* args) {
 void call_release(Call* call) {
   PyMem_Free(call->starts[0]);
   PyMem_Free(call->starts[1]);
+  PyMem_Free(call->positions[0]);
+  PyMem_Free(call->positions[1]);
 }

@@ -4,11 +4,11 @@
 
 #include "core.h"
 
-static const char* const role_names[] = {"query", "key", "value"};
+const char* const role_names[] = {"query", "key", "value"};
 static const char* const part_names[] = {"values", "scales", "centre", "channels", "correction", "residuals"};
 static const char* const dtype_names[] = {"float32", "float16", "bfloat16", "int8", "uint8", "float8_e4m3fn"};
 static const char* const formats[] = {"f", "e", "H", "b", "B", "B"}; /* bfloat16 and float8 as their bits */
-static const int item_sizes[] = {4, 2, 2, 1, 1, 1};
+const int item_sizes[] = {4, 2, 2, 1, 1, 1};
 
 /* A view of a part, by the buffer protocol. */
 typedef struct {
@@ -112,6 +112,7 @@ static PyObject* quantized_repr(PyObject* self) {
 static PyMethodDef quantized_methods[] = {
     {"part", quantized_part, METH_O,
      "part(name): a memoryview of values, scales, centre, channels, correction or residuals; None if there is none"},
+    {"_stored", quantized_stored, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 static PyGetSetDef quantized_getset[] = {

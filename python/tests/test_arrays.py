@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """attention() and its companions on NumPy's arrays and on whatever speaks a protocol of arrays."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 
@@ -67,6 +70,26 @@ def test_key_positions():
     q, k, v = make()
     seen = 1000 + 2 * np.arange(150) <= 1100 + np.arange(40)[:, None]
     close(ca.attention(q, k, v, method="exact", causal=True, query_positions=1100, key_positions=(1000, 2)), exact(q, k, v, seen=seen)[0], 1e-5)
+
+
+@pytest.mark.parametrize("pairs", [list, np.array, lambda pairs: [np.array(pair) for pair in pairs]])
+def test_positions_of_each(pairs):
+    """Of each batch entry, and of each packed sequence."""
+    q, k, v = make(batch=2)
+    queries, keys = pairs([(60, 1), (-5, 3)]), pairs([(0, 1), (40, 2)])
+    options = {"method": "exact", "causal": True}
+    out = ca.attention(q, k, v, query_positions=queries, key_positions=keys, **options)
+    packed = [np.concatenate(list(x), 1)[None] for x in (q, k, v)]
+    starts = {"query_starts": [0, 40, 80], "key_starts": [0, 150, 300]}
+    packed_out = ca.attention(*packed, query_positions=queries, key_positions=keys, **starts, **options)
+    for i in range(2):
+        wanted = ca.attention(*(x[i:i + 1] for x in (q, k, v)), query_positions=tuple(map(int, queries[i])),
+                              key_positions=tuple(map(int, keys[i])), **options)
+        assert (out[i] == wanted[0]).all() and (packed_out[0, :, 40 * i:40 * i + 40] == wanted[0]).all()
+    with pytest.raises(ValueError, match="query_positions_of have 2 entries, but there are 1 sequences"):
+        ca.attention(*packed, query_positions=queries)
+    with pytest.raises(ValueError, match=r"query_positions have step 0"):
+        ca.attention(q, k, v, query_positions=pairs([(0, 1), (3, 0)]))
 
 
 @pytest.mark.parametrize("layout", ["bhsd", "bshd", "sbhd", "hsd", "shd", "hbsd"])
@@ -209,6 +232,75 @@ def test_unquantised_operand_keeps_its_array():
     assert (ca.attention(q, keys, v, method="exact") == wanted).all() and junk
 
 
+@pytest.mark.parametrize("method", [*ca.methods(), "recipe"])
+@pytest.mark.parametrize("packed", [False, True], ids=["batch", "packed"])
+def test_quantized_pickles(method, packed):
+    """Through pickle and copy, an operand gives the same bits, with residuals and tokens that are not finite."""
+    if method == "recipe":
+        recipe = ca.methods()["chitu"].recipe
+        method = recipe.replace(key=recipe.key.replace(rotated=False), query=recipe.query.replace(rotated=False))
+    q, k, v = (np.random.default_rng(i).standard_normal((1, 2, 200, 32), dtype=np.float32) for i in range(3))
+    v[0, 0, 3] /= 1000  # a tile with residuals
+    k[0, 1, 7, 2], q[0, 0, 4, 0], v[0, 1, 150, 3] = np.inf, np.nan, -np.inf
+    starts = [0, 60, 200] if packed else None
+    keys = ca.quantize(k, "key", method=method, starts=starts)
+    operands = [ca.quantize(q, "query", method=method, starts=starts, keys=keys), keys, ca.quantize(v, "value", method=method, starts=starts)]
+    options = {"method": method, "causal": True, "query_starts": starts, "key_starts": starts, "return_lse": True}
+    wanted = ca.attention(*operands, out=np.empty_like(q), lse=np.empty((1, 2, 200), np.float32), **options)
+    for again in (pickle.loads(pickle.dumps(operands)), [copy.deepcopy(x) for x in operands]):
+        assert [(x.role, x.shape, x.dtype) for x in again] == [(x.role, x.shape, x.dtype) for x in operands]
+        got = ca.attention(*again, out=np.empty_like(q), lse=np.empty((1, 2, 200), np.float32), **options)
+        for a, b in zip(got, wanted):
+            assert a.tobytes() == b.tobytes()
+    if method == "chitu":
+        assert again[2].part("residuals").tobytes() == operands[2].part("residuals").tobytes()
+
+
+def test_quantized_pickles_of_views():
+    """An operand that is not quantised views the array; its copy owns what it holds, and gaps are left out."""
+    wide = np.random.default_rng(0).standard_normal((1, 300, 2, 64), dtype=np.float32)
+    k = wide[..., :32].transpose(0, 2, 1, 3)
+    data = pickle.dumps(ca.quantize(k, "key", method="exact"))
+    wanted = ca.attention(k[:, :, :5].copy(), k, k, method="exact")
+    q = k[:, :, :5].copy()
+    wide[:] = 0
+    keys = pickle.loads(data)
+    assert len(data) < wide.nbytes
+    assert np.array_equal(ca.attention(q, keys, keys_as_values(keys), method="exact"), wanted)
+
+
+def keys_as_values(keys):
+    return np.asarray(keys.part("values")).copy()
+
+
+def test_quantized_pickles_that_are_damaged():
+    """Each is refused with a reason; none is read past its end."""
+    stored = ca.quantize(V, "value")._stored()
+    from chitu_attention._attention import _restored
+    assert _restored(stored).shape == V.shape
+    version, role, shape, dtype, quant, starts, parts, residual_of, nonfinite = stored
+    values = parts[0]
+    damaged = {
+        "version": (version + 1, *stored[1:]),
+        "this version": (version, 7, *stored[2:]),
+        "shape is not that of its values": (version, role, (1, 2, 3, 4), *stored[3:]),
+        "dtype": (version, role, shape, dtype, b"\x09" + quant[1:], *stored[5:]),
+        "do not fit its shape": (*stored[:6], ((values[0], values[1], values[2][:-1]), *parts[1:]), *stored[7:]),
+        "scales: missing": (*stored[:6], (values, None, *parts[2:]), *stored[7:]),
+        "residual_of has": (*stored[:7], residual_of + b"\0\0\0\0", nonfinite),
+        "whole numbers": (*stored[:7], residual_of[:-1], nonfinite),
+        "not of its dim": (*stored[:8], ((0, 0, 0, b"1234"),)),
+        "there is no such token": (*stored[:8], ((0, 0, 10**9, bytes(4 * V.shape[3])),)),
+        "parts_count": (*stored[:6], parts + (None,) * 9, *stored[7:]),
+    }
+    for reason, tuple_ in damaged.items():
+        with pytest.raises((ValueError, NotImplementedError), match=reason):
+            _restored(tuple_)
+    for wrong in (None, (), stored[:8], (*stored[:5], 3, *stored[6:]), (*stored[:6], 3, *stored[7:]), (*stored[:8], (3,)), (*stored[:5], ("a",), *stored[6:])):
+        with pytest.raises((TypeError, SystemError)):
+            _restored(wrong)
+
+
 def test_quantized_layout():
     q, k, v = make()
     keys = ca.quantize(np.ascontiguousarray(k.transpose(0, 2, 1, 3)), "key", layout="bshd")
@@ -223,8 +315,33 @@ def test_merge():
     close(lse, exact(q, k, v)[1], 1e-5)
     ca.merge(*parts[0], *parts[1], out=parts[0][0], lse=parts[0][1])
     assert (parts[0][0] == out).all() and (parts[0][1] == lse).all()
-    with pytest.raises(ValueError, match="out of b has shape"):
+    with pytest.raises(ValueError, match="out of part 1 has shape"):
         ca.merge(out, lse, out[:, :, :3], lse[:, :, :3])
+    with pytest.raises(TypeError, match="merge.. got 3 arrays"):
+        ca.merge(out, lse, out)
+    with pytest.raises(TypeError, match="merge.. got 0 arrays"):
+        ca.merge()
+
+
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_merge_of_parts(layout):
+    q, k, v = make()
+    turned = [np.ascontiguousarray(x.transpose(0, 2, 1, 3)) if layout == "bshd" else x for x in (q, k, v)]
+    axis = layout.index("s")
+    bounds = [0, 20, 21, 60, k.shape[2]]
+    parts = []
+    for begin, end in zip(bounds, bounds[1:]):
+        keys, values = (np.take(x, range(begin, end), axis) for x in turned[1:])
+        parts.append(ca.attention(turned[0], keys, values, method="exact", layout=layout, return_lse=True))
+    out, lse = ca.merge(*parts, layout=layout, threads=2)
+    close(out.transpose(0, 2, 1, 3) if layout == "bshd" else out, exact(q, k, v)[0], 1e-5)
+    close(lse, exact(q, k, v)[1], 1e-5)
+    again = ca.merge(*(array for part in parts for array in part), layout=layout)
+    assert (again[0] == out).all() and (again[1] == lse).all()
+    ca.merge(*parts, out=parts[2][0], lse=parts[2][1], layout=layout)
+    assert (parts[2][0] == out).all() and (parts[2][1] == lse).all()
+    with pytest.raises(ValueError, match="lse of part 3 has 4 dimensions"):
+        ca.merge(*parts[:3], (parts[3][0], parts[3][0]), layout=layout)
 
 
 def test_explain_and_tables():
@@ -292,6 +409,8 @@ READ_ONLY.flags.writeable = False
     (TypeError, "query_starts must be a list", {"query_starts": 4}),
     (TypeError, "key_positions is 'x'", {"key_positions": "x"}),
     (ValueError, "query_positions have step 0", {"query_positions": (3, 0)}),
+    (TypeError, "query_positions is []; it must be None, the first token's position, (first, step), or such a pair", {"query_positions": []}),
+    (TypeError, "query_positions is 5; it must be", {"query_positions": [(0, 1), 5]}),
     (ValueError, "threads is -1", {"threads": -1}),
     (ValueError, "stream is given, but the tensors are on the CPU", {"stream": 7}),
     (TypeError, "stream is 'x'", {"stream": "x"}),

@@ -91,6 +91,11 @@ FLASH_3 = {
     "num_splits": NoEffect(0, 1, 4), "pack_gqa": NoEffect(None, True, False), "sm_margin": NoEffect(0, 8),
 }
 VARLEN = {"cu_seqlens_q": Positional, "cu_seqlens_k": Positional, "max_seqlen_q": Positional, "max_seqlen_k": Positional}
+CACHE = {
+    **{name: Positional for name in ("k_cache", "v_cache", "cache_seqlens", "cache_batch_idx", "cache_leftpad", "return_softmax_lse")},
+    "rotary_cos": Refused(torch.ones(13, 8), neutral=(None,)), "rotary_sin": Refused(torch.ones(13, 8), neutral=(None,)),
+    "rotary_interleaved": NoEffect(True, False, refused=("no",)), "num_splits": NoEffect(0, 1, 4),
+}
 # How each argument of sageattn()'s **kwargs is met, too.
 ALIASES = {
     "softmax_scale": Honoured(0.3, scale=0.3), "scale": Honoured(0.3, scale=0.3), "causal": Honoured(True, causal=True),
@@ -116,6 +121,10 @@ FUNCTIONS = {
     "3: flash_attn_func": (flash_attn_interface.flash_attn_func, FLASH_3),
     "3: flash_attn_varlen_func": (flash_attn_interface.flash_attn_varlen_func, {
         **FLASH_3, **VARLEN, "seqused_q": Refused(MASK, neutral=(None,)), "seqused_k": Refused(MASK, neutral=(None,))}),
+    "flash_attn_with_kvcache": (flash_attn.flash_attn_with_kvcache, {**FLASH_2, **CACHE, "block_table": Refused(MASK, neutral=(None,))}),
+    "3: flash_attn_with_kvcache": (flash_attn_interface.flash_attn_with_kvcache, {
+        **FLASH_3, **CACHE, "max_seqlen_q": NoEffect(None, 9), "scheduler_metadata": NoEffect(None, torch.zeros(4)),
+        **{name: Refused(MASK, neutral=(None,)) for name in ("page_table", "cu_seqlens_q", "cu_seqlens_k_new", "rotary_seqlens")}}),
     **{name: (getattr(sageattention, name), SAGE) for name in sageattention.__all__ if name != "sageattn_varlen"},
     "sageattn_varlen": (sageattention.sageattn_varlen, {**SAGE, **VARLEN}),
 }
@@ -129,6 +138,11 @@ SIGNATURES = {
     "3: flash_attn_varlen_func": "q k v cu_seqlens_q cu_seqlens_k max_seqlen_q max_seqlen_k seqused_q seqused_k softmax_scale causal qv q_descale "
                                  "k_descale v_descale window_size attention_chunk softcap num_splits pack_gqa deterministic sm_margin "
                                  "return_attn_probs",
+    "flash_attn_with_kvcache": "q k_cache v_cache k v rotary_cos rotary_sin cache_seqlens cache_batch_idx cache_leftpad block_table softmax_scale "
+                               "causal window_size softcap rotary_interleaved alibi_slopes num_splits return_softmax_lse",
+    "3: flash_attn_with_kvcache": "q k_cache v_cache k v qv rotary_cos rotary_sin cache_seqlens cache_batch_idx cache_leftpad page_table cu_seqlens_q "
+                                  "cu_seqlens_k_new max_seqlen_q rotary_seqlens q_descale k_descale v_descale softmax_scale causal window_size "
+                                  "attention_chunk softcap rotary_interleaved scheduler_metadata num_splits pack_gqa sm_margin return_softmax_lse",
     "sageattn": "q k v tensor_layout is_causal sm_scale return_lse",
     "sageattn_qk_int8_pv_fp16_triton": "q k v tensor_layout quantization_backend is_causal attn_mask sm_scale smooth_k return_lse",
     "sageattn_qk_int8_pv_fp16_cuda": "q k v tensor_layout is_causal qk_quant_gran sm_scale pv_accum_dtype smooth_k smooth_v return_lse",
@@ -232,6 +246,61 @@ def test_gradients(name):
     assert first.grad.abs().sum() > 0
     with torch.no_grad():
         again()
+
+
+@pytest.mark.parametrize("function", [flash_attn.flash_attn_with_kvcache, flash_attn_interface.flash_attn_with_kvcache], ids=["2", "3"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("on_host", [list, torch.tensor], ids=["list", "tensor"])
+def test_cache(function, causal, on_host):
+    """Lengths, left padding, entries in another order, and new tokens, each against exact() of the keys that are meant."""
+    q = make(3, 2, 4, 16)
+    cache = make(5, 20, 2, 16, seed=1), make(5, 20, 2, 16, seed=2)
+    new = make(3, 3, 2, 16, seed=3), make(3, 3, 2, 16, seed=4)
+    seqlens, entries, pads = [7, 7, 12], [4, 0, 1], [0, 2, 5]
+
+    def expected(k_cache, v_cache, ends, rows=(0, 1, 2), begins=(0, 0, 0)):
+        parts = [exact(q[i:i + 1], k_cache[row:row + 1, begin:end], v_cache[row:row + 1, begin:end], causal=causal)
+                 for i, (row, begin, end) in enumerate(zip(rows, begins, ends))]
+        return [torch.cat(part) for part in zip(*parts)]
+
+    def check(got, wanted):
+        for x, y in zip(got, wanted):
+            same(x, y)
+
+    give = {"causal": causal, "method": "exact", "return_softmax_lse": True}
+    three = [x[:3] for x in cache]
+    check(function(q, *three, **give), expected(*three, [20] * 3))
+    check(function(q, *three, cache_seqlens=7, **give), expected(*three, [7] * 3))
+    check(function(q, *three, cache_seqlens=on_host(seqlens), **give), expected(*three, seqlens))
+    check(function(q, *cache, cache_seqlens=on_host(seqlens), cache_batch_idx=on_host(entries), **give), expected(*cache, seqlens, entries))
+    check(function(q, *cache, cache_seqlens=on_host(seqlens), cache_batch_idx=on_host([1, 2, 3]), **give), expected(*cache, seqlens, [1, 2, 3]))
+    written = [x.clone() for x in cache]
+    got = function(q, *written, *new, cache_seqlens=on_host(seqlens), cache_batch_idx=on_host(entries), cache_leftpad=on_host(pads), **give)
+    by_hand = [x.clone() for x in cache]
+    for kept, fresh in zip(by_hand, new):
+        for i, (entry, end) in enumerate(zip(entries, seqlens)):
+            kept[entry, end:end + 3] = fresh[i]
+    assert all(torch.equal(x, y) for x, y in zip(written, by_hand))
+    check(got, expected(*by_hand, [10, 10, 15], entries, pads))
+    assert isinstance(function(q, *three, method="exact"), torch.Tensor)
+
+
+@pytest.mark.parametrize("function", [flash_attn.flash_attn_with_kvcache, flash_attn_interface.flash_attn_with_kvcache], ids=["2", "3"])
+def test_cache_refusals(function):
+    q, cache, new = make(3, 2, 4, 16), (make(3, 20, 2, 16), make(3, 20, 2, 16)), (make(3, 3, 2, 16), make(3, 3, 2, 16))
+    before = [x.clone() for x in cache]
+    for reason, arguments in {
+            "only one of k and v": {"k": new[0], "cache_seqlens": 7}, "k is given without cache_seqlens": {"k": new[0], "v": new[1]},
+            r"cache_seqlens\[0\] is 18, and the cache has no room": {"k": new[0], "v": new[1], "cache_seqlens": 18},
+            "v has shape": {"k": new[0], "v": new[1][:2], "cache_seqlens": 7}, "cache_seqlens has 2 entries, not 3": {"cache_seqlens": [1, 2]},
+            r"cache_seqlens\[1\] 21": {"cache_seqlens": [1, 21, 2]}, r"cache_batch_idx\[2\] is 3": {"cache_batch_idx": [0, 1, 3]},
+            r"cache_leftpad\[0\] is 8": {"cache_seqlens": 7, "cache_leftpad": [8, 0, 0]}}.items():
+        with pytest.raises(ValueError, match=reason):
+            function(q, *cache, **arguments)
+    assert all(torch.equal(x, y) for x, y in zip(cache, before))
+    empty = function(q, *cache, cache_seqlens=[0, 1, 2], causal=True, method="exact", return_softmax_lse=True)
+    nothing = torch.inf if function is flash_attn.flash_attn_with_kvcache else -torch.inf
+    assert (empty[1][0] == nothing).all() and (empty[1][1, :, 0] == nothing).all() and empty[1][1, :, 1].isfinite().all() and not empty[0][0].any()
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -69,6 +69,35 @@ def test_streams_and_workspaces():
     assert torch.equal(ca.attention(q, k, v), wanted)
 
 
+@pytest.mark.parametrize("parts", [2, 5])
+def test_merge(parts):
+    """On the current stream, behind what it waits for, into a part of another type as well, and in a captured graph."""
+    q, k, v = make()
+    wanted, wanted_lse = ca.attention(q, k, v, method="exact", return_lse=True)
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        shards = [ca.attention(q, keys, values, method="exact", return_lse=True)
+                  for keys, values in zip(k.tensor_split(parts, 2), v.tensor_split(parts, 2))]
+        torch.cuda._sleep(20_000_000)
+        out, lse = ca.merge(*shards)
+        assert not stream.query()
+        sums = (shards[0][0].float(), shards[0][1].clone())
+        ca.merge(sums, *shards[1:], out=sums[0], lse=sums[1])
+    torch.cuda.synchronize()
+    assert out.dtype == q.dtype and (out - wanted).abs().max() < 0.02 and (lse - wanted_lse).abs().max() < 1e-3
+    assert (sums[0] - wanted).abs().max() < 0.02 and torch.equal(sums[1], lse)
+    graph = torch.cuda.CUDAGraph()
+    out.zero_()
+    with torch.cuda.graph(graph):
+        ca.merge(*shards, out=out, lse=lse)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert (out - wanted).abs().max() < 0.02
+    with pytest.raises(ValueError, match="out of part 1 is on cpu:0, out of the first part on cuda:0"):
+        ca.merge(shards[0], tuple(x.cpu() for x in shards[1]))
+
+
 def test_workspace_is_kept():
     q, k, v = make()
     ca.attention(q, k, v)
@@ -177,3 +206,54 @@ def test_registry():
         restore_flash_attention_impl()
     assert ca.report().chitu == 1
     torch.testing.assert_close(got, torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True), rtol=2e-2, atol=2e-2)
+
+
+class Attend(torch.nn.Module):
+    def forward(self, q, k, v, **options):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True, **options)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_record(causal, tmp_path):
+    """Errors are those of the methods, by head; sums stay on the GPU, and no call waits for it."""
+    q, k, v = make(queries=700)
+    model = torch.nn.Sequential()
+    model.layer = Attend()
+    with ca.record(model.layer, rows=10**6) as warm:  # memory and kernels are found
+        model.layer(q, k, v, is_causal=causal)
+    with ca.record(model.layer, rows=10**6) as r:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            wanted = model.layer(q, k, v, is_causal=causal)
+            model.layer(q, k, v, is_causal=causal)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert warm.seconds()["chitu"] > 0 and torch.equal(wanted, model.layer(q, k, v, is_causal=causal))
+    truth = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=causal, enable_gqa=True)
+    errors = {(e.method, e.head): e for e in r.errors()}
+    refused = r._refused.get("", {})
+    assert "chitu" not in refused and "exact" not in refused
+    for method in set(METHODS) - set(refused):
+        out, lse = ca.attention(q, k, v, method=method, causal=causal, query_positions=0 if causal else None, return_lse=True)
+        for head in range(q.shape[1]):
+            e = errors[method, head]
+            difference = (out.double() - truth)[:, head].abs()
+            assert e.calls == 2
+            assert e.rel_l1 == pytest.approx((difference.sum() / truth[:, head].abs().sum()).item(), rel=1e-6)
+            assert e.worst_row == pytest.approx((difference.sum(-1) / truth[:, head].abs().sum(-1)).max().item(), rel=1e-6)
+            assert e.lse < 0.1
+    with ca.replace(model.layer, r.choose(0.05), strict=True) as replaced:
+        model.layer(q, k, v, is_causal=causal)
+    assert replaced.report.chitu == 1
+    with ca.record(model.layer, ["chitu"], save=tmp_path, max_l1=0.0) as r:
+        model.layer(q, k, v, is_causal=causal)
+    assert len(r.saved) == 1
+
+
+def test_record_of_float32():
+    """No kernel takes it on a GPU: each method is refused with a reason, and the choice is PyTorch."""
+    q, k, v = make(dtype=torch.float32)
+    model = Attend()
+    with ca.record(model) as r:
+        model(q, k, v)
+    assert "chitu is refused" in r.table() and r.choose() == {}

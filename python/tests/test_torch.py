@@ -81,7 +81,7 @@ def test_gradients_are_refused():
     with pytest.raises(NotImplementedError, match="x requires a gradient"):
         ca.quantize(leaf, "key")
     out, lse = ca.attention(q, k, v, return_lse=True)
-    with pytest.raises(NotImplementedError, match="out_b requires a gradient"):
+    with pytest.raises(NotImplementedError, match="out of part 1 requires a gradient"):
         ca.merge(out, lse, out.clone().requires_grad_(), lse)
 
 
@@ -92,7 +92,9 @@ def _defaults(**changes):
 
 
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (9, 4), "scale": 0.4}, {"causal": True, "query_positions": -3},
-                                     {"layout": "bshd", "causal": True}, {"kv_heads": 1}, {"packed": True, "causal": True}])
+                                     {"layout": "bshd", "causal": True}, {"kv_heads": 1}, {"packed": True, "causal": True},
+                                     {"causal": True, "query_positions": [(3, 1), (-4, 1)]},
+                                     {"packed": True, "causal": True, "query_positions": [(5, 1), (-2, 1)]}])
 def test_exact_gradients(options):
     options = dict(options)
     q, k, v = make(2 if "packed" not in options else 1, heads=4, kv_heads=options.pop("kv_heads", 2), queries=20, keys=30, dim=8)
@@ -116,10 +118,15 @@ def _reference(q, k, v, layout="bhsd", causal=False, window=(None, None), scale=
     if layout == "bshd":
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    if isinstance(query_positions, list) and not query_starts and len(q) > 1:  # each batch entry by itself
+        each = [_reference(q[i:i + 1], k[i:i + 1], v[i:i + 1], "bhsd", causal, window, scale, [p]) for i, p in enumerate(query_positions)]
+        return torch.cat([out for out, _ in each]), torch.cat([lse for _, lse in each])
     seen = torch.zeros(q.shape[2], k.shape[2], dtype=torch.bool)
     query_starts, key_starts = query_starts or [0, q.shape[2]], key_starts or [0, k.shape[2]]
-    for q0, q1, k0, k1 in zip(query_starts, query_starts[1:], key_starts, key_starts[1:]):
+    for i, (q0, q1, k0, k1) in enumerate(zip(query_starts, query_starts[1:], key_starts, key_starts[1:])):
         first = (k1 - k0) - (q1 - q0) if query_positions is None else query_positions
+        if isinstance(first, list):
+            first = first[i][0]
         distance = torch.arange(k1 - k0) - (first + torch.arange(q1 - q0))[:, None]
         left, right = window[0], 0 if causal else window[1]
         seen[q0:q1, k0:k1] = (distance >= -left if left is not None else True) & (distance <= right if right is not None else torch.tensor(True))
@@ -189,6 +196,11 @@ def test_fake_and_meta_tensors():
     assert type(out).__name__ == "FakeTensor"
     out, lse = ca.attention(*(x.to("meta") for x in (q, k, v)), return_lse=True)
     assert out.is_meta and out.shape == q.shape and lse.shape == q.shape[:3]
+    for where, *mixed in (("key", q, k.to("meta"), v), ("value", q, k, v.to("meta")), ("key", q.to("meta"), k, v)):
+        with pytest.raises(ValueError, match=f"{where} is on .*, query on .*; all must be on one device"):
+            ca.attention(*mixed)
+    with pytest.raises(ValueError, match="out is on meta"):
+        ca.attention(q, k, v, out=torch.empty_like(q, device="meta"))
 
 
 def test_dispatch_modes_and_transforms():
@@ -256,6 +268,8 @@ def test_compiled_equals_eager():
     recipe = recipe.replace(query=recipe.query.replace(rotated=False), key=recipe.key.replace(rotated=False))
     every = [{"causal": True, "window": (9, None), "scale": 0.3, "return_lse": True}, {"method": recipe}, {"query_positions": 4, "causal": True},
              {"query_positions": (4, 2), "key_positions": 1, "window": (30, 30)}, {"query_starts": [0, 10, 40], "key_starts": [0, 50, 150]},
+             {"query_starts": [0, 10, 40], "key_starts": [0, 50, 150], "query_positions": [(3, 1), (0, 4)], "key_positions": [[0, 2], [9, 1]],
+              "causal": True},
              {"kernel": "cpu.reference", "threads": 1}]
     q, k, v = make()
     for options in every:

@@ -105,6 +105,73 @@ def test_window_without_materialised_keys(chitu):
     compare(MISTRAL, chitu, lambda m: m(TOKENS[:, :3]).logits, chitu=2)
 
 
+def masks_made(monkeypatch):
+    """The shapes of the masks that sdpa_mask() makes from now on."""
+    shapes, original = [], transformers.masking_utils.sdpa_mask
+
+    def counting(**arguments):
+        mask = original(**arguments)
+        shapes.append(None if mask is None else tuple(mask.shape))
+        return mask
+
+    monkeypatch.setattr(transformers.masking_utils, "sdpa_mask", counting)
+    return shapes
+
+
+@pytest.mark.parametrize("case", ["left", "right", "window", "both", "bidirectional"])
+@torch.no_grad()
+def test_masks_stay_unmade(case, chitu, monkeypatch):
+    """Padding and windows reach the kernels as numbers: no (queries, keys) tensor is made, until somebody looks at it."""
+    model = {"window": MISTRAL, "both": MISTRAL, "bidirectional": make("Bert")}.get(case, LLAMA)
+    mask = {"window": None, "right": RIGHT}.get(case, LEFT)
+    model.set_attn_implementation("chitu")
+    shapes = masks_made(monkeypatch)
+    model(TOKENS, attention_mask=mask)
+    assert shapes == [] and chitu.report.chitu >= 2 and not chitu.report.torch
+
+
+@torch.no_grad()
+def test_a_mask_that_is_looked_at(chitu):
+    """Whatever a model does with the mask is done with its values; what it changes is honoured."""
+    arguments = {"batch_size": 3, "q_length": 12, "kv_length": 12, "attention_mask": LEFT.bool(),
+                 "mask_function": transformers.masking_utils.causal_mask_function}
+    wanted = transformers.masking_utils.sdpa_mask(**arguments)
+    new = lambda: ca.transformers._mask(**arguments)
+    q = torch.randn(3, 4, 12, 16)
+    function = transformers.AttentionInterface._global_mapping["chitu"]
+    assert new().shape == wanted.shape and new().dtype == wanted.dtype and new().contiguous().shape == wanted.shape
+    for use in (lambda m: m & True, lambda m: m[:, :, :5, :7], lambda m: torch.where(m, 1.0, -2.0), lambda m: m.sum(), lambda m: m.clone(),
+                lambda m: m.to(torch.float32), lambda m: torch.cat([m, m], -1), lambda m: ~m, lambda m: m.all().item(), lambda m: m.tolist()):
+        got, expected = use(new()), use(wanted)
+        assert torch.equal(got, expected) if isinstance(expected, torch.Tensor) else got == expected
+        assert not isinstance(got, ca.transformers._Mask)
+    for change in (lambda m: m.masked_fill_(torch.ones_like(m).triu(-2), False), lambda m: m.__setitem__((0, 0, 9, slice(5, 8)), False)):
+        lazy, plain = new(), wanted.clone()
+        change(lazy)
+        change(plain)
+        chitu.report.reset()
+        got = function(torch.nn.Module(), q, q, q, lazy, scaling=0.25)[0]
+        expected = torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=plain, scale=0.25).transpose(1, 2)
+        torch.testing.assert_close(got, expected, equal_nan=True)
+        assert chitu.report.torch == {"attention_mask is given": 1}
+    lazy = new()
+    torch.testing.assert_close(torch.compile(lambda m: m.float() * 2, backend="aot_eager")(lazy), wanted.float() * 2)
+
+
+@torch.no_grad()
+def test_layers_compiled_one_by_one(chitu):
+    torch._dynamo.reset()
+    model = make("Mistral", num_key_value_heads=2, sliding_window=4)
+    model.set_attn_implementation("sdpa")
+    wanted = [model(TOKENS[:, :n], attention_mask=LEFT[:, :n]).logits for n in (12, 9)]
+    model.set_attn_implementation("chitu")
+    for layer in model.model.layers:
+        layer.compile(backend="aot_eager")
+    for n, expected in zip((12, 9), wanted):
+        got = model(TOKENS[:, :n], attention_mask=LEFT[:, :n]).logits
+        torch.testing.assert_close(got[LEFT[:, :n].bool()], expected[LEFT[:, :n].bool()], rtol=1e-4, atol=1e-4)
+
+
 POSITIONS = torch.cat([torch.arange(5), torch.arange(7)])[None]
 
 

@@ -11,6 +11,8 @@
 #include <exception>
 #include <type_traits>
 
+#include "common/float_environment.h"
+
 namespace chitu {
 
 inline int thread_count(int asked) { return asked > 0 ? asked : omp_get_max_threads(); }
@@ -52,6 +54,7 @@ void parallel_for(std::int64_t count, int threads, const Body& body) {
   std::exception_ptr failure;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (std::int64_t i = 0; i < count; ++i) {
+    const DefaultFloatEnvironment floats;
     try {
       call(i, omp_get_thread_num());
     } catch (...) {

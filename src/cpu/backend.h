@@ -46,7 +46,7 @@ const Backend& best_backend();
 
 // quantize() with a given backend, and merge(): their arguments have been checked.
 Quantized quantize_with(const Backend& backend, const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options);
-void merge(const Output& a, const Output& b, const Output& result);
+void merge(std::span<const Output> parts, const Output& result, int threads);
 
 // A quantised operand, and where the scales of each sequence of a packed batch begin.
 struct Indexed : Quantized {

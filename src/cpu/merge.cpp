@@ -1,36 +1,61 @@
 // SPDX-License-Identifier: Apache-2.0
-// Joins attention over two disjoint sets of keys. Weights are exp(lse - larger lse), so -inf needs no special case but one: where both
-// are -inf there is nothing to weigh.
+// Joins attention over disjoint sets of keys. Weights are exp(lse - largest lse), so -inf needs no special case but one: where all are
+// -inf there is nothing to weigh.
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "common/numbers.h"
 #include "common/parallel.h"
 #include "cpu/backend.h"
 
 namespace chitu::cpu {
+namespace {
 
-void merge(const Output& a, const Output& b, const Output& result) {
-  const Shape& shape = a.out.shape;
-  const std::int64_t heads = shape[1], tokens = shape[2], dim = shape[3];
-  const auto numbers = static_cast<double>(3 * shape[0] * heads * tokens * dim);
-  parallel_for(shape[0] * heads, thread_count(0, numbers * work_of_a_number), [&](std::int64_t i) {
-    for (std::int64_t t = 0; t < tokens; ++t) {
-      const auto lse = [&](const Output& o) { return reinterpret_cast<float*>(row(o.lse, i / heads, i % heads, t)); };
-      const auto out = [&](const Output& o) { return row(o.out, i / heads, i % heads, t); };
-      const float la = *lse(a), lb = *lse(b), top = std::fmax(la, lb);
-      const bool has_nan = std::isnan(la) || std::isnan(lb);  // fmax() drops a NaN
-      const bool none = !has_nan && top == -std::numeric_limits<float>::infinity();
-      const double wa = none ? 0 : std::exp(static_cast<double>(la) - top), wb = none ? 0 : std::exp(static_cast<double>(lb) - top);
-      const double sum = wa + wb;
-      for (std::int64_t c = 0; c < dim; ++c) {
-        // A part that counts nothing is not looked at: 0 * NaN would be NaN.
-        const double xa = wa != 0 ? wa * load(out(a), a.out.type, c) : 0, xb = wb != 0 ? wb * load(out(b), b.out.type, c) : 0;
-        const double mean = (xa + xb) / sum;
-        store(out(result), result.out.type, c, none ? 0.f : static_cast<float>(std::isinf(mean) ? mean : within(result.out.type, mean)));
-      }
-      *lse(result) = none ? top : has_nan ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(top + std::log(sum));
-    }
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+struct Place {
+  std::int64_t batch, head, token;
+};
+float& lse_of(const Output& part, const Place& at) { return *reinterpret_cast<float*>(row(part.lse, at.batch, at.head, at.token)); }
+std::byte* out_of(const Output& part, const Place& at) { return row(part.out, at.batch, at.head, at.token); }
+
+// Fills the weights of the parts in one row, and returns the row's lse. Weights are negative where the part has seen no key.
+float weigh(std::span<const Output> parts, const Place& at, std::vector<double>& weights) {
+  double top = -infinity, sum = 0;
+  for (std::size_t i = 0; i < parts.size(); ++i) top = std::fmax(top, weights[i] = lse_of(parts[i], at));  // fmax() drops a NaN
+  for (double& weight : weights)
+    if (weight == -infinity)
+      weight = -1;
+    else
+      sum += weight = std::exp(weight - top);
+  for (double& weight : weights) weight = weight < 0 ? weight : weight / sum;
+  return static_cast<float>(sum == 0 ? -infinity : top + std::log(sum));
+}
+
+// A number of the mean. What is not finite counts whatever its weight, even one that is too small for a double.
+double weighed(double weight, float x) { return weight == 0 ? (is_finite(x) ? 0 : x) : weight * static_cast<double>(x); }
+
+void merge_row(std::span<const Output> parts, const Output& result, const Place& at, std::vector<double>& weights) {
+  const float lse = weigh(parts, at, weights);
+  for (std::int64_t c = 0; c < result.out.shape[3]; ++c) {
+    double mean = 0;
+    for (std::size_t i = 0; i < parts.size(); ++i)
+      if (!(weights[i] < 0)) mean += weighed(weights[i], load(out_of(parts[i], at), parts[i].out.type, c));
+    store(out_of(result, at), result.out.type, c, static_cast<float>(std::isinf(mean) ? mean : within(result.out.type, mean)));
+  }
+  lse_of(result, at) = lse;
+}
+
+}  // namespace
+
+void merge(std::span<const Output> parts, const Output& result, int threads) {
+  const Shape& shape = result.out.shape;
+  const std::int64_t heads = shape[1], tokens = shape[2];
+  const double numbers = static_cast<double>(parts.size() + 1) * static_cast<double>(shape[0] * heads * tokens * shape[3]);
+  parallel_for(shape[0] * heads, thread_count(threads, numbers * work_of_a_number), [&](std::int64_t i) {
+    std::vector<double> weights(parts.size());
+    for (std::int64_t t = 0; t < tokens; ++t) merge_row(parts, result, {i / heads, i % heads, t}, weights);
   });
 }
 

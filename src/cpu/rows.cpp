@@ -40,8 +40,8 @@ namespace cpu {
 std::span<const Kernel> kernels() {
   using enum Arithmetic;
   using enum Need;
-  constexpr Needs takes{window, scale,         negative_scale, query_positions, key_positions, packed_sequences, threads,
-                        lse,    grouped_heads, mixed_types,    quantized_query, quantized_key, quantized_value};
+  constexpr Needs takes{window,  scale, negative_scale, query_positions, key_positions,   positions_of_sequences, packed_sequences,
+                        threads, lse,   grouped_heads,  mixed_types,     quantized_query, quantized_key,          quantized_value};
   static const std::array rows{
 #ifdef __x86_64__
       Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, int8, takes, avx512_runs.int8_int8},

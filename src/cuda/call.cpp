@@ -118,7 +118,7 @@ Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vec
   r.scale = p.scale();
   r.window = p.options.window;
   r.same = layouts.front();
-  if (!p.packed()) {
+  if (p.alike()) {
     r.query_tiles = r.sequences * tiles_of(r.same.queries);
     r.key_tiles = r.sequences * tiles_of(r.same.keys);
     r.blocks = r.sequences * ((r.same.queries + form.block_queries - 1) / form.block_queries);
@@ -135,7 +135,7 @@ Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vec
 
 // Gives the arrays their places; returns the bytes of all.
 std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayout*& layouts, std::byte* memory) {
-  const bool packed = p.packed();
+  const bool table = !p.alike();
   const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = r.tuned_quantizer ? 0 : query_tiles * tile_tokens,
                      key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads;
   Arena arena(memory);
@@ -149,7 +149,7 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   arena.take(r.residuals, form.residuals ? key_tiles * tile_tokens * form.dim : 0);
   arena.take(r.passes, 2 * key_tiles);
   arena.take(r.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
-  arena.take(r.ranges, std::int64_t{tile_tokens} * (packed ? r.query_tiles : tiles_of(r.same.queries)));
+  arena.take(r.ranges, std::int64_t{tile_tokens} * (table ? r.query_tiles : tiles_of(r.same.queries)));
   arena.take(r.items_taken, 1);
   arena.take(r.pieces, std::int64_t{split_item_count(r)} * r.split.pieces * (form.block_queries / 16) * piece_vectors(form.dim) * 32);
   arena.take(r.pieces_done, std::int64_t{split_item_count(r)} * most_warps);
@@ -158,9 +158,9 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   arena.take(r.nonfinite_keys, key_tiles);
   arena.take(r.nonfinite_values, key_tiles);
   arena.take(r.statistics, r.tuned_quantizer ? 0 : statistics_count(r));
-  arena.take(layouts, packed ? r.sequences : 0);
+  arena.take(layouts, table ? r.sequences : 0);
   r.centre = centre;
-  r.layouts = packed ? layouts : nullptr;
+  r.layouts = table ? layouts : nullptr;
   return arena.bytes();
 }
 
@@ -214,7 +214,7 @@ Call::Call(const Architecture& architecture, const Problem& p)
   require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
   if (!memory) memory = memory_.emplace(lay_out(params_, p, kernel_.form, layouts_on_gpu_, nullptr), query_.device_id, stream_).data();
   lay_out(params_, p, kernel_.form, layouts_on_gpu_, memory);
-  if (p.packed()) {
+  if (!p.alike()) {
     layouts.pop_back();
     layouts_ = std::move(layouts);
   }

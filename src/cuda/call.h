@@ -36,7 +36,7 @@ class Call {
   Tensor query_;
   cudaStream_t stream_;
   DeviceGuard guard_;
-  std::vector<SequenceLayout> layouts_;  // of a packed call
+  std::vector<SequenceLayout> layouts_;  // of a call whose sequences are not all alike
   SequenceLayout* layouts_on_gpu_ = nullptr;
   std::optional<StreamMemory> memory_;
   Params params_;

@@ -21,7 +21,7 @@ constexpr int piece_vectors(int dim) { return dim / 8 + 2; }
 // (docs/kernels/sm90-log.md).
 struct QuantizeParams {
   View key, value;
-  const SequenceLayout* layouts;  // [sequences] of a packed call; null: all sequences are like `same`, one for each batch entry
+  const SequenceLayout* layouts;  // [sequences]; null: all sequences are like `same`, one for each batch entry
   SequenceLayout same;            // batch 0 of such a call
   int kv_heads, heads, sequences;
   int dim;                          // of the tensors, a multiple of 8

@@ -28,7 +28,7 @@ Tiles tiles_of_blocks(const Problem& p, const Form& form) {
       weight += static_cast<double>(step);
       found.most = std::max(found.most, tiles);
     }
-    if (!p.packed()) break;  // all are alike
+    if (p.alike()) break;
   }
   if (weight > 0) found.average /= weight;
   return found;
@@ -40,6 +40,7 @@ std::vector<SequenceLayout> layouts_of(const Problem& p, const Form& form) {
   std::vector<SequenceLayout> all;
   SequenceLayout at{};
   for (const Sequence& s : p.sequences) {
+    at.batch = narrow(s.batch);
     at.query_begin = narrow(s.query_begin);
     at.queries = narrow(s.queries);
     at.key_begin = narrow(s.key_begin);
@@ -57,8 +58,8 @@ std::vector<SequenceLayout> layouts_of(const Problem& p, const Form& form) {
 
 Split split_of(const Problem& p, const Form& form, std::int64_t items) {
   const int processors = multiprocessors(p.query.tensor().device_id);
-  // Many packed sequences need no splitting: they give many items, and items of different lengths even out.
-  if (!form.splittable || (p.packed() && items >= 2 * processors)) return {narrow(items), 1};
+  // Many sequences that differ need no splitting: they give many items, and items of different lengths even out.
+  if (!form.splittable || (!p.alike() && items >= 2 * processors)) return {narrow(items), 1};
   const Tiles tiles = tiles_of_blocks(p, form);
   return split_items(items, tiles.average, tiles.most, processors);
 }

@@ -18,7 +18,7 @@ struct Block {
 // L2 cache holds their keys and values.
 // - All sequences alike, later rows see more keys: the last rows come first, of as many heads at a time as the cache holds.
 // - All sequences alike, otherwise: one head after another; the heads' partial last blocks, which leave warpgroups idle, come at the end.
-// - Packed: one sequence after another, in it one head after another.
+// - Not alike: one sequence after another, in it one head after another.
 template <int block_queries>
 __device__ Block block_of(const Params& p, int item, int opaque) {
   const int all_heads = p.heads + opaque;

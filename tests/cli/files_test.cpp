@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Files on disk: read as they are or refused by name, written whole or not at all.
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -137,6 +139,24 @@ TEST(NewFile, LeavesNothingUnlessPublished) {
   }
   EXPECT_EQ(folder.names(), std::vector<std::string>{"a"});
   EXPECT_EQ(read_bytes(folder / "a"), "old");
+}
+
+TEST(NewFile, AProcessThatIsKilledLeavesNothing) {
+  const Folder folder;
+  const int nameless = ::open((folder / ".").c_str(), O_WRONLY | O_TMPFILE, 0600);
+  if (nameless < 0) GTEST_SKIP() << "this file system has no files without a name";
+  ::close(nameless);
+  const pid_t child = ::fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    NewFile file(folder / "a");
+    file.write("half of it");
+    ::raise(SIGKILL);
+  }
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status));
+  EXPECT_TRUE(folder.names().empty());
 }
 
 TEST(NewFile, ReplacesAndFollowsLinks) {

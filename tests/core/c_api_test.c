@@ -85,6 +85,7 @@ static void test_attention(void) {
 }
 
 static void test_options(void) {
+  const chitu_positions two_positions[] = {{0, 1}, {5, 1}};
   chitu_options o;
   struct {
     chitu_options known;
@@ -98,6 +99,22 @@ static void test_options(void) {
   o.window_right = 0;
   expect(chitu_attention(&q, &k, &v, &out, &lse, &o) == CHITU_OK, "positions");
   expect(largest_difference(1 / sqrtf(DIM), 1, 0, KEYS) < 1e-5, "positions that say the same as bottom-right");
+  o.has_query_positions = o.has_key_positions = 0;
+  o.query_positions_of = &o.query_positions;
+  o.query_positions_of_count = 1;
+  o.key_positions_of = &o.key_positions;
+  o.key_positions_of_count = 1;
+  expect(chitu_attention(&q, &k, &v, &out, &lse, &o) == CHITU_OK, "positions of each batch entry");
+  expect(largest_difference(1 / sqrtf(DIM), 1, 0, KEYS) < 1e-5, "the same for each batch entry");
+  o.key_positions_of = NULL;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "key_positions_of is NULL, but its count is 1");
+  o.key_positions_of_count = 0;
+  o.query_positions_of_count = 2;
+  o.query_positions_of = two_positions;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "query_positions_of have 2 entries");
+  o.query_positions_of_count = 1;
+  o.has_query_positions = 1;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "query_positions and query_positions_of are both given");
 
   chitu_options_init(&newer.known, sizeof newer);
   newer.known.method = "exact";
@@ -152,7 +169,8 @@ static void test_errors(void) {
   expect_error(chitu_merge(&out, &wrong, &out, &lse, &out, &lse), CHITU_BAD_ARGUMENT, "lse of a has no data");
   wrong = lse;
   wrong.device = CHITU_CUDA;
-  expect_error(chitu_merge(&out, &lse, &out, &wrong, &out, &lse), CHITU_BAD_ARGUMENT, "lse of b is not in CPU memory");
+  expect_error(chitu_merge(&out, &lse, &out, &wrong, &out, &lse), CHITU_BAD_ARGUMENT,
+               "lse of b is on cuda:0, out of the first part on cpu:0");
   o.method = "sage9";
   expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "sage9");
   o.method = NULL;
@@ -278,6 +296,125 @@ static void test_quantized(void) {
   chitu_quantized_free(NULL);
 }
 
+/* Three parts of keys: 50, KEYS - 51 and 1. */
+static void test_merge_parts(chitu_tensor* keys, chitu_tensor* values) {
+  const int64_t begin[] = {0, 50, KEYS - 1, KEYS};
+  float outs_data[3][HEADS * QUERIES * DIM], lses_data[3][HEADS * QUERIES];
+  chitu_tensor outs[3], lses[3];
+  chitu_options o;
+  chitu_merge_options m = {0};
+  chitu_options_init(&o, sizeof o);
+  o.method = "exact";
+  *keys = k, *values = v;
+  for (int i = 0; i < 3; ++i) {
+    outs[i] = out, lses[i] = lse;
+    outs[i].data = outs_data[i], lses[i].data = lses_data[i];
+    keys->shape[2] = values->shape[2] = begin[i + 1] - begin[i];
+    keys->data = k_data + begin[i] * DIM, values->data = v_data + begin[i] * DIM;
+    expect(chitu_attention(&q, keys, values, &outs[i], &lses[i], &o) == CHITU_OK, "a part");
+  }
+  m.struct_size = sizeof m;
+  m.threads = 1;
+  expect(chitu_merge_parts(3, outs, lses, &out, &lse, &m) == CHITU_OK, "merge of three");
+  expect(largest_difference(1 / sqrtf(DIM), 0, 0, KEYS) < 1e-5, "three merged are the whole");
+  expect(chitu_merge_parts(3, outs, lses, &outs[1], &lses[1], NULL) == CHITU_OK, "merge of three in place");
+  expect(memcmp(outs_data[1], out_data, sizeof outs_data[1]) == 0 && memcmp(lses_data[1], lse_data, sizeof lses_data[1]) == 0,
+         "the same bits in place");
+  expect_error(chitu_merge_parts(0, outs, lses, &out, &lse, NULL), CHITU_BAD_ARGUMENT, "there are no parts");
+  expect_error(chitu_merge_parts(2, NULL, lses, &out, &lse, NULL), CHITU_BAD_ARGUMENT, "outs is NULL, but count is 2");
+  expect_error(chitu_merge_parts(2, outs, NULL, &out, &lse, NULL), CHITU_BAD_ARGUMENT, "lses is NULL, but count is 2");
+  expect_error(chitu_merge_parts(2, outs, lses, NULL, &lse, NULL), CHITU_BAD_ARGUMENT, "out_result is NULL");
+  lses[2].data = NULL;
+  expect_error(chitu_merge_parts(3, outs, lses, &out, &lse, NULL), CHITU_BAD_ARGUMENT, "lse of part 2 has no data");
+  m.struct_size = 4;
+  expect_error(chitu_merge_parts(2, outs, lses, &out, &lse, &m), CHITU_BAD_ARGUMENT, "chitu_merge_options.struct_size is 4");
+  m.struct_size = sizeof m;
+  m.threads = -1;
+  expect_error(chitu_merge_parts(2, outs, lses, &out, &lse, &m), CHITU_BAD_ARGUMENT, "threads is -1");
+  m.threads = 0;
+  m.stream = &m;
+  expect_error(chitu_merge_parts(2, outs, lses, &out, &lse, &m), CHITU_BAD_ARGUMENT, "a stream is given, but the tensors are on the CPU");
+}
+
+/* Stored and put together again, an operand gives the same bits; parts that do not fit are refused. */
+static void test_quantized_parts(void) {
+  const int64_t query_starts[] = {0, 2, QUERIES}, key_starts[] = {0, 50, KEYS};
+  const float key = k_data[60 * DIM + 2];
+  chitu_quantized *made[3] = {NULL, NULL, NULL}, *again[3] = {NULL, NULL, NULL}, *none = NULL;
+  chitu_quantize_options qo;
+  chitu_quantized_parts parts, changed;
+  chitu_tensor tensors[6], part;
+  chitu_operand before[3], after[3];
+  chitu_options o;
+  int32_t residual_of[64];
+  chitu_options_init(&o, sizeof o);
+  o.query_starts = query_starts, o.key_starts = key_starts, o.query_starts_count = o.key_starts_count = 3;
+  for (int c = 0; c < DIM; ++c) v_data[3 * DIM + c] /= 1024; /* a tile with residuals */
+  k_data[60 * DIM + 2] = INFINITY;
+  memset(&qo, 0, sizeof qo);
+  qo.struct_size = sizeof qo;
+  qo.starts_count = 3;
+  qo.starts = key_starts;
+  expect(chitu_quantize(&k, CHITU_KEY, "chitu", &qo, &made[1]) == CHITU_OK, "packed keys");
+  expect(chitu_quantize(&v, CHITU_VALUE, "chitu", &qo, &made[2]) == CHITU_OK, "packed values");
+  qo.starts = query_starts;
+  qo.keys = made[1];
+  expect(chitu_quantize(&q, CHITU_QUERY, "chitu", &qo, &made[0]) == CHITU_OK, "packed queries");
+  for (int i = 0; i < 3; ++i) {
+    memset(&parts, 0, sizeof parts);
+    expect_error(chitu_quantized_view(made[i], &parts), CHITU_BAD_ARGUMENT, "struct_size");
+    parts.struct_size = sizeof parts;
+    expect(chitu_quantized_view(made[i], &parts) == CHITU_OK && parts.role == i && parts.starts_count == 3, "parts");
+    expect(parts.nonfinite_count == (i == 1) && parts.parts_count == 6, "one key is not finite");
+    expect(chitu_quantized_make(&parts, &again[i]) == CHITU_OK, "made from parts");
+    before[i].tensor = after[i].tensor = NULL;
+    before[i].quantized = made[i];
+  }
+  expect(parts.residual_of_count == HEADS * 2 && parts.parts[CHITU_RESIDUALS].data, "values have residuals");
+  expect(chitu_attention_quantized(&before[0], &before[1], &before[2], &out, &lse, &o) == CHITU_OK, "as they were quantised");
+
+  /* parts still views the values */
+  changed = parts;
+  changed.version += 1;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "version");
+  changed = parts;
+  changed.role = CHITU_KEY;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_UNSUPPORTED, "no quantiser");
+  changed.role = 3;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "role is 3");
+  changed = parts;
+  changed.residual_of_count -= 1;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "residual_of has");
+  memcpy(residual_of, parts.residual_of, parts.residual_of_count * sizeof residual_of[0]);
+  residual_of[1] = 99;
+  changed = parts;
+  changed.residual_of = residual_of;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "residual_of[1] is 99");
+  memcpy(tensors, parts.parts, sizeof tensors);
+  tensors[CHITU_SCALES].shape[1] += 1;
+  changed = parts;
+  changed.parts = tensors;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "scales");
+  changed = parts;
+  changed.parts_count = 1;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "missing");
+  changed.parts_count = 99;
+  expect_error(chitu_quantized_make(&changed, &none), CHITU_BAD_ARGUMENT, "parts_count is 99");
+  expect(!none, "nothing is made of what is refused");
+
+  for (int i = 0; i < 3; ++i) {
+    chitu_quantized_free(made[i]); /* the copies own what they hold */
+    after[i].quantized = again[i];
+  }
+  memset(out_2, 0, sizeof out_2);
+  expect(chitu_attention_quantized(&after[0], &after[1], &after[2], &out2, &lse2, &o) == CHITU_OK, "put together again");
+  expect(memcmp(out_data, out_2, sizeof out_data) == 0 && memcmp(lse_data, lse_2, sizeof lse_data) == 0, "with the same bits");
+  expect(chitu_quantized_part(again[2], CHITU_RESIDUALS, &part) == CHITU_OK && part.data, "and residuals");
+  for (int i = 0; i < 3; ++i) chitu_quantized_free(again[i]);
+  for (int c = 0; c < DIM; ++c) v_data[3 * DIM + c] *= 1024;
+  k_data[60 * DIM + 2] = key;
+}
+
 static void test_packed_and_merge(void) {
   const int64_t query_starts[] = {0, 2, QUERIES}, key_starts[] = {0, 50, KEYS};
   chitu_options o;
@@ -302,6 +439,7 @@ static void test_packed_and_merge(void) {
   expect(chitu_attention(&q, &first, &second, &out2, &lse2, &o) == CHITU_OK, "other keys");
   expect(chitu_merge(&out, &lse, &out2, &lse2, &out, &lse) == CHITU_OK, "merge in place");
   expect(largest_difference(1 / sqrtf(DIM), 0, 0, KEYS) < 1e-5, "merged is the whole");
+  test_merge_parts(&first, &second);
 }
 
 static void test_tables(void) {
@@ -344,6 +482,7 @@ int main(void) {
   test_errors();
   test_recipes();
   test_quantized();
+  test_quantized_parts();
   test_packed_and_merge();
   test_tables();
   printf("%d failures\n", failures);

@@ -158,6 +158,7 @@ TEST(Errors, NoHeadsAreNoError) {
 }
 
 TEST(Errors, Options) {
+  static constexpr Positions one[] = {{3, 1}}, two[] = {{3, 1}, {3, 0}};
   expect_all({
       {{"window", "-1"}, [](Call& c) { c.options.window.left = -1; }},
       {{"window", "-7"}, [](Call& c) { c.options.window.right = -7; }},
@@ -182,6 +183,27 @@ TEST(Errors, Options) {
       {{"key_positions", "step 2147483648", "1 ... 2147483647"},
        [](Call& c) {
          c.options.key_positions = Positions{0, std::int64_t{1} << 31};
+       }},
+      {{"query_positions and query_positions_of are both given"},
+       [](Call& c) {
+         c.options.query_positions = Positions{};
+         c.options.query_positions_of = one;
+       }},
+      {{"key_positions and key_positions_of are both given"},
+       [](Call& c) {
+         c.options.key_positions = Positions{};
+         c.options.key_positions_of = one;
+       }},
+      {{"query_positions_of have 2 entries, but there are 1 sequences"}, [](Call& c) { c.options.query_positions_of = two; }},
+      {{"key_positions_of have 1 entries, but there are 2 sequences"},
+       [](Call& c) {
+         c.query_starts = {0, 2, 6}, c.key_starts = {0, 2, 9};
+         c.options.key_positions_of = one;
+       }},
+      {{"query_positions_of[1] have step 0"},
+       [](Call& c) {
+         c.query_starts = {0, 2, 6}, c.key_starts = {0, 2, 9};
+         c.options.query_positions_of = two;
        }},
       {{"threads", "-1"}, [](Call& c) { c.options.threads = -1; }},
       {{"threads is 2", "on a GPU"},
@@ -370,7 +392,8 @@ TEST(Errors, Merge) {
   expect(b.lse, [](Tensor& t) { t.data = nullptr; }, bad, {"lse of b", "no data"});
   expect(a.lse, [](Tensor& t) { t.type = DType::bf16; }, bad, {"lse of a", "f32 [1, 4, 6, 1]", "bf16 [1, 4, 6, 1]"});
   expect(result.lse, [](Tensor& t) { t.shape[1] = 1; }, bad, {"lse of result", "[1, 1, 6, 1]"});
-  for (Tensor* lse : {&a.lse, &b.lse, &result.lse}) expect(*lse, [](Tensor& t) { t.device = Device::cuda; }, bad, {"lse of", "CPU memory"});
+  for (Tensor* lse : {&a.lse, &b.lse, &result.lse})
+    expect(*lse, [](Tensor& t) { t.device = Device::cuda; }, bad, {"lse of", "is on cuda:0, out of the first part on cpu:0"});
   expect(result.out, [](Tensor& t) { t.stride[1] = 0; }, bad, {"out of result", "stride 0 between heads"});
   expect(result.lse, [](Tensor& t) { t.stride[2] = 0; }, bad, {"lse of result", "stride 0 between tokens"});
   const Tensor one_for_all_heads = a.out;
@@ -379,7 +402,38 @@ TEST(Errors, Merge) {
   a.out = one_for_all_heads;
   expect(result.out, [](Tensor& t) { t.stride[3] = 3; }, bad, {"result", "stride 3"});
   expect(a.out, [](Tensor& t) { t.type = DType::i8; }, ErrorCode::unsupported, {"a", "i8"});
-  expect(a.out, [](Tensor& t) { t.device = Device::cuda; }, bad, {"a", "CPU"});
+  expect(a.out, [](Tensor& t) { t.device = Device::cuda; }, bad, {"lse of a is on cpu:0, out of the first part on cuda:0"});
+  expect(b.out, [](Tensor& t) { t.device = Device::cuda; }, bad, {"out of b is on cuda:0", "one device"});
+}
+
+TEST(Errors, MergeOfParts) {
+  Call a, b, c, result;
+  MergeOptions options;
+  const auto run = [&] {
+    const Output parts[] = {{a.out, a.lse}, {b.out, b.lse}, {c.out, c.lse}};
+    merge(parts, {result.out, result.lse}, options);
+  };
+  const auto bad = ErrorCode::bad_argument;
+  EXPECT_NO_THROW(run());
+  expect_error([&] { merge({}, {result.out, result.lse}); }, bad, {"merge: there are no parts"});
+  c.out.shape[3] = 7;
+  expect_error(run, bad, {"out of part 2", "[1, 4, 6, 7]", "first part [1, 4, 6, 8]"});
+  c.out = a.out;
+  b.lse = {};
+  expect_error(run, bad, {"part 1 has no lse"});
+  b.lse = a.lse;
+  options.stream = &options;
+  expect_error(run, bad, {"stream", "on the CPU"});
+  options = {.threads = -3};
+  expect_error(run, bad, {"threads is -3"});
+  options.threads = 2;
+  EXPECT_NO_THROW(run());
+  for (Tensor* t : {&a.out, &a.lse, &b.out, &b.lse, &c.out, &c.lse, &result.out, &result.lse}) t->device = Device::cuda;
+  expect_error(run, bad, {"threads is 2", "on a GPU"});
+  options.threads = 0;
+  EXPECT_THROW(run(), Error);  // its memory is no GPU's
+  c.lse.device_id = 1;
+  expect_error(run, bad, {"lse of part 2 is on cuda:1, out of the first part on cuda:0"});
 }
 
 TEST(Errors, FindMethodListsTheMethods) {

@@ -33,6 +33,7 @@ struct Plan {
 Device device_for(Need need) { return need == Need::stream || need == Need::workspace ? Device::cuda : Device::cpu; }
 
 const std::vector<std::int64_t> starts{0, 2, 6};
+const std::vector<Positions> positions{{3, 2}};  // of the one batch entry
 alignas(256) std::byte memory[256];
 
 struct Asked {
@@ -58,6 +59,8 @@ const std::vector<Asked>& all_asked() {
       {Need::negative_scale, [](Plan& p) { p.options.scale = -0.5f; }, {Need::scale}},
       {Need::query_positions, [](Plan& p) { p.options.query_positions = Positions{}; }},
       {Need::key_positions, [](Plan& p) { p.options.key_positions = Positions{}; }},
+      {Need::positions_of_sequences, [](Plan& p) { p.options.query_positions_of = positions; }},
+      {Need::positions_of_sequences, [](Plan& p) { p.options.key_positions_of = positions; }},
       {Need::packed_sequences, [](Plan& p) { p.options.query_starts = p.options.key_starts = starts; }},
       {Need::threads, [](Plan& p) { p.options.threads = 2; }},
       {Need::stream, [](Plan& p) { p.options.stream = &p; }},

@@ -76,15 +76,26 @@ std::vector<Run> runs(const Call& call) {
   return all;
 }
 
+static Positions key_positions(const Call& call, const Run& run) {
+  const Options& o = call.options;
+  return o.key_positions_of.empty() ? o.key_positions.value_or(Positions{0, 1})
+                                    : o.key_positions_of[static_cast<std::size_t>(run.sequence)];
+}
+
 std::int64_t key_position(const Call& call, const Run& run, std::int64_t key) {
-  const Positions keys = call.options.key_positions.value_or(Positions{0, 1});
+  const Positions keys = key_positions(call, run);
   return keys.first + (key - run.key_begin) * keys.step;
 }
 
 std::int64_t query_position(const Call& call, const Run& run, std::int64_t query) {
-  if (const auto& queries = call.options.query_positions) return queries->first + (query - run.query_begin) * queries->step;
+  const Options& o = call.options;
+  if (!o.query_positions_of.empty()) {
+    const Positions& queries = o.query_positions_of[static_cast<std::size_t>(run.sequence)];
+    return queries.first + (query - run.query_begin) * queries.step;
+  }
+  if (const auto& queries = o.query_positions) return queries->first + (query - run.query_begin) * queries->step;
   // The last query stands at the last key.
-  const Positions keys = call.options.key_positions.value_or(Positions{0, 1});
+  const Positions keys = key_positions(call, run);
   return key_position(call, run, run.key_end - 1) - (run.query_end - 1 - query) * keys.step;
 }
 

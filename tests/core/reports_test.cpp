@@ -3,6 +3,11 @@
 // types.
 #include <gtest/gtest.h>
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
+#include <cfenv>
 #include <cmath>
 #include <limits>
 
@@ -48,6 +53,48 @@ TEST_P(Report, StridesOfSizeOneAreNotLookedAt) {
   expect_alike({2, 4, 9, 1}, {2, 2, 70, 1});
   expect_alike({1, 1, 1, 24}, {1, 1, 1, 24});
   expect_alike({1, 3, 1, 16}, {1, 1, 200, 16});
+}
+
+// The calling program may have set its processor to round another way, or to take denormals as zeros, or to trap, on some of its threads.
+TEST_P(Report, TheCallersFloatingPointEnvironmentDoesNotMatter) {
+  Random random(204);
+  for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
+    const Array q = normal(random, type, {1, 2, 30, 32}), k = normal(random, type, {1, 2, 140, 32});
+    Array v(type, k.shape());  // denormals
+    v.fill([&](auto...) { return random.normal() * (type == DType::f16 ? 2e-5f : 2e-39f); });
+    const auto bytes_of = [&](const std::string& kernel, int threads) {
+      const Result r = attend(q.tensor(), k.tensor(), v.tensor(), {.recipe = recipe(), .threads = threads, .kernel = kernel});
+      const Output output{r.out, r.lse};
+      merge(output, output, output);
+      std::vector<std::byte> all = r.out.raw(), lse = r.lse.raw();
+      all.insert(all.end(), lse.begin(), lse.end());
+      const Quantized keys = quantize(k, Role::key, recipe(), {.threads = threads});
+      const auto* numbers = static_cast<const std::byte*>(keys.values.data);
+      all.insert(all.end(), numbers, numbers + k.count() * bytes(keys.values.type));
+      return all;
+    };
+    for (const std::string& kernel : available_kernels())
+      for (const int threads : {1, 2}) {
+        const std::vector<std::byte> expected = bytes_of(kernel, threads);
+        for (const int rounding : {FE_UPWARD, FE_TOWARDZERO}) {
+          std::fenv_t before;
+          std::fegetenv(&before);
+          std::fesetround(rounding);
+          feenableexcept(FE_INVALID | FE_OVERFLOW | FE_INEXACT);
+#if defined(__SSE__)
+          _mm_setcsr(_mm_getcsr() | 0x8040);  // denormals are zeros
+          const unsigned set = _mm_getcsr();
+#endif
+          const std::vector<std::byte> found = bytes_of(kernel, threads);
+#if defined(__SSE__)
+          EXPECT_EQ(_mm_getcsr() & ~0x3fu, set & ~0x3fu);  // but for flags
+#endif
+          EXPECT_EQ(std::fegetround(), rounding);
+          std::fesetenv(&before);
+          EXPECT_TRUE(found == expected) << name(type) << ", " << kernel << ", " << threads << " threads, rounding " << rounding;
+        }
+      }
+  }
 }
 
 // A weighted mean of finite numbers never leaves their type, though the methods' rounding may put it past the end.

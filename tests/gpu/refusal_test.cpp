@@ -144,10 +144,34 @@ TEST(GpuRefusals, SayWhatIsWrongWithTheDevice) {
   EXPECT_THROW(why(c), Error);
 }
 
-TEST(GpuRefusals, QuantizeAndMergeTakeCpuMemory) {
+TEST(GpuRefusals, QuantizeTakesCpuMemory) {
   const Call c = call();
   EXPECT_THROW(quantize(c.key, Role::key, recipes::chitu), Error);
-  EXPECT_THROW(merge(c.out, c.out, c.out), Error);
+}
+
+TEST(GpuRefusals, MergeSaysWhatIsWrongWithTheDevice) {
+  const auto error_of = [](const Output& a, const Output& b) -> std::string {
+    try {
+      merge(a, b, a);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return {};
+  };
+  const Call c = call();
+  Output part{c.out, c.out};
+  part.lse.type = DType::f32;
+  part.lse.shape[3] = 1;
+  const std::string text = error_of(part, part);
+  if (has_gpu())
+    EXPECT_EQ(text, "merge: memory of out of part 0 is not on GPU 0, as its tensor says");
+  else
+    EXPECT_TRUE(text.find("there is no GPU") != std::string::npos || text.find("is for compute capability 9.0") != std::string::npos)
+        << text;
+  Output elsewhere = part;
+  elsewhere.out.device_id = elsewhere.lse.device_id = 99;
+  EXPECT_EQ(error_of(part, elsewhere), "merge: out of b is on cuda:99, out of the first part on cuda:0; all must be on one device");
+  EXPECT_NE(error_of(elsewhere, elsewhere).find("there is no GPU"), std::string::npos) << error_of(elsewhere, elsewhere);
 }
 
 }  // namespace

@@ -24,6 +24,18 @@ class NeedsGpu : public Base {
   }
 };
 
+class Stream {
+ public:
+  Stream() { EXPECT_EQ(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), cudaSuccess); }
+  ~Stream() { EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_{};
+};
+
 // A tensor in the memory of GPU 0, all bytes 0xff at first: NaN. Gaps of Layout::padded keep rows at multiples of 16 bytes.
 class GpuArray {
  public:

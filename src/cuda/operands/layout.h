@@ -25,7 +25,7 @@ struct SequenceLayout {
   int query_begin, queries;  // its tokens there
   int key_begin, keys;       // the same for keys and values
   int query_tile, key_tile;  // tiles that a head has in the sequences before it
-  int block;                 // blocks of Form::block_queries queries that a head has before it; only in a packed call
+  int block;                 // blocks of Form::block_queries queries that a head has before it; only in a table of sequences
   Positions query_positions, key_positions;
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writes the table of a packed call's sequences, before all other kernels.
+// Writes the table of a call's sequences, if they are not all alike, before all other kernels.
 #include <algorithm>
 
 #include "cuda/launch.h"

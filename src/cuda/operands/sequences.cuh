@@ -11,8 +11,8 @@
 
 namespace chitu::cuda {
 
-// In a packed call, the sequence that has unit `unit` of a head. before(layout) is a sequence's first unit; the answer is the last sequence
-// for which it is at most `unit`. An empty sequence is never the answer, because the next one begins at the same unit.
+// In a call with a table, the sequence that has unit `unit` of a head. before(layout) is a sequence's first unit; the answer is the last
+// sequence for which it is at most `unit`. An empty sequence is never the answer, because the next one begins at the same unit.
 template <class Before>
 __device__ int sequence_of(const QuantizeParams& p, int unit, Before before) {
   int low = 0, high = p.sequences - 1;
