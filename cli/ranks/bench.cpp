@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <nlohmann/json.hpp>
 
 #include "cli/measure/machine.h"
@@ -22,11 +23,23 @@ double milliseconds_of(const std::function<void()>& work) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
-// What a method did: times of rank 0, which are those of the whole; statistics of all ranks, from the last run.
+double cpu_seconds() {  // of this process, all its threads
+  timespec time;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
+// What one run costs a rank.
+struct RankRun {
+  dist::Stats stats{};
+  double cpu = 0;  // seconds
+};
+
+// What a method did: times of rank 0, which are those of the whole; statistics of all ranks, from the first run.
 struct RanksRow {
   const Method* method;
   Errors one{}, all{};
-  Spread one_ms{}, all_ms{}, speedup{};
+  Spread one_ms{}, all_ms{}, speedup{}, cpu{};
   double bytes_a_number = unknown, megabytes = 0, exposed = 0, balance = 1;
 };
 
@@ -37,11 +50,16 @@ struct Setting {
   dist::Task task;
   HostTensor query, key, value, out, lse;  // of this rank
   HostTensor whole_out, whole_lse;
-  int threads;  // of this rank
+  int threads, threads_alone;  // of this rank; of one rank that has the machine alone
 
   Output whole() const { return {whole_out.tensor, whole_lse.tensor}; }
   dist::Communicator& comm() const { return *world.parts().comm; }
 };
+
+// As many as all ranks have together, but no more than the machine has unless that is asked for.
+int threads_alone(World& world, std::optional<int> asked) {
+  return asked && *asked > 0 ? *asked * world.parts().comm->size() : machine_threads();
+}
 
 Setting setting_of(World& world, const Workload& w, std::optional<int> threads) {
   const auto rank = static_cast<std::size_t>(world.rank());
@@ -55,7 +73,8 @@ Setting setting_of(World& world, const Workload& w, std::optional<int> threads) 
             .lse = {},
             .whole_out = {},
             .whole_lse = {},
-            .threads = world.threads(threads)};
+            .threads = world.threads(threads),
+            .threads_alone = threads_alone(world, threads)};
   dist::check(s.task);
   s.query = take(w.query, s.task.queries[rank], 0);
   s.key = take(w.key, s.task.keys[rank], 0);
@@ -68,31 +87,35 @@ Setting setting_of(World& world, const Workload& w, std::optional<int> threads) 
   return s;
 }
 
-double run_on_one(const Setting& s, const Method& method) {
-  const int threads = s.threads * s.comm().size();  // as many as all ranks have together
+// Milliseconds; 0 but on rank 0.
+double run_on_one(const Setting& s, const Method& method, RankRun& run) {
   double ms = 0;
+  const double cpu = cpu_seconds();
   if (s.world.rank() == 0)
     ms = milliseconds_of([&] {
       attention(s.w.query, s.w.key, s.w.value, s.whole(),
-                {.recipe = method.recipe, .window = s.w.window, .threads = threads, .kernel = s.w.kernel});
+                {.recipe = method.recipe, .window = s.w.window, .threads = s.threads_alone, .kernel = s.w.kernel});
     });
+  run.cpu = cpu_seconds() - cpu;
   dist::agree(s.comm(), "", nullptr, patience);
   return ms;
 }
 
 // From the moment at which all are ready until all have their result.
-double run_on_all(const Setting& s, const Method& method, dist::Stats& stats) {
+double run_on_all(const Setting& s, const Method& method, RankRun& run) {
   dist::agree(s.comm(), "", nullptr, patience);
+  const double cpu = cpu_seconds();
   return milliseconds_of([&] {
     dist::attention(s.comm(), s.task, s.query.tensor, s.key.tensor, s.value.tensor, {s.out.tensor, s.lse.tensor},
-                    {.recipe = method.recipe, .threads = s.threads, .kernel = s.w.kernel, .timeout = patience, .stats = &stats});
+                    {.recipe = method.recipe, .threads = s.threads, .kernel = s.w.kernel, .timeout = patience, .stats = &run.stats});
+    run.cpu = cpu_seconds() - cpu;
     dist::agree(s.comm(), "", nullptr, patience);
   });
 }
 
 // Rank 0 gets the statistics of all ranks.
-std::vector<dist::Stats> collect(dist::Communicator& comm, dist::Stats mine) {
-  std::vector<dist::Stats> all{mine};
+std::vector<RankRun> collect(dist::Communicator& comm, RankRun mine) {
+  std::vector<RankRun> all{mine};
   constexpr int tag = 102;
   if (comm.rank() != 0) {
     dist::wait(comm, comm.send(0, tag, std::as_bytes(std::span(&mine, 1))), patience, "rank 0 to take statistics");
@@ -105,9 +128,10 @@ std::vector<dist::Stats> collect(dist::Communicator& comm, dist::Stats mine) {
   return all;
 }
 
-void add_statistics(RanksRow& row, const std::vector<dist::Stats>& stats) {
+void add_statistics(RanksRow& row, const std::vector<RankRun>& runs) {
   double numbers = 0, kv = 0, others = 0, waiting = 0, total = 0, pairs = 0, most = 0;
-  for (const dist::Stats& s : stats) {
+  for (const RankRun& run : runs) {
+    const dist::Stats& s = run.stats;
     numbers += static_cast<double>(s.kv_numbers);
     kv += static_cast<double>(s.kv_bytes);
     others += static_cast<double>(s.query_bytes + s.output_bytes);
@@ -117,47 +141,51 @@ void add_statistics(RanksRow& row, const std::vector<dist::Stats>& stats) {
   if (numbers > 0) row.bytes_a_number = kv / numbers;
   row.megabytes = (kv + others) / 1e6;
   row.exposed = waiting / total;
-  row.balance = most > 0 ? pairs / static_cast<double>(stats.size()) / most : 1;
+  row.balance = most > 0 ? pairs / static_cast<double>(runs.size()) / most : 1;
 }
 
 std::vector<RanksRow> measure(const Setting& s, const RanksBench& bench, const Truth& truth) {
   std::vector<RanksRow> rows;
-  std::vector<std::vector<double>> one(bench.methods.size()), all(one.size()), speedup(one.size());
-  std::vector<dist::Stats> last(one.size());
+  RankRun alone, together;
   for (const Method* method : bench.methods) {  // a warm-up, whose results are compared
     RanksRow row{.method = method};
-    run_on_one(s, *method);
+    run_on_one(s, *method, alone);
     if (s.world.rank() == 0) row.one = compare(s.whole(), truth);
-    run_on_all(s, *method, last[0]);
+    run_on_all(s, *method, together);
     gather(s.comm(), s.task.queries, s.out.tensor, s.whole_out.tensor, 0, 100);
     gather(s.comm(), s.task.queries, s.lse.tensor, s.whole_lse.tensor, 0, 101);
     if (s.world.rank() == 0) row.all = compare(s.whole(), truth);
     rows.push_back(row);
   }
+  std::vector<std::vector<double>> one(rows.size()), all(rows.size()), speedup(rows.size()), cpu(rows.size());
   for (int run = 0; run < bench.settings.runs.value_or(bench.settings.cpu_runs); ++run)
     for (std::size_t m = 0; m < rows.size(); ++m) {
-      one[m].push_back(run_on_one(s, *rows[m].method));
-      all[m].push_back(run_on_all(s, *rows[m].method, last[m]));
+      one[m].push_back(run_on_one(s, *rows[m].method, alone));
+      all[m].push_back(run_on_all(s, *rows[m].method, together));
       speedup[m].push_back(one[m].back() / all[m].back());
+      const std::vector<RankRun> runs = collect(s.comm(), together);
+      double sum = 0;
+      for (const RankRun& of_rank : runs) sum += of_rank.cpu;
+      cpu[m].push_back(alone.cpu / sum);
+      if (run == 0) add_statistics(rows[m], runs);
     }
-  for (std::size_t m = 0; m < rows.size(); ++m) {
-    add_statistics(rows[m], collect(s.comm(), last[m]));
-    rows[m].one_ms = spread_of(one[m]), rows[m].all_ms = spread_of(all[m]), rows[m].speedup = spread_of(speedup[m]);
-  }
+  for (std::size_t m = 0; m < rows.size(); ++m)
+    rows[m].one_ms = spread_of(one[m]), rows[m].all_ms = spread_of(all[m]), rows[m].speedup = spread_of(speedup[m]),
+    rows[m].cpu = spread_of(cpu[m]);
   return rows;
 }
 
 void print(const Setting& s, const std::vector<RanksRow>& rows) {
   Table table{.header = {"method", "rel L1, one rank", "rel L1, all", "LSE max, one", "LSE max, all", "one rank ms", "all ranks ms",
-                         "speed-up", "min ... max", "bytes a number", "sent", "exposed", "balance"},
+                         "speed-up", "min ... max", "CPU time", "bytes a number", "sent", "exposed", "balance"},
               .rows = {}};
   for (const RanksRow& r : rows)
     table.rows.push_back(
         {std::string(r.method->name), relative(r.one.relative_l1), relative(r.all.relative_l1), scientific(r.one.lse_max_diff),
          scientific(r.all.lse_max_diff), milliseconds(r.one_ms.median), milliseconds(r.all_ms.median),
          fmt::format("{:.2f}x", r.speedup.median), fmt::format("{:.2f} ... {:.2f}", r.speedup.min, r.speedup.max),
-         std::isnan(r.bytes_a_number) ? "-" : fmt::format("{:.3f}", r.bytes_a_number), fmt::format("{:.2f} MB", r.megabytes),
-         fmt::format("{:.0f} %", 100 * r.exposed), fmt::format("{:.0f} %", 100 * r.balance)});
+         fmt::format("{:.2f}x", r.cpu.median), std::isnan(r.bytes_a_number) ? "-" : fmt::format("{:.3f}", r.bytes_a_number),
+         fmt::format("{:.2f} MB", r.megabytes), fmt::format("{:.0f} %", 100 * r.exposed), fmt::format("{:.0f} %", 100 * r.balance)});
   const Shape& q = s.w.query.shape;
   fmt::print("\n## {}: {}, batch {}, {} ({} of keys), dim {}, {}, {}\n\n{}", s.w.data, count(q[2], "token"), q[0], count(q[1], "head"),
              s.w.key.shape[1], q[3], name(s.w.query.type), window_text(s.w.window), table.markdown());
@@ -190,6 +218,7 @@ Json json_of(const Setting& s, const RanksRow& r) {
           {"speedup", json_number(r.speedup.median)},
           {"speedup_min", json_number(r.speedup.min)},
           {"speedup_max", json_number(r.speedup.max)},
+          {"cpu_time", json_number(r.cpu.median)},
           {"kv_bytes_a_number", json_number(r.bytes_a_number)},
           {"sent_mb", json_number(r.megabytes)},
           {"exposed", json_number(r.exposed)},
@@ -204,8 +233,8 @@ void bench_on_ranks(World& world, const RanksBench& bench) {
   const std::optional<int> asked = bench.source.asked_threads();
   if (speaks) {
     fmt::print("Machine: {}\nRanks: ring {} x ulysses {}, {} each; one rank alone has {}.\n",
-               machine_text(Device::cpu, world.threads(asked) * ranks.size(), ""), ranks.ring, ranks.ulysses,
-               count(world.threads(asked), "thread"), count(world.threads(asked) * ranks.size(), "thread"));
+               machine_text(Device::cpu, threads_alone(world, asked), ""), ranks.ring, ranks.ulysses, count(world.threads(asked), "thread"),
+               count(threads_alone(world, asked), "thread"));
     fmt::print(
         "Times: median of {}, one rank and all in turn, from tensors as they came, quantisation included. Speed-up: of each such pair of "
         "runs.\n"
@@ -234,7 +263,7 @@ void bench_on_ranks(World& world, const RanksBench& bench) {
     if (!speaks) return;
     if (bench.csv->wanted()) bench.csv->write(csv(rows_json));
     if (bench.json->wanted())
-      bench.json->write(Json{{"machine", machine_json(Device::cpu, world.threads(asked), "")}, {"rows", rows_json}}.dump(2) + "\n");
+      bench.json->write(Json{{"machine", machine_json(Device::cpu, threads_alone(world, asked), "")}, {"rows", rows_json}}.dump(2) + "\n");
   });
 }
 

@@ -13,6 +13,8 @@ namespace chitu::cli {
 dist::Ranks parse_ranks(const std::string& word);        // "ring=2,ulysses=2"; what is not named is 1
 dist::Sharding parse_sharding(const std::string& word);  // "zigzag"
 
+int machine_threads();
+
 struct World::Parts {
   std::unique_ptr<dist::MpiCommunicator> comm;
   dist::Ranks ranks{};

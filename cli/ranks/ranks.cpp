@@ -13,7 +13,6 @@ namespace chitu::cli {
 namespace {
 
 constexpr double timeout = 600;  // seconds
-constexpr int failure = 2;
 
 std::byte* row(const Tensor& t, std::int64_t batch, std::int64_t head, std::int64_t token) {
   return static_cast<std::byte*>(t.data) + (batch * t.stride[0] + head * t.stride[1] + token * t.stride[2]) * bytes(t.type);
@@ -67,6 +66,8 @@ void add_ranks(CLI::App& command, RanksFlags& flags) {
       ->needs(ranks);
 }
 
+int machine_threads() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+
 World::World() : parts_(std::make_unique<Parts>()) {
   int initialised = 0;
   MPI_Initialized(&initialised);
@@ -95,7 +96,7 @@ void World::lay_out(const RanksFlags& flags) {
 
 int World::threads(std::optional<int> wanted) const {
   if (wanted && *wanted > 0) return *wanted;
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / parts_->local_ranks);
+  return std::max(1, machine_threads() / parts_->local_ranks);
 }
 
 void World::together(const std::function<void()>& step) {
@@ -116,8 +117,7 @@ void on_ranks(const RanksFlags& flags, const std::function<void(World&)>& body) 
     world.lay_out(flags);
     body(world);
   } catch (const Error&) {
-    if (world.rank() == 0) throw;
-    throw CLI::RuntimeError(failure);
+    if (world.rank() == 0) throw;  // the others end well: mpirun would kill rank 0 for another's exit status before it has said why
   }
 }
 
