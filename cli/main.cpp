@@ -87,6 +87,7 @@ int main(int argc, char** argv) {
   chitu::cli::add_run(app);
   chitu::cli::add_bench(app, command_line(argc, argv));
   chitu::cli::add_accuracy(app, command_line(argc, argv));
+  chitu::cli::add_plan(app);
   chitu::cli::add_explain(app);
   chitu::cli::add_methods(app);
   chitu::cli::add_doctor(app);

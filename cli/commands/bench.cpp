@@ -17,6 +17,7 @@
 #include "cli/measure/plot.h"
 #include "cli/measure/report.h"
 #include "cli/measure/results.h"
+#include "cli/ranks/ranks.h"
 #include "cli/words.h"
 
 namespace chitu::cli {
@@ -27,6 +28,7 @@ struct BenchFlags {
   std::string lengths, tokens_per_call, rows, plot, csv, json;
   MeasureSettings settings;
   std::optional<double> sample_above;
+  RanksFlags ranks;
 };
 
 // The work at a length, for the progress bar. A file of unknown length is measured alone, so any number will do.
@@ -297,6 +299,33 @@ void bench(const BenchFlags& flags, const std::string& command_line) {
   if (plot_file.wanted()) write_plot(plot_file, workload, lengths, lines, {machine, command_line});
 }
 
+void bench_ranks(const BenchFlags& flags, World& world) {
+  std::optional<ReportFile> csv_file, json_file;
+  std::optional<WorkloadSource> source;
+  std::vector<const Method*> methods;
+  std::vector<std::int64_t> lengths;
+  std::int64_t rows = 0;
+  world.together([&] {
+    const bool writes = world.rank() == 0;
+    csv_file.emplace("--csv", writes ? flags.csv : "");
+    json_file.emplace("--json", writes ? flags.json : "");
+    require_different_files({&*csv_file, &*json_file});
+    require(flags.workload.device == "cpu", "--ranks is for --device cpu");
+    require(flags.plot.empty() && flags.tokens_per_call.empty() && !flags.sample_above,
+            "--plot, --tokens-per-call and --sample-above are not for --ranks");
+    methods = methods_of(flags.workload.method);
+    lengths = lengths_of(flags);
+    rows = flags.rows.empty() ? 0 : count_of("--rows", flags.rows);
+    check_runs(flags.settings);
+    source.emplace(flags.workload);
+    for (const std::int64_t tokens : lengths) {
+      const Workload w = source->check(methods, tokens);
+      require(w.query.shape[2] == w.key.shape[2], "bench needs as many queries as keys; give --lengths");
+    }
+  });
+  bench_on_ranks(world, {*source, methods, lengths, flags.settings, rows, &*csv_file, &*json_file});
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app, const std::string& command_line) {
@@ -319,7 +348,13 @@ void add_bench(CLI::App& app, const std::string& command_line) {
   command->add_option("--plot", flags->plot, "Draw the methods' speed-up over exact against the length here, an .svg");
   command->add_option("--csv", flags->csv, "Write the rows here as well");
   command->add_option("--json", flags->json, "Write machine, peaks and rows here as well");
-  command->callback([flags, command_line] { bench(*flags, command_line); });
+  add_ranks(*command, flags->ranks);
+  command->callback([flags, command_line] {
+    if (flags->ranks.wanted())
+      on_ranks(flags->ranks, [&](World& world) { bench_ranks(*flags, world); });
+    else
+      bench(*flags, command_line);
+  });
 }
 
 }  // namespace chitu::cli

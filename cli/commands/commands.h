@@ -14,6 +14,7 @@ namespace chitu::cli {
 void add_run(CLI::App& app);
 void add_bench(CLI::App& app, const std::string& command_line);  // its pictures show command_line
 void add_accuracy(CLI::App& app, const std::string& command_line);
+void add_plan(CLI::App& app);
 void add_explain(CLI::App& app);
 void add_methods(CLI::App& app);
 void add_doctor(CLI::App& app);

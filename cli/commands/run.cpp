@@ -10,6 +10,7 @@
 #include "cli/files/files.h"
 #include "cli/measure/gpu.h"
 #include "cli/measure/workload.h"
+#include "cli/ranks/ranks.h"
 #include "cli/words.h"
 
 namespace chitu::cli {
@@ -24,6 +25,7 @@ struct Words {
   bool causal = false;
   std::optional<float> scale{};
   std::optional<int> threads{};
+  RanksFlags ranks{};
 };
 
 struct Inputs {
@@ -75,30 +77,47 @@ void attend_on_gpu(const Inputs& inputs, std::string_view layout, const HostTens
   if (lse.tensor.data) gpu::download(gpu_lse, lse.tensor);
 }
 
-void run(const Words& words) {
-  require(words.device == "cpu" || !words.threads, "--threads is for --device cpu; a GPU uses all of itself");
-  const Device device = device_of(words.device);
-  require(!words.out.empty(), "--out is missing: the file for the result, .npy or .safetensors");
-  const Options options = options_of(words);
+struct ResultFiles {
+  std::unique_ptr<NewFile> out, lse;
+};
+
+// world: null, or this process is one of its ranks; rank 0 then has the files for the results.
+void run(const Words& words, World* world) {
+  const bool writes = !world || world->rank() == 0;
+  Inputs inputs;
+  ResultFiles files;
+  Options options;
+  HostTensor out, lse;
   const auto view = [&](const HostTensor& host) { return as_bhsd(host.tensor, words.layout); };
-  const Inputs inputs = read_inputs(words);
-  const Tensor query = view(inputs.query);
-
-  const auto out_file = result_file("--out", words.out, query.type);
-  const auto lse_file = words.lse.empty() ? nullptr : result_file("--lse", words.lse, DType::f32);
-  require(!lse_file || lse_file->target() != out_file->target(), "--out and --lse are one file, ", words.lse);
-
-  const HostTensor out = allocate(query.type, inputs.query.tensor.shape);
-  const HostTensor lse = lse_file ? allocate(DType::f32, {query.shape[0], query.shape[1], query.shape[2], 1}) : HostTensor{};
-  if (device == Device::cuda)
+  together(world, [&] {
+    require(words.device == "cpu" || !words.threads, "--threads is for --device cpu; a GPU uses all of itself");
+    require(words.device == "cpu" || !world, "--ranks is for --device cpu");
+    require(!words.out.empty(), "--out is missing: the file for the result, .npy or .safetensors");
+    options = options_of(words);
+    inputs = read_inputs(words);
+    const Tensor query = view(inputs.query);
+    if (writes) {
+      files.out = result_file("--out", words.out, query.type);
+      if (!words.lse.empty()) files.lse = result_file("--lse", words.lse, DType::f32);
+      require(!files.lse || files.lse->target() != files.out->target(), "--out and --lse are one file, ", words.lse);
+    }
+    out = allocate(query.type, inputs.query.tensor.shape);
+    if (!words.lse.empty()) lse = allocate(DType::f32, {query.shape[0], query.shape[1], query.shape[2], 1});
+  });
+  const Tensor query = view(inputs.query), key = view(inputs.key), value = view(inputs.value);
+  if (world)
+    world->attend(query, key, value, {view(out), lse.tensor}, options);
+  else if (device_of(words.device) == Device::cuda)
     attend_on_gpu(inputs, words.layout, out, lse, options);
   else
-    attention(query, view(inputs.key), view(inputs.value), {view(out), lse.tensor}, options);
-
-  write(*out_file, {.name = "out", .tensor = out.tensor});
-  if (lse_file) write(*lse_file, {.name = "lse", .tensor = lse.tensor, .rank = 3});
-  out_file->publish();
-  if (lse_file) lse_file->publish();
+    attention(query, key, value, {view(out), lse.tensor}, options);
+  together(world, [&] {
+    if (!writes) return;
+    write(*files.out, {.name = "out", .tensor = out.tensor});
+    if (files.lse) write(*files.lse, {.name = "lse", .tensor = lse.tensor, .rank = 3});
+    files.out->publish();
+    if (files.lse) files.lse->publish();
+  });
 }
 
 }  // namespace
@@ -127,7 +146,13 @@ void add_run(CLI::App& app) {
   command->add_option("--threads", words->threads, "CPU threads; 0, and unless given: all");
   add_device(*command, words->device);
   command->add_option("--kernel", words->kernel, "Run this kernel or refuse (chitu methods lists them)");
-  command->callback([words] { run(*words); });
+  add_ranks(*command, words->ranks);
+  command->callback([words] {
+    if (words->ranks.wanted())
+      on_ranks(words->ranks, [&](World& world) { run(*words, &world); });
+    else
+      run(*words, nullptr);
+  });
 }
 
 }  // namespace chitu::cli

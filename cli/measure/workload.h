@@ -46,6 +46,7 @@ class WorkloadSource {
   const std::vector<std::string>& data() const { return data_; }
   bool is_file() const { return !flags_.input.empty(); }
   int threads() const;
+  std::optional<int> asked_threads() const { return flags_.threads; }
   Device device() const { return device_; }
   // The workload's tensors; those of named distributions have no data yet.
   Workload check(std::span<const Method* const> methods, std::int64_t tokens, std::optional<std::int64_t> batch = {}) const;

