@@ -218,18 +218,22 @@ struct Quantizer {
   // Rows are of numbers times `unit`.
   static void by_tokens(TokenChunk& t, const Rows& rows, int padded, float unit) {
     const Groups& groups = t.quant.groups;
-    std::array<float, tile_tokens> sizes{}, maxima{};  // of each token, of each group in the chunk
-    for (std::size_t i = 0; i < static_cast<std::size_t>(t.count); ++i) sizes[i] = maximum(rows[i], padded);
+    const auto count = static_cast<std::size_t>(t.count), scales = static_cast<std::size_t>(groups.count(t.count));
+    std::array<float, tile_tokens> sizes{}, factors;  // of each token, of each group in the chunk
+    std::array<std::size_t, tile_tokens> group;       // of each token
+    for (std::size_t i = 0; i < count; ++i) sizes[i] = maximum(rows[i], padded);
     if (t.ranks) rank(sizes, t.count, t.ranks);
-    const auto group = [&](int i) { return static_cast<std::size_t>(t.ranks ? sorted_group(groups, t.ranks[i]) : groups.of(i)); };
-    for (int i = 0; i < t.count; ++i) maxima[group(i)] = std::max(maxima[group(i)], sizes[static_cast<std::size_t>(i)]);
-    for (std::int64_t g = 0; g < groups.count(t.count); ++g) {
-      float& m = maxima[static_cast<std::size_t>(g)];
-      m = std::max(m, smallest_maximum * unit);
-      t.scales[g] = m / 127 / unit;
-    }
     for (int i = 0; i < t.count; ++i)
-      round_i8(rows[i], 127 / maxima[group(i)], reinterpret_cast<std::int8_t*>(t.values) + std::int64_t{i} * t.dim, t.dim);
+      group[static_cast<std::size_t>(i)] = static_cast<std::size_t>(t.ranks ? sorted_group(groups, t.ranks[i]) : groups.of(i));
+
+    std::array<float, tile_tokens> maxima;
+    maxima.fill(smallest_maximum * unit);
+    for (std::size_t i = 0; i < count; ++i) maxima[group[i]] = std::max(maxima[group[i]], sizes[i]);
+    const float back = 1 / unit;  // a power of two
+    for (std::size_t g = 0; g < scales; ++g) t.scales[g] = maxima[g] / 127 * back;
+    for (std::size_t g = 0; g < scales; ++g) factors[g] = 127 / maxima[g];
+    for (std::size_t i = 0; i < count; ++i)
+      round_i8(rows[i], factors[group[i]], reinterpret_cast<std::int8_t*>(t.values) + static_cast<std::int64_t>(i) * t.dim, t.dim);
   }
 
   static void by_tile(TokenChunk& t, Rows& rows, int padded) {
