@@ -32,7 +32,8 @@ def medians(program, method, length, tokens, heads, dim, causal, more):
     with tempfile.NamedTemporaryFile(suffix=".csv") as file:
         subprocess.run([*command, "--csv", file.name], check=True, stdout=subprocess.DEVNULL)
         with open(file.name, newline="") as lines:
-            row = next(csv.DictReader(line for line in lines if not line.startswith("#")))
+            rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+            row = next(row for row in rows if row["method"] == method)  # after the line of `exact`, to which all are compared
     if not row["total_ms"]:
         sys.exit(f"{program} refuses: {row['refused']}")
     return {name: 1000 * float(row[name]) for name in TIMES if row[name]} | {"rel_l1": float(row["rel_l1"])}

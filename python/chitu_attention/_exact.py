@@ -6,14 +6,15 @@ import torch
 _LARGEST = 1 << 25  # scores that are in memory at once
 
 
-def visible(rows, queries, keys, query_positions, key_positions, left, right):
-    """bool (rows, keys), or None where every query sees every key. rows: which of the queries. The rule is visible() of
+def _visible(queries, keys, query_positions, key_positions, left, right, device, rows=None):
+    """bool (queries, keys), or None where every query sees every key. rows: which of the queries; None for all. The rule is visible() of
     src/common/visible.h."""
     if left < 0 and right < 0:
         return None
     first_key, key_step = key_positions or (0, 1)
     first_query, query_step = query_positions or (first_key + (keys - queries) * key_step, key_step)
-    distance = (first_key + key_step * torch.arange(keys, device=rows.device)) - (first_query + query_step * rows)[:, None]
+    distance = (first_key + key_step * torch.arange(keys, device=device)) - (
+        first_query + query_step * (torch.arange(queries, device=device) if rows is None else rows))[:, None]
     seen = torch.ones_like(distance, dtype=torch.bool)
     if left >= 0:
         seen &= distance >= -left
@@ -89,8 +90,7 @@ def backward(grad_out, grad_lse, query, key, value, layout, causal, window, scal
     for i, (q0, q1, k0, k1) in enumerate(zip(q_starts, q_starts[1:], k_starts, k_starts[1:])):
         # Batch entries differ where each has positions of its own.
         sequences = [i] if query_starts or not any(len(p or ()) > 2 for p in (query_positions, key_positions)) else range(batch)
-        rows = torch.arange(q1 - q0, device=q.device)
-        seen = [visible(rows, q1 - q0, k1 - k0, _pair(query_positions, s), _pair(key_positions, s), left, right) for s in sequences]
+        seen = [_visible(q1 - q0, k1 - k0, _pair(query_positions, s), _pair(key_positions, s), left, right, q.device) for s in sequences]
         seen = None if not seen or seen[0] is None else torch.stack(seen)[:, None, None]
         one = _sequence(grouped[1][..., q0:q1, :], None if lse is None else lse[..., q0:q1], grouped[0][..., q0:q1, :], k[:, :, None, k0:k1],
                         v[:, :, None, k0:k1], seen, scale)

@@ -11,7 +11,7 @@ import torch
 
 from . import _sdpa
 from ._attention import attention, methods as _methods
-from ._exact import visible
+from ._exact import _visible
 from ._torch import _autocast
 
 _LARGEST = 1 << 24  # numbers of a kind that the reference has in memory at once
@@ -42,7 +42,7 @@ def _truth(query, key, value, rows, seen, scale):
 
 
 def _mask(causal=False, window=None, query_positions=None, key_positions=None):
-    """(query positions, key positions, left, right) as visible() takes them."""
+    """(query positions, key positions, left, right) as _visible() takes them."""
     pair = lambda given: None if given is None else (given, 1) if isinstance(given, int) else tuple(given)
     left, right = (-1 if side is None else side for side in window or (-1, -1))
     return pair(query_positions), pair(key_positions), left, 0 if causal else right
@@ -174,6 +174,9 @@ class Record(_sdpa.SdpaMode):
             self._count("a call outside the model")
         elif query_starts is not None:
             self._count("packed sequences")
+        elif any(isinstance(given, (list, tuple)) and not isinstance(given[0], int)
+                 for given in (options.get("query_positions"), options.get("key_positions"))):
+            self._count("positions of each sequence's own")
         elif 0 in query.shape or 0 in key.shape:
             self._count("query or key is empty")
         else:
@@ -187,7 +190,8 @@ class Record(_sdpa.SdpaMode):
         count = min(queries, self._rows)
         rows = torch.arange(1, count + 1, device=query.device) * queries // count - 1
         query_positions, key_positions, left, right = _mask(**options)
-        truth = _truth(query, key, value, rows, visible(rows, queries, keys, query_positions, key_positions, left, right), scale)
+        seen = _visible(queries, keys, query_positions, key_positions, left, right, query.device, rows)
+        truth = _truth(query, key, value, rows, seen, scale)
         sums = self._sums.setdefault(layer, {})
         broken = None
         for name, method in self._methods.items():
