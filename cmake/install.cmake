@@ -16,6 +16,11 @@ install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/chitu TYPE INCLUDE)
 install(EXPORT chitu NAMESPACE chitu:: FILE chituTargets.cmake DESTINATION ${package_dir})
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
+if(CHITU_DIST)  # find_package(chitu COMPONENTS dist) gives chitu::dist too
+  install(TARGETS chitu_dist EXPORT chituDist)
+  install(EXPORT chituDist NAMESPACE chitu:: FILE chituDistTargets.cmake DESTINATION ${package_dir})
+endif()
+
 get_target_property(library_type chitu TYPE)  # a static library asks its user for what it links
 configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/chituConfig.cmake.in ${PROJECT_BINARY_DIR}/chituConfig.cmake
   INSTALL_DESTINATION ${package_dir})

@@ -38,7 +38,7 @@ need() {
 }
 
 need_to_build() {
-  need g++ g++ cmake cmake ninja ninja-build - libcli11-dev - libfmt-dev - nlohmann-json3-dev
+  need g++ g++ cmake cmake ninja ninja-build - libcli11-dev - libfmt-dev - nlohmann-json3-dev mpirun openmpi-bin - libopenmpi-dev
   local version
   version=$(cmake --version | sed -n '1s/[^0-9]*\([0-9.]*\).*/\1/p')
   [[ $(printf '%s\n' 3.25 "$version" | sort -V | head -n 1) == 3.25 ]] || fail "CMake is $version, but 3.25 or newer is needed"
