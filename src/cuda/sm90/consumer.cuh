@@ -173,9 +173,14 @@ struct Consumer {
 
   // A score's factor, as far as it depends on the query. It contains log2 e, because the softmax works in powers of 2.
   __device__ __forceinline__ void query_scales(std::uint32_t item, float (&scale)[2]) {
+    const int t = ptx::thread_index_again();
+    if constexpr (C::quantizes_queries) {
+      const float2 both = ptx::load_float2(item + offsetof(Item, query_scale) + (t >> 2) * 8);
+      scale[0] = both.x, scale[1] = both.y;
+      return;
+    }
     scale[0] = scale[1] = fabsf(p.scale) * log2_e;
     if constexpr (C::query_scales) {
-      const int t = ptx::thread_index_again();
       const std::uint32_t from = item + offsetof(Item, query_scale) + (t >> 5) * (64 / form.query_scale_rows) + (t >> 2 & 7) * 4;
       scale[0] *= ptx::load_float(from);
       scale[1] = form.query_scale_rows == 2 ? scale[0] : scale[1] * ptx::load_float(from + 32);
@@ -288,10 +293,12 @@ struct Consumer {
       }
     });
 
-    // Find the maxima again from what the exponents had added, to save registers until here.
+    // Find the maxima again from what the exponents had added, to save registers until here. The lanes of a quad add with roundings of
+    // their own, for their keys' scales differ. They must agree on one of them: what value_offset adds to an output is more than the output
+    // itself, and is subtracted by the sums of all four.
     if constexpr (C::short_of_registers)
 #pragma unroll
-      for (int r = 0; r < 2; ++r) tile.maximum[r] = C::log2_top - fmaf(magic, tile.scale[r], shift[r]);
+      for (int r = 0; r < 2; ++r) tile.maximum[r] = __shfl_sync(~0u, C::log2_top - fmaf(magic, tile.scale[r], shift[r]), 0, 4);
   }
 
   // O += P V by the tensor cores.

@@ -67,7 +67,8 @@ __device__ __forceinline__ void correct_lse(const typename C::At at, std::uint32
 }
 
 // All warps of a warpgroup call it. It reads the block that the producer has brought, and writes Item's scales and corrections, and the
-// operand at Config::At::query. A thread has a quarter of two of its warp's 16 rows, row lane / 4 and the one 8 behind it.
+// operand at Config::At::query. A thread has a quarter of two of its warp's 16 rows, row lane / 4 and the one 8 behind it. The scales of
+// two such rows stand side by side, and contain what Consumer::query_scales() says.
 template <class C>
 __device__ __forceinline__ void quantize_queries(const Params& p, const typename C::At at, std::uint32_t item, int warpgroup) {
   using Item = typename C::Item;
@@ -116,7 +117,8 @@ __device__ __forceinline__ void quantize_queries(const Params& p, const typename
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float top = quad_maximum(fmaxf(tops[2 * r], tops[2 * r + 1]));
-    if (quad == 0) ptx::store_float(item + offsetof(Item, query_scale) + (warp * 16 + 8 * r + lane / 4) * 4, scale_of<dim>(top));
+    const float factor_of_scores = fabsf(p.scale) * log2_e * scale_of<dim>(top);
+    if (quad == 0) ptx::store_float(item + offsetof(Item, query_scale) + ((warp * 8 + lane / 4) * 2 + r) * 4, factor_of_scores);
     const float inverse = inverse_of<dim>(top);
     factor[r] = p.scale < 0 ? -inverse : inverse;
   }
