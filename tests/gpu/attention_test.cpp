@@ -64,6 +64,7 @@ void expect_recipe(Case& c, const Recipe& recipe, const Tolerance& tolerance = {
   // A weight, or an integer of a rotated query or key, may round the other way where it is nearly halfway. If few keys have most of the
   // weight, that one integer is seen.
   const bool exact = recipe == recipes::exact, fp8_scores = recipe.key.type == DType::e4m3;
+  const double many_keys = fp8_scores ? 4e-3 : 2e-3;
   const auto lse = to_double(expected.lse.numbers());
   const auto seen = keys_seen(c);
   double sum = 0;
@@ -73,7 +74,7 @@ void expect_recipe(Case& c, const Recipe& recipe, const Tolerance& tolerance = {
       continue;
     }
     const double error = std::fabs(got.lse[i] - lse[i]);
-    ASSERT_LE(error, exact ? 3e-4 : seen[i] >= 64 && !c.peaky ? 2e-3 : tolerance.lse) << "lse " << i << " of " << seen[i] << " keys";
+    ASSERT_LE(error, exact ? 3e-4 : seen[i] >= 64 && !c.peaky ? many_keys : tolerance.lse) << "lse " << i << " of " << seen[i] << " keys";
     sum += error;
   }
   const double mean = exact ? 3e-5 : !fp8_scores ? 2e-4 : c.peaky ? 1.5e-3 : 3e-4;

@@ -227,7 +227,9 @@ TEST_F(Gpu, MergeIsReplayedWithNewData) {
   for (int replay = 0; replay < 3; ++replay) {
     parts.assign(random);
     late.assign(parts.host[0].out);
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // the copies were not of this stream
     ASSERT_EQ(cudaGraphLaunch(run, stream), cudaSuccess);
+    ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
     expect_near(out.numbers(), lse.numbers(), parts.expected(DType::bf16));
   }
   EXPECT_EQ(cudaGraphExecDestroy(run), cudaSuccess);
