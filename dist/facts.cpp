@@ -9,10 +9,12 @@
 namespace chitu::dist {
 namespace {
 
-std::string text_of(const Quant& q) {
+template <class Q>  // so that `sorted` may be looked for
+std::string text_of_quant(const Q& q) {
   std::ostringstream text;
   text << name(q.type) << '/' << static_cast<int>(q.scaling) << '/' << q.groups.block << '/' << q.groups.lanes << '/'
        << static_cast<int>(q.centre) << '/' << q.rotated;
+  if constexpr (requires { q.sorted; }) text << '/' << q.sorted;
   return text.str();
 }
 
@@ -20,7 +22,7 @@ std::string text_of(const Recipe& recipe) {
   for (const Method& method : methods)
     if (method.recipe == recipe) return std::string(method.name);
   std::ostringstream text;
-  text << "of its own: " << text_of(recipe.query) << ", " << text_of(recipe.key) << ", " << text_of(recipe.value) << ", "
+  text << "of its own: " << text_of_quant(recipe.query) << ", " << text_of_quant(recipe.key) << ", " << text_of_quant(recipe.value) << ", "
        << name(recipe.weights.type) << '/' << recipe.weights.top << '/' << recipe.weights.by_tile << '/'
        << static_cast<int>(recipe.weights.output) << '/' << static_cast<int>(recipe.weights.lse);
   return text.str();

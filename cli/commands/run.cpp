@@ -87,11 +87,13 @@ void run(const Words& words, World* world) {
   Inputs inputs;
   ResultFiles files;
   Options options;
+  Device device = Device::cpu;
   HostTensor out, lse;
   const auto view = [&](const HostTensor& host) { return as_bhsd(host.tensor, words.layout); };
   together(world, [&] {
     require(words.device == "cpu" || !words.threads, "--threads is for --device cpu; a GPU uses all of itself");
     require(words.device == "cpu" || !world, "--ranks is for --device cpu");
+    device = device_of(words.device);
     require(!words.out.empty(), "--out is missing: the file for the result, .npy or .safetensors");
     options = options_of(words);
     inputs = read_inputs(words);
@@ -107,7 +109,7 @@ void run(const Words& words, World* world) {
   const Tensor query = view(inputs.query), key = view(inputs.key), value = view(inputs.value);
   if (world)
     world->attend(query, key, value, {view(out), lse.tensor}, options);
-  else if (device_of(words.device) == Device::cuda)
+  else if (device == Device::cuda)
     attend_on_gpu(inputs, words.layout, out, lse, options);
   else
     attention(query, key, value, {view(out), lse.tensor}, options);

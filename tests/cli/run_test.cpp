@@ -143,7 +143,7 @@ TEST(Run, WordsThatAreRefused) {
   const std::string in = write_inputs(folder, random_inputs(DType::f32), false, true);
   const std::string out = " --out " + (folder / "out.npy").string(), words = in + out;
   expect_refused(chitu(""), {"no command", "--help"});
-  expect_refused(chitu("fly"), {"no command 'fly'", "run, bench, accuracy, explain, methods, doctor"});
+  expect_refused(chitu("fly"), {"no command 'fly'", "run, bench, accuracy, plan, explain, methods, doctor"});
   expect_refused(chitu("--fly"), {"--fly"});
   expect_refused(chitu(words + " --colour"), {"--colour"});
   expect_refused(chitu(words + " extra"), {"extra"});
