@@ -73,7 +73,8 @@ Errors Comparison::errors() const {
   for (std::size_t i = 0; i < by_head_.size(); ++i) {
     all.add(by_head_[i]);
     const auto index = static_cast<std::int64_t>(i);
-    keep_worst(e.worst_head, {index / heads_, index % heads_, -1, by_head_[i].relative()});
+    e.heads.push_back({index / heads_, index % heads_, -1, by_head_[i].relative()});
+    keep_worst(e.worst_head, e.heads.back());
   }
   if (lse_rows_ > 0 || lse_max_ > 0) {
     e.lse_max_diff = lse_max_;

@@ -25,6 +25,7 @@ struct Errors {
   double max_diff = unknown, mean_diff = unknown, relative_l1 = unknown, rmse = unknown, cosine = unknown;
   double lse_max_diff = unknown, lse_mean_diff = unknown;
   Place worst_head, worst_row;
+  std::vector<Place> heads;  // all, in the order of batch entry and head
 };
 
 // Collects rows by a call of add() for each run of rows.

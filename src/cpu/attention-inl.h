@@ -104,6 +104,11 @@ class Attention {
       panels.keys = std::exchange(memory, memory + tiles * shared_.tile_key_bytes);
       panels.key_start.resize(tiles * tile_tokens);
       panels.key_scale.resize(tiles * tile_tokens);
+      // A product is multiplied by its key's scale first. Where that could overflow, a power of two of the scales is left to the queries.
+      const Indexed& k = shared_.operands.key;
+      const float* scales = Locator(k, u.sequence, u.head).scales;
+      const std::int64_t count = k.quant.scaling == Scaling::tokens ? k.quant.groups.count(shared_.sequence_of(u).keys) : 0;
+      panels.key_unit = count && *std::max_element(scales, scales + count) > 0x1p100f ? 0x1p-30f : 1;
     }
     if constexpr (int8_weights) {
       panels.values = std::exchange(memory, memory + tiles * shared_.tile_value_bytes);
@@ -138,7 +143,7 @@ class Attention {
         to.key_start[token] = -128 * sum;
         // Behind the last key there may be no scale. If there is one, one vector of scales may serve all keys of the tile.
         const bool scaled = k.quant.sorted ? token < s.keys : k.quant.groups.of(token) < k.quant.groups.count(s.keys);
-        to.key_scale[token] = scaled ? where.scales[where.group(token)] : 0;
+        to.key_scale[token] = scaled ? where.scales[where.group(token)] * to.key_unit : 0;
       });
     }
     if constexpr (int8_weights) {

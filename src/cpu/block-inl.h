@@ -131,7 +131,7 @@ class Block {
       const float unit = shared_.query_unit;
       x_.row_scale[i] = std::fabs(p_.scale()) / unit * std::numbers::log2e_v<float>;
       if (q.quant.scaling == Scaling::none && unit != 1) multiply(numbers, unit);
-      if (q.quant.scaling == Scaling::tokens) x_.row_scale[i] *= unit * where.scales[where.group(query(r))];
+      if (q.quant.scaling == Scaling::tokens) x_.row_scale[i] *= unit * where.scales[where.group(query(r))] / panels_.key_unit;
       if (q.quant.scaling == Scaling::head)
         x_.row_scale[i] *= unit * where.scales[0] * Locator(shared_.operands.key, unit_.sequence, unit_.head).scales[0];
       x_.seen[i] = sequence_.visible(p_.options.window, query(r));

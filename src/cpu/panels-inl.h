@@ -137,7 +137,8 @@ template <class S>
 struct Panels {
   std::byte* keys = nullptr;              // [tile] as Packer::keys
   Buffer<std::int32_t> key_start;         // [key]: -128 times its sum, for queries are stored + 128
-  Buffer<float> key_scale;                // [key]
+  Buffer<float> key_scale;                // [key], times key_unit
+  float key_unit = 1;                     // a power of two
   std::byte* values = nullptr;            // [tile] as Packer::values
   Buffer<std::byte> residuals;            // [flagged tile] likewise
   std::vector<std::int32_t> residual_of;  // [tile]; -1, or index of a flagged tile

@@ -230,6 +230,21 @@ TEST_P(EveryBackend, NaNAndInfinityStayOut) {
       }
 }
 
+// Keys of equal size, of sizes that differ in the bits that are not compared only, zeros, and tokens that are not finite.
+TEST_P(EveryBackend, RanksOfEqualSizes) {
+  for (const std::int64_t tokens : {1, 31, 128, 129, 200}) {
+    const Case c{recipe(), Role::key, DType::f32, Layout::bhsd, {1, 2, tokens, 64}, {}};
+    Array x(c.type, c.shape);
+    x.fill([](auto, std::int64_t h, std::int64_t t, std::int64_t i) {
+      if (t % 11 == 5) return i == 3 ? std::numeric_limits<float>::infinity() : 1.f;
+      if (t % 7 == 2) return 0.f;
+      const float size = h == 0 ? 1.f : 1 + static_cast<float>(t % 5) * 0x1p-22f;
+      return (t + i) % 3 ? size : -size;
+    });
+    ASSERT_NO_FATAL_FAILURE(check(c, x));
+  }
+}
+
 TEST_P(EveryBackend, NothingButNaN) {
   for (const Role role : {Role::query, Role::key, Role::value}) {
     const Case c{recipe(), role, DType::f32, Layout::bhsd, {1, 1, 5, 12}, {}};
