@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a call can ask for beyond the simplest one, with recipes::exact. A kernel must not take a call that asks for something it has never heard of, so nothing is
-// taken unless it is listed: describe() collects what a call asks for, a row of the kernel table lists what it takes, and refusal() names
-// the difference.
+// What a call can ask for beyond the simplest one, with recipes::exact. A kernel must not take a call that asks for something it has never
+// heard of, so nothing is taken unless it is listed: describe() collects what a call asks for, a row of the kernel table lists what it
+// takes, and refusal() names the difference.
 #pragma once
 
 #include <cstdint>
