@@ -98,7 +98,7 @@ const std::vector<Hard>& hard_data() {
          d.value.fill([&](auto, auto, auto, std::int64_t c) { return r.normal() * (c < 4 ? 20 : 1); });
          return d;
        }},
-      {"channel_sizes", .0165,
+      {"channel_sizes", .0168,
        [](Random& r, std::int64_t n, DType type) {
          Data d = plain(r, n, type);
          std::vector<float> sizes;
@@ -106,7 +106,7 @@ const std::vector<Hard>& hard_data() {
          d.value.fill([&](auto, auto, auto, std::int64_t c) { return r.normal() * sizes[static_cast<std::size_t>(c)]; });
          return d;
        }},
-      {"query_offset", .0215,
+      {"query_offset", .0265,
        [](Random& r, std::int64_t n, DType type) {
          Data d = plain(r, n, type);
          d.query.fill([&](auto...) { return r.normal() + 3; });
