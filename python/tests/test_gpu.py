@@ -79,7 +79,8 @@ def test_merge(parts):
     with torch.cuda.stream(stream):
         shards = [ca.attention(q, keys, values, method="exact", return_lse=True)
                   for keys, values in zip(k.tensor_split(parts, 2), v.tensor_split(parts, 2))]
-        torch.cuda._sleep(20_000_000)
+        ca.merge(*shards)  # loads the kernel, which waits
+        torch.cuda._sleep(200_000_000)
         out, lse = ca.merge(*shards)
         assert not stream.query()
         sums = (shards[0][0].float(), shards[0][1].clone())
@@ -256,4 +257,4 @@ def test_record_of_float32():
     model = Attend()
     with ca.record(model) as r:
         model(q, k, v)
-    assert "chitu is refused" in r.table() and r.choose() == {}
+    assert "chitu is refused" in r.table() and r.choose() == {"": "torch"}
