@@ -315,12 +315,12 @@ class Record(_sdpa.SdpaMode):
 
     def plot(self, path):
         """Draws each layer's relative L1 by every method, as a line, with the range of its heads. It needs matplotlib."""
+        if not self._sums:
+            raise ValueError("nothing was recorded; table() says why")
         try:
             from matplotlib.figure import Figure
         except ImportError:
             raise ImportError("plot() draws with matplotlib, which is not installed: pip install matplotlib. table() needs nothing") from None
-        if not self._sums:
-            raise ValueError("nothing was recorded; table() says why")
         layers = list(self._sums)
         figure = Figure(figsize=(max(6.0, 2.5 + 0.3 * len(layers)), 4.5), layout="constrained")
         axes = figure.subplots()

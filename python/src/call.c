@@ -72,11 +72,11 @@ static PyObject* route(State* state, PyObject* const* args) {
   return answer;
 }
 
-/* PyTorch could not show a tensor's memory: it is sparse, or stands for a batch within vmap. Its dispatcher may know what to do. */
+/* PyTorch could not show a tensor's memory: it is sparse, has none, or stands for a batch within vmap. Its dispatcher may know what to do. */
 static bool is_unreadable(const Job* job) {
   for (int i = 0; i < 3; ++i)
     if (job->in[i].is_unreadable) return true;
-  return false;
+  return job->out.is_unreadable || job->lse.is_unreadable;
 }
 
 /* PyTorch marks some views of complex numbers as negated, and leaves their memory as it was. */
@@ -302,6 +302,7 @@ static void job_init(Job* job) {
   memset(job->tensors, 0, sizeof job->tensors);
   for (int i = 0; i < 3; ++i) job->in[i].has_buffer = job->in[i].is_unreadable = false, job->in[i].owner = NULL;
   job->out.has_buffer = job->lse.has_buffer = job->quantized = job->has_lse = false;
+  job->out.is_unreadable = job->lse.is_unreadable = false;
   job->out.owner = job->lse.owner = job->out_object = job->lse_object = job->fresh_workspace = NULL;
   job->call.starts[0] = job->call.starts[1] = NULL;
   job->call.positions[0] = job->call.positions[1] = NULL;
@@ -345,12 +346,12 @@ static PyObject* attend(PyObject* self, PyObject* const* args, Py_ssize_t count,
   PyObject* answer = NULL;
   bool is_given = false, is_current = false;
   void* stream = NULL;
-  if (!inputs_read(state, &job, args, &is_given, &stream)) {
+  if (!inputs_read(state, &job, args, &is_given, &stream) || !outputs_read(state, &job, args, stream)) {
     if (may_route && is_unreadable(&job)) {
       PyErr_Clear();
       answer = route(state, args);
     }
-  } else if (outputs_read(state, &job, args, stream) && options_read(state, &job, args, is_given, stream, &is_current) &&
+  } else if (options_read(state, &job, args, is_given, stream, &is_current) &&
              (!is_current || workspace_take(state, &job, args, may_route))) {
     chitu_status status;
     Py_BEGIN_ALLOW_THREADS status = run(state, &job);
