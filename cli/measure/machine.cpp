@@ -49,12 +49,16 @@ const std::vector<InstructionSet>& instruction_sets() {
       {"avx2", __builtin_cpu_supports("avx2") != 0, "cpu.avx2"},
       {"fma", __builtin_cpu_supports("fma") != 0, "cpu.avx2"},
       {"f16c", (cpuid(1).c >> 29 & 1) != 0, "cpu.avx2"},  // clang 14's __builtin_cpu_supports does not know it, nor bf16
+      {"avxvnni", (cpuid(7, 1).a >> 4 & 1) != 0, "cpu.avxvnni"},
       {"avx512f", __builtin_cpu_supports("avx512f") != 0, "cpu.avx512"},
       {"avx512bw", __builtin_cpu_supports("avx512bw") != 0, "cpu.avx512"},
       {"avx512dq", __builtin_cpu_supports("avx512dq") != 0, "cpu.avx512"},
       {"avx512vl", __builtin_cpu_supports("avx512vl") != 0, "cpu.avx512"},
       {"avx512vnni", __builtin_cpu_supports("avx512vnni") != 0, "cpu.avx512"},
       {"avx512bf16", (cpuid(7, 1).a >> 5 & 1) != 0, "cpu.avx512 in bf16"},
+      {"amx-tile", (cpuid(7).d >> 24 & 1) != 0, "cpu.amx"},
+      {"amx-int8", (cpuid(7).d >> 25 & 1) != 0, "cpu.amx"},
+      {"amx-bf16", (cpuid(7).d >> 22 & 1) != 0, "cpu.amx"},
   };
   return all;
 }

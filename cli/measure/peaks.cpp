@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <string_view>
 #include <utility>
 
 #include "cli/measure/machine.h"
@@ -81,6 +82,50 @@ constexpr std::int32_t halves_of_1 = 0x3f803f80;                          // bf1
         "xmm15");
 }
 
+// On tiles: four sums of 16 rows by 16 columns, enough to hide the latency, of two tiles of rows and two of columns. `steps` times three.
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileConfig tile_config;
+constexpr int tile_products = 12;  // a step
+
+struct alignas(64) TileNumbers {
+  std::int32_t lane[16][16];
+  explicit TileNumbers(std::int32_t x) { std::fill_n(&lane[0][0], 256, x); }
+};
+
+#define CHITU_TILE_LOOP(product)                                                                                                      \
+  asm volatile(                                                                                                                       \
+      "ldtilecfg %1\n"                                                                                                                \
+      ".irp r, 0, 1, 2, 3\n"                                                                                                          \
+      "tilezero %%tmm\\r\n"                                                                                                           \
+      ".endr\n"                                                                                                                       \
+      ".irp r, 4, 5, 6, 7\n"                                                                                                          \
+      "tileloadd (%2,%3,1), %%tmm\\r\n"                                                                                               \
+      ".endr\n"                                                                                                                       \
+      "1:\n"                                                                                                                          \
+      ".rept 3\n" product " %%tmm6, %%tmm4, %%tmm0\n" product " %%tmm6, %%tmm5, %%tmm1\n" product " %%tmm7, %%tmm4, %%tmm2\n" product \
+      " %%tmm7, %%tmm5, %%tmm3\n"                                                                                                     \
+      ".endr\n"                                                                                                                       \
+      "dec %0\n"                                                                                                                      \
+      "jnz 1b\n"                                                                                                                      \
+      "tilerelease\n"                                                                                                                 \
+      : "+r"(steps)                                                                                                                   \
+      : "m"(tile_config), "r"(&numbers), "r"(std::int64_t{64})                                                                        \
+      : "cc", "memory")
+
+[[gnu::target("amx-tile,amx-int8")]] void int8_amx(std::int64_t steps) {
+  const TileNumbers numbers(bytes_of_3);
+  CHITU_TILE_LOOP("tdpbssd");
+}
+
+[[gnu::target("amx-tile,amx-bf16")]] void bf16_amx(std::int64_t steps) {
+  const TileNumbers numbers(halves_of_1);
+  CHITU_TILE_LOOP("tdpbf16ps");
+}
+
 [[gnu::target("avx2,fma")]] void fp32_avx2(std::int64_t steps) {
   asm volatile(
       "vbroadcastss %1, %%ymm0\n"
@@ -118,6 +163,25 @@ constexpr std::int32_t halves_of_1 = 0x3f803f80;                          // bf1
       "vzeroupper\n"
       : "+r"(steps)
       : "m"(words_of_3)
+      : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14",
+        "xmm15");
+}
+
+[[gnu::target("avx2")]] void int8_avxvnni(std::int64_t steps) {
+  asm volatile(
+      "vpbroadcastd %1, %%ymm0\n"
+      ".irp r, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15\n"
+      "vmovdqa %%ymm0, %%ymm\\r\n"
+      ".endr\n"
+      "1:\n"
+      ".irp r, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15\n"
+      "%{vex%} vpdpbusd %%ymm0, %%ymm0, %%ymm\\r\n"
+      ".endr\n"
+      "dec %0\n"
+      "jnz 1b\n"
+      "vzeroupper\n"
+      : "+r"(steps)
+      : "m"(bytes_of_3)
       : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14",
         "xmm15");
 }
@@ -166,9 +230,9 @@ void int8_sse2(std::int64_t steps) {
         "xmm15");
 }
 
-bool has_bf16() {
+bool has(std::string_view set) {
   const auto& sets = instruction_sets();
-  return std::any_of(sets.begin(), sets.end(), [](const InstructionSet& s) { return s.name == "avx512bf16" && s.found; });
+  return std::any_of(sets.begin(), sets.end(), [&](const InstructionSet& s) { return s.name == set && s.found; });
 }
 #else
 // x = x * a + a in vectors of 16 bytes; indices are constants, so that the chains live in registers.
@@ -200,8 +264,12 @@ struct Loops {
 
 Loops best_loops() {
 #ifdef __x86_64__
+  constexpr int tile = 16 * 16 * 16 * tile_products / chains;  // lanes of a product of tiles, for each of a step's `chains`
+  if (best_kernel() == "cpu.amx") return {"amx", {fp32_avx512, 16}, {int8_amx, 4 * tile}, {bf16_amx, 2 * tile}};
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"))
-    return {"avx512", {fp32_avx512, 16}, {int8_avx512, 64}, {has_bf16() ? bf16_avx512 : nullptr, 32}};
+    return {"avx512", {fp32_avx512, 16}, {int8_avx512, 64}, {has("avx512bf16") ? bf16_avx512 : nullptr, 32}};
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has("avxvnni"))
+    return {"avxvnni", {fp32_avx2, 8}, {int8_avxvnni, 32}, {}};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return {"avx2", {fp32_avx2, 8}, {int8_avx2, 16}, {}};
   return {"sse2", {fp32_sse2, 4}, {int8_sse2, 8}, {}};
 #else

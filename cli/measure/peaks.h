@@ -8,7 +8,7 @@
 namespace chitu::cli {
 
 struct Peaks {
-  std::string instructions;               // what was measured: "avx512", "avx2", "sse2", "portable"
+  std::string instructions;               // what was measured: "amx", "avx512", "avxvnni", "avx2", "sse2", "portable"
   double fp32_tflops = 0, int8_tops = 0;  // a multiply-add counts 2
   double bf16_tflops = 0;                 // 0 where there is no such instruction
 };

@@ -102,7 +102,7 @@ class Attention {
   void reserve(const Unit& u, Panels<S>& panels, std::int64_t tiles, std::byte*& memory) {
     if constexpr (int8_scores) {
       panels.keys = std::exchange(memory, memory + tiles * shared_.tile_key_bytes);
-      panels.key_start.resize(tiles * tile_tokens);
+      if (!L::template on_tiles<Score>) panels.key_start.resize(tiles * tile_tokens);
       panels.key_scale.resize(tiles * tile_tokens);
       // A product is multiplied by its key's scale first. Where that could overflow, a power of two of the scales is left to the queries.
       const Indexed& k = shared_.operands.key;
@@ -138,9 +138,11 @@ class Attention {
       Packer<S, Int8>::keys(shared_.layout, count, to.keys + tile * shared_.tile_key_bytes, [&](int j, std::int8_t* numbers) {
         copy(k, j, numbers);
         const std::int64_t token = tile * tile_tokens + j;
-        std::int32_t sum = 0;
-        for (int c = 0; c < shared_.layout.dim; ++c) sum += numbers[c];
-        to.key_start[token] = -128 * sum;
+        if constexpr (!L::template on_tiles<Score>) {
+          std::int32_t sum = 0;
+          for (int c = 0; c < shared_.layout.dim; ++c) sum += numbers[c];
+          to.key_start[token] = -128 * sum;
+        }
         // Behind the last key there may be no scale. If there is one, one vector of scales may serve all keys of the tile.
         const bool scaled = k.quant.sorted ? token < s.keys : k.quant.groups.of(token) < k.quant.groups.count(s.keys);
         to.key_scale[token] = scaled ? where.scales[where.group(token)] * to.key_unit : 0;
@@ -170,10 +172,9 @@ class Attention {
 
 template <class S>
 constexpr AttentionRuns attention_runs() {
-  AttentionRuns runs{.f32_f32 = Attention<S, F32, F32>::run,
-                     .int8_f32 = Attention<S, Int8, F32>::run,
-                     .int8_int8 = Attention<S, Int8, Int8>::run,
-                     .bf16_bf16 = nullptr};
+  AttentionRuns runs{
+      .f32_f32 = nullptr, .int8_f32 = Attention<S, Int8, F32>::run, .int8_int8 = Attention<S, Int8, Int8>::run, .bf16_bf16 = nullptr};
+  if constexpr (!S::has_tiles) runs.f32_f32 = Attention<S, F32, F32>::run;
   if constexpr (S::has_bf16) runs.bf16_bf16 = Attention<S, Bf16, Bf16>::run;
   return runs;
 }

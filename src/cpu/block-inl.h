@@ -22,6 +22,8 @@
 #include "cpu/exp2-inl.h"
 #include "cpu/products-inl.h"
 #include "cpu/shared-inl.h"
+#include "cpu/tiles-inl.h"
+#include "cpu/weighers-inl.h"
 
 namespace chitu::cpu {
 
@@ -37,7 +39,9 @@ class Block {
   using L = Layout<S>;
   static constexpr int W = S::width, R = L::R, vectors = tile_tokens / W;
   static constexpr bool int8_scores = Common::int8_scores, int8_weights = Common::int8_weights;
+  static constexpr bool tile_scores = L::template on_tiles<Score>, tile_weights = L::template on_tiles<Weight>;
   static constexpr int weight_bytes = 4 / Weight::group;
+  static constexpr int VR = S::has_tiles ? 4 : R;  // rows of a product on vectors
   // The next step's weights are made in the shade of a step's product with the values.
   static constexpr bool overlapped = int8_weights && S::overlaps;
   static constexpr float infinity = std::numeric_limits<float>::infinity();
@@ -63,6 +67,7 @@ class Block {
   }
 
   void run() {
+    [[maybe_unused]] const typename S::Tiles tiles;
     attend();
     for (int r = 0; r < rows_; ++r) finish_row(r);
     if (overflowed_) attend_again();
@@ -108,6 +113,9 @@ class Block {
   std::int64_t query(int r) const { return (first_row_ + r) % sequence_.queries; }
   std::int64_t token(int r) const { return sequence_.query_begin + query(r); }
 
+  // Rows that are computed for the sake of `rows`: products on vectors make whole register blocks.
+  static int computed(int rows) { return S::has_tiles ? rows : round_up(rows, R); }
+
   struct Step {
     std::int64_t tile;
     int row, rows;
@@ -127,45 +135,31 @@ class Block {
       const Indexed& q = shared_.operands.query;
       const Locator where(q, unit_.sequence, head(r));
       read(q, head(r), sequence_.query_begin + query(r), numbers);
-      negate(numbers);
+      if (p_.scale() < 0) negate<S>(numbers, l_.dim);  // so that larger scores are larger weights
       const float unit = shared_.query_unit;
       x_.row_scale[i] = std::fabs(p_.scale()) / unit * std::numbers::log2e_v<float>;
-      if (q.quant.scaling == Scaling::none && unit != 1) multiply(numbers, unit);
+      if (q.quant.scaling == Scaling::none && unit != 1) multiply<S>(numbers, l_.dim, unit);
       if (q.quant.scaling == Scaling::tokens) x_.row_scale[i] *= unit * where.scales[where.group(query(r))] / panels_.key_unit;
       if (q.quant.scaling == Scaling::head)
         x_.row_scale[i] *= unit * where.scales[0] * Locator(shared_.operands.key, unit_.sequence, unit_.head).scales[0];
       x_.seen[i] = sequence_.visible(p_.options.window, query(r));
     }
-    std::byte* to = x_.query.data() + (r / R * R * lanes + r % R) * 4;
-    for (int lane = 0; lane < lanes; ++lane) {
+    if constexpr (tile_scores)
+      std::memcpy(x_.query.data() + r * lanes * 4, numbers, static_cast<std::size_t>(lanes) * 4);
+    else
+      spread(numbers, x_.query.data() + (r / R * R * lanes + r % R) * 4);
+    return x_.seen[i];
+  }
+
+  // A query's lanes into a register block of rows.
+  void spread(const typename Score::Stored* numbers, std::byte* to) const {
+    for (int lane = 0; lane < l_.template lanes<Score>(); ++lane) {
       std::uint32_t four;
       std::memcpy(&four, numbers + lane * Score::group, 4);
       if (int8_scores) four ^= 0x80808080u;  // + 128
       std::memcpy(to + lane * R * 4, &four, 4);
     }
-    return x_.seen[i];
   }
-
-  // For a negative scale, so that larger scores are larger weights.
-  template <class T>
-  void negate(T* numbers) const {
-    if (p_.scale() >= 0) return;
-    for (int c = 0; c < l_.dim; ++c) {
-      if constexpr (std::is_same_v<T, std::uint16_t>)
-        numbers[c] ^= 0x8000;  // bf16
-      else
-        numbers[c] = static_cast<T>(-numbers[c]);
-    }
-  }
-
-  // By a power of two.
-  void multiply(float* numbers, float factor) const {
-    for (int c = 0; c < l_.dim; ++c) numbers[c] *= factor;
-  }
-  void multiply(std::uint16_t* numbers, float factor) const {
-    for (int c = 0; c < l_.dim; ++c) numbers[c] = f32_to_bf16(bf16_to_f32(numbers[c]) * factor);
-  }
-  void multiply(std::int8_t*, float) const {}  // they have scales
 
   // A row of an operand as the numbers of a product; NaN and infinity as 0.
   void read(const Quantized& x, std::int64_t head, std::int64_t token, std::int8_t* to) const {
@@ -208,14 +202,11 @@ class Block {
     if constexpr (!int8_weights)
       Packer<S, Weight>::values(l_, count, x_.values.data(), [&, read = from(shared_.operands.value)](int j, auto* numbers) {
         read(j, numbers);
-        if (value_unit_ != 1) multiply(numbers, value_unit_);
+        if (value_unit_ != 1) multiply<S>(numbers, l_.dim, value_unit_);
       });
   }
 
   void score(const Step& s) {
-    using P = Products<S, Score>;
-    const int lanes = l_.template lanes<Score>();
-    const std::byte* keys = int8_scores ? panels_.keys + s.tile * shared_.tile_key_bytes : x_.keys.data();
     // Where a vector of scores goes to tells whose they are: a functor made anew for each product would cost the loop 0.7 %.
     const auto change = [&](const float* to, F score) {
       const std::int64_t at = to - x_.scores, key = s.tile * tile_tokens + at % tile_tokens;
@@ -224,22 +215,51 @@ class Block {
       return changed_score<F>(score, unit,
                               {head(row), sequence_.query_position(query(row)), sequence_.key_position(key), sequence_.key_positions.step});
     };
-    const int first = static_cast<int>(s.part.begin) / L::panel;
+    const std::byte* keys = int8_scores ? panels_.keys + s.tile * shared_.tile_key_bytes : x_.keys.data();
+    const float* scale = int8_scores && !shared_.keys_share_scales ? panels_.key_scale.data() + s.tile * tile_tokens : nullptr;
+    if constexpr (tile_scores)
+      score_on_tiles(s, keys, scale, change);
+    else
+      score_on_vectors(s, keys, scale, change);
+  }
+
+  template <class Change>
+  void score_on_vectors(const Step& s, const std::byte* keys, const float* scale, const Change& change) {
+    using P = VectorProducts<S, Score>;
+    const int lanes = l_.template lanes<Score>(), first = static_cast<int>(s.part.begin) / L::panel;
     for (int panel = first; panel * L::panel < s.part.end; ++panel) {
       const std::byte* k = keys + panel * L::panel * lanes * 4;
       const std::int32_t* start = int8_scores ? panels_.key_start.data() + s.tile * tile_tokens + panel * L::panel : nullptr;
-      const float* scale =
-          int8_scores && !shared_.keys_share_scales ? panels_.key_scale.data() + s.tile * tile_tokens + panel * L::panel : nullptr;
+      const float* by = scale ? scale + panel * L::panel : nullptr;
       for (int r = 0; r < s.rows; r += R) {
         const std::byte* q = x_.query.data() + (s.row + r) * lanes * 4;
         float* to = x_.scores + r * tile_tokens + panel * L::panel;
-        s.rows - r == 1 ? P::template scores<1>(q, k, start, scale, lanes, to, x_.top + r, panel == first, change)
-                        : P::template scores<R>(q, k, start, scale, lanes, to, x_.top + r, panel == first, change);
+        s.rows - r == 1 ? P::template scores<1>(q, k, start, by, lanes, to, x_.top + r, panel == first, change)
+                        : P::template scores<R>(q, k, start, by, lanes, to, x_.top + r, panel == first, change);
         if (int8_scores) prefetch(k + shared_.tile_key_bytes, L::panel * lanes * 4, s.row + r);
         if ((panel + 1) * L::panel >= s.part.end)  // here, where the next product hides most of it
           for (int i = r; i < r + R; ++i) find_maximum(s, i);
       }
     }
+  }
+
+  // Each two tiles of keys are finished beside the products of the next two.
+  template <class Change>
+  void score_on_tiles(const Step& s, const std::byte* keys, const float* scale, const Change& change) {
+    using P = TileProducts<S, Score>;
+    const int lanes = l_.template lanes<Score>(), begin = static_cast<int>(s.part.begin) / P::pair * P::pair;
+    const int end = round_up(static_cast<int>(s.part.end), P::pair);
+    for (int r = 0; r < s.rows; ++r) S::store(x_.top[r], S::set(-infinity));
+    const auto finish = [&](int at) {
+      scale ? P::template finish<true>(s.rows, at, scale, x_.scores, x_.top, change)
+            : P::template finish<false>(s.rows, at, scale, x_.scores, x_.top, change);
+    };
+    for (int first = begin; first < end; first += P::pair)
+      P::scores(s.rows, x_.query.data() + s.row * lanes * 4, keys, lanes, first, x_.scores + first, [&] {
+        if (first > begin) finish(first - P::pair);
+      });
+    finish(end - P::pair);
+    for (int r = 0; r < s.rows; ++r) find_maximum(s, r);
   }
 
   // A panel of the next tile on its way to the caches, a part of it beside each register block of rows: without, the first step of
@@ -294,7 +314,7 @@ class Block {
     const float unit = shared_.sum_unit *
                        (value_.scales && shared_.operands.value.quant.scaling == Scaling::tile ? value_.scales[s.tile] : 1) *
                        (int8_weights ? value_unit_ : 1);
-    const int rows = round_up(s.rows, R), padded = round_up(rows, W);
+    const int rows = computed(s.rows), padded = round_up(rows, W);
     std::fill(x_.tile_maximum + rows, x_.tile_maximum + padded, -infinity);
     float* running = x_.maximum.data() + s.row;
     F change = S::zero();
@@ -320,39 +340,19 @@ class Block {
       if (x_.tile_maximum[r] == -infinity) x_.offset[r] = -infinity;  // sees no key in the tile: all weights 0
   }
 
-  // Makes the u8 weights of a step, a vector of them each time. Beside INT8 products only its two multiplications take time: additions,
-  // maxima, shuffles and conversions have units of their own, which the products leave idle.
-  template <bool unrounded>
-  struct Weigher {
-    const Scratch* x;
-    std::byte* weights;
-    float (*sums)[W];
-    unsigned next, end;
-
-    int left() const { return static_cast<int>(end - next); }
-    [[gnu::always_inline]] void operator()() {
-      const unsigned r = next / vectors;
-      // No fma() here: the product must be rounded as find_maximum() rounded the maximum's. Otherwise, from scores of 2^31 on, the largest
-      // weight would not be 2^0.
-      const F p = exp2_u8<S>(S::add(S::mul(S::load(x->scores + next * W), S::load(x->factor[r])), S::set(x->offset[r])));
-      S::store_u8(weights + next * W, S::to_int(p));
-      if constexpr (unrounded) S::store(sums[r], S::add(S::load(sums[r]), p));
-      ++next;
-    }
-  };
-
   template <bool unrounded>
   void weigh_int8(const Step& s, const Step& before) {
-    const int rows = round_up(s.rows, R);
+    const int rows = computed(s.rows);
     if (unrounded) std::fill_n(now_->unrounded[0], rows * W, 0.f);
-    Weigher<unrounded> weigher{&x_, now_->weights, now_->unrounded, 0, static_cast<unsigned>(rows * vectors)};
+    using Aside = std::conditional_t<tile_weights, RowWeigher<S, unrounded>, VectorWeigher<S, unrounded>>;
+    Aside weigher{&x_, now_->weights, now_->unrounded, 0, static_cast<unsigned>(tile_weights ? rows : rows * vectors)};
     if (overlapped && before.rows) accumulate(before, weigher);
     while (weigher.left()) weigher();
   }
 
   void weigh(const Step& s) {
     const Weights& w = shared_.weights;
-    for (int r = 0; r < round_up(s.rows, R); ++r)
+    for (int r = 0; r < computed(s.rows); ++r)
       if (x_.tile_maximum[r] == -infinity)
         std::memset(now_->weights + r * tile_tokens * weight_bytes, 0, tile_tokens * weight_bytes);
       else if constexpr (std::is_same_v<Weight, Bf16>)
@@ -393,9 +393,9 @@ class Block {
     add_sums(*now_, r0, r, rounded, unrounded);
   }
 
-  // Of the u8 weights of a register block's rows.
-  void add_sums_int8(int r0, int first) {
-    for (int r = first; r < first + R; ++r) {
+  // Of the u8 weights of rows [first, last) of a step.
+  void add_sums_int8(int r0, int first, int last) {
+    for (int r = first; r < last; ++r) {
       I sum = S::set_i(0);
       unroll<vectors / 4>(
           [&](auto v) { sum = S::dot4(sum, S::load_i(done_->weights + r * tile_tokens + v * 4 * W), S::set_i(0x01010101)); });
@@ -426,18 +426,24 @@ class Block {
 
   template <class Aside>
   void product(const std::byte* values, const Step& s, const float* keep, const float* weight, Aside& aside) {
-    using P = Products<S, Weight>;
+    const bool sums = int8_weights && weight == done_->weight;  // of the tile's weights are still to be added
     const int begin = static_cast<int>(s.part.begin), end = static_cast<int>(s.part.end);
+    if constexpr (tile_weights) {
+      if (sums) add_sums_int8(s.row, 0, s.rows);
+      return TileProducts<S, Weight>::values(l_, s.rows, done_->weights, values, begin, end, keep, weight,
+                                             x_.out.data() + std::int64_t{s.row} * l_.width, aside);
+    }
+    using P = VectorProducts<S, Weight>;
     for (int c = 0; c < l_.width; c += L::panel)
-      for (int r = 0; r < s.rows; r += R) {
+      for (int r = 0; r < s.rows; r += VR) {
         const auto call = [&]<int NV>(std::integral_constant<int, NV>) {
           const std::byte *w = done_->weights + r * tile_tokens * weight_bytes, *v = values + c * tile_tokens * weight_bytes;
           float* out = x_.out.data() + std::int64_t{s.row + r} * l_.width + c;
           const float* kept = keep ? keep + r : nullptr;
-          if (int8_weights && weight == done_->weight && c == 0) add_sums_int8(s.row, r);  // hidden by the product
+          if (sums && c == 0) add_sums_int8(s.row, r, r + R);  // hidden by the product
           if (int8_weights) prefetch(v + shared_.tile_value_bytes, NV * W * tile_tokens, s.row + r);
           s.rows - r == 1 ? P::template values<1, NV>(w, v, begin, end, kept, weight + r, out, l_.width, aside)
-                          : P::template values<R, NV>(w, v, begin, end, kept, weight + r, out, l_.width, aside);
+                          : P::template values<VR, NV>(w, v, begin, end, kept, weight + r, out, l_.width, aside);
         };
         with_vectors(l_.panel_width(c) / W, call);
       }

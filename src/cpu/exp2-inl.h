@@ -70,6 +70,37 @@ typename S::F exp2_u8(typename S::F x) {
   }
 }
 
+// The same in words of 16 bits, twice as many a vector, for weights whose sum need not be known before they are rounded: relative error
+// 2e-4. x is given as 4096 x, in 32 bits, and saturates at -8 and 8: weights below 2^-1 become 0, and none is above 255. The upper 4 bits
+// of a word are n, x = n + j / 32 + r / 4096; 2^(j / 32 + r / 4096) is linear in r, and rounding happens in the product with 2^n.
+inline constexpr float exp2_words_unit = 4096;
+
+struct Exp2Words {
+  alignas(64) std::uint16_t at[32] = {}, slope[32] = {}, power[32] = {};
+  constexpr Exp2Words() {
+    double mantissa = 1 << 14;
+    for (int j = 0; j < 32; ++j, mantissa *= 1.0218971486541166 /* 2^(1 / 32) */) {
+      at[j] = static_cast<std::uint16_t>(mantissa * (1 - 2.9e-5) + 1);  // rounded; half more, for the product with r is rounded down
+      slope[j] = static_cast<std::uint16_t>(mantissa * .0218971486541166 + .5);
+    }
+    for (int i = 0; i < 32; ++i)  // the upper 5 bits: n, as it is signed, and a bit of j
+      power[i] = static_cast<std::uint16_t>(i < 16 ? 2 << i / 2 : i >= 30 ? 1 : 0);
+  }
+};
+inline constexpr Exp2Words exp2_words_table;
+
+// 64 weights of four vectors of x: those of vector m, lanes 4 l ... 4 l + 3, become bytes 16 l + 4 m ....
+template <class S>
+typename S::I exp2_words(typename S::I x0, typename S::I x1, typename S::I x2, typename S::I x3) {
+  const auto& t = exp2_words_table;
+  const auto weights = [&](typename S::I x) {
+    const auto j = S::template shift_right_words<7>(x), n = S::template shift_right_words<11>(x);
+    const auto rest = S::mul_high_words(S::lookup_words(t.slope, j), S::template shift_left_words<9>(x));
+    return S::mul_round_words(S::add_words(S::lookup_words(t.at, j), rest), S::lookup_words(t.power, n));
+  };
+  return S::pack_u8(weights(S::pack_words(x0, x1)), weights(S::pack_words(x2, x3)));
+}
+
 // To the nearest FP16 and e4m3 numbers, ties to even, for 0 <= x <= the format's largest.
 template <class S>
 typename S::F round_f16(typename S::F x) {

@@ -53,9 +53,15 @@ struct Layout {
   int dim, width;  // channels; and up to whole vectors
   explicit Layout(int dim) : dim(dim), width(round_up(dim, W)) {}
 
+  // Is a product in N computed on tiles? They sum over whole tiles of lanes.
+  template <class N>
+  static constexpr bool on_tiles = S::has_tiles&& N::group > 1;
+  template <class N>
+  static constexpr int lane_unit = on_tiles<N> ? 16 : 1;
+
   template <class N>
   int lanes() const {  // of a query or a key
-    return (dim + N::group - 1) / N::group;
+    return round_up((dim + N::group - 1) / N::group, lane_unit<N>);
   }
   template <class N>
   int tile_key_bytes() const {
@@ -120,15 +126,27 @@ struct Packer {
   static void values(const L& l, int count, std::byte* to, const Read& read) {
     Stored rows[N::group][row_numbers];
     for (int i = 0; i < N::group; ++i) std::fill(rows[i] + l.dim, rows[i] + row_numbers, Stored{});
-    for (int lane = 0; lane * N::group < count; ++lane) {
+    for (int lane = 0; lane < round_up(count, N::group * L::template lane_unit<N>) / N::group; ++lane) {
       for (int i = 0; i < N::group; ++i) read(lane * N::group + i, rows[i]);
       for (int first = 0; first < l.width; first += L::panel) {
         const int width = l.panel_width(first);
-        auto* out = reinterpret_cast<Stored*>(to + (first * tile_tokens / N::group + lane * width) * 4);
-        for (int c = 0; c < width; ++c)
-          for (int i = 0; i < N::group; ++i) out[c * N::group + i] = rows[i][first + c];
+        std::byte* out = to + (first * tile_tokens / N::group + place(lane) * width) * 4;
+        for (int c = 0; c < width; c += W) S::store_i(out + c * 4, interleave(rows, first + c));
       }
     }
+  }
+
+ private:
+  // Of four vectors' lanes of weights on tiles, which are packed by turns.
+  static int place(int lane) { return L::template on_tiles<N> && N::group == 4 ? lane / 16 * 16 + lane % 4 * 4 + lane / 4 % 4 : lane; }
+
+  // Lane i: the numbers of channel c + i of all rows.
+  static typename S::I interleave(const Stored (&rows)[N::group][row_numbers], int c) {
+    if constexpr (N::group == 1) return S::load_i(rows[0] + c);
+    if constexpr (N::group == 2) return S::add_i(S::load_u16(rows[0] + c), S::template shift_left<16>(S::load_u16(rows[1] + c)));
+    if constexpr (N::group == 4)
+      return S::add_i(S::add_i(S::load_u8(rows[0] + c), S::template shift_left<8>(S::load_u8(rows[1] + c))),
+                      S::add_i(S::template shift_left<16>(S::load_u8(rows[2] + c)), S::template shift_left<24>(S::load_u8(rows[3] + c))));
   }
 };
 

@@ -41,7 +41,7 @@ struct Lanes<S, Int8> {
 };
 
 template <class S, class N>
-struct Products {
+struct VectorProducts {
   using F = typename S::F;
   using L = Layout<S>;
   using X = Lanes<S, N>;

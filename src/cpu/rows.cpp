@@ -5,9 +5,16 @@
 #ifdef __x86_64__
 #include <cpuid.h>
 #endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <string>
+#include <system_error>
 
 #include "common/numbers.h"
 
@@ -26,10 +33,48 @@ bool has_avx512_bf16() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return has_avx512() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 5 & 1);
 }
+// Has the processor tiles, and INT8 and bf16 products of them? And does the system save them when it switches threads?
+bool ask_processor_for_tiles() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0, saved = 0;
+  constexpr unsigned bf16 = 1u << 22, tile = 1u << 24, int8 = 1u << 25, states = 3u << 17;
+  if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (bf16 | tile | int8)) != (bf16 | tile | int8))
+    return false;
+  asm("xgetbv" : "=a"(saved), "=d"(edx) : "c"(0));
+  return (saved & states) == states;
+}
+
+bool has_tiles() {
+  static const bool has = ask_processor_for_tiles();  // in a virtual machine an answer may take longer than a short call
+  return has;
+}
+
+// Linux gives tiles to processes that ask; 0, or the reason why not. Once asked, a process has them, and all its threads.
+int ask_for_tiles() {
+#ifdef __linux__
+  constexpr long request = 0x1023 /* ARCH_REQ_XCOMP_PERM */, tile_data = 18 /* XFEATURE_XTILE_DATA */;
+  return syscall(SYS_arch_prctl, request, tile_data) == 0 ? 0 : errno;
+#else
+  return ENOSYS;
+#endif
+}
+int tiles_denied() {
+  static const int reason = ask_for_tiles();
+  return reason;
+}
+bool has_amx() { return has_tiles() && tiles_denied() == 0; }
+
+std::string amx_refuses(const Problem&) {
+  if (!has_tiles() || !tiles_denied()) return {};
+  return "the system denies this process AMX's tiles (arch_prctl, ARCH_REQ_XCOMP_PERM): " + std::generic_category().message(tiles_denied());
+}
 bool has_avx2() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx >> 29 & 1);
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
+}
+bool has_avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 }
 #endif
 
@@ -45,10 +90,18 @@ std::span<const Kernel> kernels() {
                         sorted_keys};
   static const std::array rows{
 #ifdef __x86_64__
+      Kernel{"cpu.amx", Device::cpu, has_amx, int8, int8, takes, amx_runs.int8_int8, amx_refuses},
+      Kernel{"cpu.amx", Device::cpu, has_amx, int8, f32, takes, amx_runs.int8_f32, amx_refuses},
+      Kernel{"cpu.amx", Device::cpu, has_amx, bf16, bf16, takes, amx_runs.bf16_bf16, amx_refuses},
+      // Tiles have no product in fp32.
+      Kernel{"cpu.amx", Device::cpu, has_amx, f32, f32, takes, avx512_runs.f32_f32, amx_refuses},
       Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, int8, takes, avx512_runs.int8_int8},
       Kernel{"cpu.avx512", Device::cpu, has_avx512, int8, f32, takes, avx512_runs.int8_f32},
       Kernel{"cpu.avx512", Device::cpu, has_avx512_bf16, bf16, bf16, takes, avx512_runs.bf16_bf16},
       Kernel{"cpu.avx512", Device::cpu, has_avx512, f32, f32, takes, avx512_runs.f32_f32},
+      Kernel{"cpu.avxvnni", Device::cpu, has_avxvnni, int8, int8, takes, avxvnni_runs.int8_int8},
+      Kernel{"cpu.avxvnni", Device::cpu, has_avxvnni, int8, f32, takes, avxvnni_runs.int8_f32},
+      Kernel{"cpu.avxvnni", Device::cpu, has_avxvnni, f32, f32, takes, avxvnni_runs.f32_f32},
       Kernel{"cpu.avx2", Device::cpu, has_avx2, int8, int8, takes, avx2_runs.int8_int8},
       Kernel{"cpu.avx2", Device::cpu, has_avx2, int8, f32, takes, avx2_runs.int8_f32},
       Kernel{"cpu.avx2", Device::cpu, has_avx2, f32, f32, takes, avx2_runs.f32_f32},

@@ -39,12 +39,12 @@ void run_reference(const Problem& problem);
 
 // One struct of entry points an instruction set: attention-inl.h compiled for it.
 struct AttentionRuns {
-  void (*f32_f32)(const Problem&);
+  void (*f32_f32)(const Problem&);  // null on tiles, which have no such product
   void (*int8_f32)(const Problem&);
   void (*int8_int8)(const Problem&);
   void (*bf16_bf16)(const Problem&);  // null without a bf16 product
 };
-extern const AttentionRuns avx512_runs, avx2_runs, portable_runs;
+extern const AttentionRuns amx_runs, avx512_runs, avxvnni_runs, avx2_runs, portable_runs;
 
 void quantize_avx512(TokenChunk& chunk);
 void quantize_avx2(TokenChunk& chunk);

@@ -14,6 +14,28 @@
 
 namespace chitu::cpu {
 
+// Functions of S, even if it does nothing here: compiled for another instruction set they are others.
+template <class S, class T>
+void negate(T* numbers, int count) {
+  for (int c = 0; c < count; ++c) {
+    if constexpr (std::is_same_v<T, std::uint16_t>)
+      numbers[c] ^= 0x8000;  // bf16
+    else
+      numbers[c] = static_cast<T>(-numbers[c]);
+  }
+}
+
+// By a power of two. Integers have scales instead.
+template <class S, class T>
+void multiply(T* numbers, int count, float factor) {
+  for (int c = 0; c < count; ++c) {
+    if constexpr (std::is_same_v<T, std::uint16_t>)
+      numbers[c] = f32_to_bf16(bf16_to_f32(numbers[c]) * factor);
+    else if constexpr (std::is_same_v<T, float>)
+      numbers[c] *= factor;
+  }
+}
+
 // A call, and what follows from its recipe, with scores in Score and weights . values in Weight: F32, Bf16 or Int8.
 template <class S, class Score, class Weight>
 struct Shared {
@@ -36,7 +58,6 @@ struct Shared {
   const Operands operands;
   const L layout;
   const Weights& weights = problem.options.recipe.weights;
-  const float log2_top = std::log2(weights.top) - (int8_weights ? exp2_u8_shift<S> : 0);
   // A running maximum that lags lets sums grow by 2^lag. They are made smaller by that factor, because a large scale times 2^lag could
   // overflow in rows whose result is finite.
   const bool lags = weights.by_tile && int8_weights;
@@ -45,6 +66,8 @@ struct Shared {
   const float query_unit = std::fabs(problem.scale()) > 0x1p100f ? 0x1p40f : std::fabs(problem.scale()) < 0x1p-100f ? 0x1p-40f : 1;
   const float sum_unit = lags ? std::exp2(-lag) : 1;
   const bool sums_unrounded = weights.output == Sum::unrounded || weights.lse == Sum::unrounded;
+  const bool in_words = L::template on_tiles<Weight> && int8_weights && !sums_unrounded;  // exponentials
+  const float log2_top = std::log2(weights.top) - (int8_weights && !in_words ? exp2_u8_shift<S> : 0);
   // Groups of a whole tile that is not sorted repeat every 8 keys: one vector holds the scales of all, and they wait for the exponential.
   const bool keys_share_scales =
       int8_scores && problem.options.recipe.key.groups.block == tile_tokens && !problem.options.recipe.key.sorted && W % 8 == 0;

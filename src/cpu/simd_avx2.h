@@ -13,7 +13,8 @@ struct Avx2 {
   using I = __m256i;
   static constexpr int width = 8;
   static constexpr bool has_bf16 = false;
-  static constexpr bool has_lookup = false, overlaps = false;
+  static constexpr bool has_lookup = false, overlaps = false, has_tiles = false;
+  struct Tiles {};
   static constexpr int block_rows = 4, block_vectors = 2;  // accumulators of a product: 8 of 16 registers
 
   static F zero() { return _mm256_setzero_ps(); }
@@ -56,6 +57,8 @@ struct Avx2 {
     return _mm256_testz_si256(_mm256_cmpeq_epi32(_mm256_and_si256(bits(x), exponent), exponent), _mm256_set1_epi32(-1));
   }
 
+  static I load_u8(const void* p) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p))); }
+  static I load_u16(const void* p) { return _mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
   static I load_i(const void* p) { return _mm256_loadu_si256(static_cast<const I*>(p)); }
   static void store_i(void* p, I x) { _mm256_storeu_si256(static_cast<I*>(p), x); }
   static I set_i(std::int32_t x) { return _mm256_set1_epi32(x); }

@@ -13,7 +13,8 @@ struct Avx512 {
   using I = __m512i;
   static constexpr int width = 16;
   static constexpr bool has_bf16 = true;
-  static constexpr bool has_lookup = true, overlaps = true;
+  static constexpr bool has_lookup = true, overlaps = true, has_tiles = false;
+  struct Tiles {};
   static constexpr int block_rows = 6, block_vectors = 4;  // accumulators of a product: 24 of 32 registers
 
   static F zero() { return _mm512_setzero_ps(); }
@@ -44,6 +45,8 @@ struct Avx512 {
   }
   static bool finite(F x) { return _mm512_fpclass_ps_mask(x, 0x99) == 0; }
 
+  static I load_u8(const void* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))); }
+  static I load_u16(const void* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
   static I load_i(const void* p) { return _mm512_loadu_si512(p); }
   static void store_i(void* p, I x) { _mm512_storeu_si512(p, x); }
   static I set_i(std::int32_t x) { return _mm512_set1_epi32(x); }
@@ -81,6 +84,21 @@ struct Avx512 {
   }  // of 0 ... 65535
   // Saturated at 255. In one instruction: on Zen 4 a store of a register that waits beside products takes a cycle from them, this one none.
   static void store_u8(void* p, I x) { _mm512_mask_cvtusepi32_storeu_epi8(p, 0xffff, x); }
+  // Words of 16 bits, of both operands by turns of 128 bits; saturated, as are bytes of words.
+  static I pack_words(I a, I b) { return _mm512_packs_epi32(a, b); }
+  static I pack_u8(I a, I b) { return _mm512_packus_epi16(a, b); }
+  static I add_words(I a, I b) { return _mm512_add_epi16(a, b); }
+  static I mul_high_words(I a, I b) { return _mm512_mulhi_epu16(a, b); }    // a * b / 2^16
+  static I mul_round_words(I a, I b) { return _mm512_mulhrs_epi16(a, b); }  // a * b / 2^15, rounded
+  template <int n>
+  static I shift_left_words(I x) {
+    return _mm512_slli_epi16(x, n);
+  }
+  template <int n>
+  static I shift_right_words(I x) {
+    return _mm512_srli_epi16(x, n);
+  }
+  static I lookup_words(const std::uint16_t* table, I x) { return _mm512_permutexvar_epi16(x, _mm512_load_si512(table)); }  // x % 32
   // Lane i gets table[x[i] % 16].
   static F lookup(const float* table, I x) { return _mm512_permutexvar_ps(x, _mm512_load_ps(table)); }
 

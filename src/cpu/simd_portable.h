@@ -14,7 +14,8 @@ namespace chitu::cpu {
 struct Portable {
   static constexpr int width = 8;
   static constexpr bool has_bf16 = false;
-  static constexpr bool has_lookup = false, overlaps = false;
+  static constexpr bool has_lookup = false, overlaps = false, has_tiles = false;
+  struct Tiles {};
   static constexpr int block_rows = 2, block_vectors = 2;
   struct F {
     float lane[width];
@@ -89,6 +90,12 @@ struct Portable {
     return all;
   }
 
+  static I load_u8(const void* p) {
+    return make<I>([&](int i) { return static_cast<const std::uint8_t*>(p)[i]; });
+  }
+  static I load_u16(const void* p) {
+    return make<I>([&](int i) { return static_cast<const std::uint16_t*>(p)[i]; });
+  }
   static I load_i(const void* p) {
     I x;
     std::memcpy(x.lane, p, sizeof x.lane);

@@ -189,6 +189,25 @@ TEST_P(Report, ScalesAtTheEndsOfTheirType) {
     }
 }
 
+// Scores of 1e35: what an exponential multiplies them by must not take them past fp32's end.
+TEST_P(Report, ScoresNearTheEndOfTheirTypeStayFinite) {
+  Random random(206);
+  Array q(DType::f32, {1, 1, 40, 16}), k(DType::f32, {1, 1, 200, 16});
+  const Array v = normal(random, DType::f32, k.shape());
+  q.fill([](auto, auto, std::int64_t t, auto) { return t % 2 ? -1.f : 1.f; });
+  k.fill([&](auto...) { return 5e34f * random.normal(); });
+  const Options options{.recipe = recipe(), .scale = 1.f};
+  const oracle::Exact exact = oracle::attention({q, k, v, options});
+  for (const std::string& kernel : available_kernels()) {
+    SCOPED_TRACE(testing::Message() << kernel);
+    Options with = options;
+    with.kernel = kernel;
+    const Result r = attend(q.tensor(), k.tensor(), v.tensor(), with);
+    for (const float x : r.out.numbers()) ASSERT_TRUE(is_finite(x));
+    ASSERT_LE(relative_l1(r.lse.numbers(), exact.lse), .1);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Methods, Report, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
 
 }  // namespace

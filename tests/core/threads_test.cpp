@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <filesystem>
 #include <functional>
@@ -105,6 +106,20 @@ TEST(Fork, WhileAnotherThreadCalls) {
   done = true;
   other.join();
 }
+
+#ifdef __x86_64__
+// Tiles that stay in use in a host program's thread would cost it time at each switch, and another library their configuration.
+TEST(Threads, AreLeftWithoutTiles) {
+  const auto available = available_kernels();
+  if (std::find(available.begin(), available.end(), "cpu.amx") == available.end()) GTEST_SKIP() << "this machine lacks AMX";
+  const Calls calls;
+  for (const Method& method : methods)
+    attend(calls.query.tensor(), calls.key.tensor(), calls.value.tensor(), {.recipe = method.recipe, .threads = 3, .kernel = "cpu.amx"});
+  alignas(64) unsigned char config[64] = {1};
+  asm volatile("sttilecfg %0" : "=m"(config));
+  EXPECT_EQ(config[0], 0);  // this thread took part
+}
+#endif
 
 }  // namespace
 }  // namespace chitu::test
