@@ -15,7 +15,7 @@ for argument in "$@"; do
     --python) python_tests=() ;;
     -h | --help)
       cat <<'EOF'
-./test.sh           installs what is missing (Debian, Ubuntu), builds, runs every test; under 12 minutes on two cores
+./test.sh           installs what is missing (Debian, Ubuntu), builds, runs every test; under 13 minutes on two cores
 ./test.sh --fast    the same without sanitizers, fuzzing, the build of another project on this one (tests/install) and, where there is
                     no GPU, its kernels; under 4 minutes. What is left out is counted as skipped
 ./test.sh --python  all, with the slow tests of the Python package

@@ -49,7 +49,7 @@ void merge_row(std::span<const Output> parts, const Output& result, const Place&
   lse_of(result, at) = lse;
 }
 
-// The same where all is f32: without a choice of types for each number this takes a ninth of the time.
+// The same where all is f32, without a choice of types for each number.
 void merge_f32_row(std::span<const Output> parts, const Output& result, const Place& at, std::vector<double>& weights) {
   const float lse = weigh(parts, at, weights);
   const std::int64_t dim = result.out.shape[3];
