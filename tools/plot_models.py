@@ -7,9 +7,8 @@
 import csv
 import math
 import sys
-import textwrap
 
-from plot_peers import COLOURS, STYLE, line, text
+from plot_peers import COLOURS, line, print_page, text
 
 WIDTH, LEFT, PANEL, GAP, TOP, ROW = 800, 92, 312, 56, 112, 30
 
@@ -54,14 +53,7 @@ def main():
            text(20, 48, "start", "The project's own documents as text; lower is better. Both axes are logarithmic.", 'class="quiet"')]
     svg += panel("KL divergence of the next token, nats", rows, kl, LEFT, True)
     svg += panel("difference of the perplexity, %", rows, perplexity, LEFT + PANEL + GAP, False)
-    below = TOP + ROW * len(rows) + 26
-    for words in [*textwrap.wrap(heading, 118), f"tools/plot_models.py {sys.argv[1]}"]:
-        below += 16
-        svg.append(text(20, below, "start", words, 'class="quiet" font-size="11"'))
-    height = below + 16
-    print(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-          "font-family=\"-apple-system,'Segoe UI','Noto Sans',Helvetica,Arial,sans-serif\" font-size=\"13\">")
-    print(STYLE, '<rect class="paper" width="100%" height="100%" rx="6"/>', *svg, "</svg>", sep="\n")
+    print_page(svg, WIDTH, TOP + ROW * len(rows) + 26, [heading, f"tools/plot_models.py {sys.argv[1]}"])
 
 
 if __name__ == "__main__":

@@ -33,6 +33,17 @@ def line(x1, y1, x2, y2, kind):
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
 
 
+def print_page(svg, width, below, notes):
+    """The whole figure, with notes from the height `below` on."""
+    for words in (part for note in notes for part in textwrap.wrap(note, 118)):
+        below += 16
+        svg.append(text(20, below, "start", words, 'class="quiet" font-size="11"'))
+    height = below + 16
+    print(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+          "font-family=\"-apple-system,'Segoe UI','Noto Sans',Helvetica,Arial,sans-serif\" font-size=\"13\">")
+    print(STYLE, '<rect class="paper" width="100%" height="100%" rx="6"/>', *svg, "</svg>", sep="\n")
+
+
 def look(contender, ours):
     """Attributes of a contender's line."""
     if contender in OTHERS:
@@ -106,14 +117,7 @@ def main():
             svg += panel(drawn, ours, dim, causal, left, top, highest)
     bottom = TOP + len(dims) * (PANEL_HEIGHT + GAP_Y)
     svg.append(text(WIDTH / 2, bottom - 18, "middle", "tokens (logarithmic); 32768 tokens a call"))
-    below = bottom - 10
-    for words in [*textwrap.wrap(heading, 118), f"tools/plot_peers.py {path}"]:
-        below += 16
-        svg.append(text(20, below, "start", words, 'class="quiet" font-size="11"'))
-    height = below + 16
-    print(f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-          "font-family=\"-apple-system,'Segoe UI','Noto Sans',Helvetica,Arial,sans-serif\" font-size=\"13\">")
-    print(STYLE, '<rect class="paper" width="100%" height="100%" rx="6"/>', *svg, "</svg>", sep="\n")
+    print_page(svg, WIDTH, bottom - 10, [heading, f"tools/plot_peers.py {path}"])
 
 
 if __name__ == "__main__":
