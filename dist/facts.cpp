@@ -9,12 +9,10 @@
 namespace chitu::dist {
 namespace {
 
-template <class Q>  // so that `sorted` may be looked for
-std::string text_of_quant(const Q& q) {
+std::string text_of_quant(const Quant& q) {
   std::ostringstream text;
   text << name(q.type) << '/' << static_cast<int>(q.scaling) << '/' << q.groups.block << '/' << q.groups.lanes << '/'
-       << static_cast<int>(q.centre) << '/' << q.rotated;
-  if constexpr (requires { q.sorted; }) text << '/' << q.sorted;
+       << static_cast<int>(q.centre) << '/' << q.rotated << '/' << q.sorted;
   return text.str();
 }
 

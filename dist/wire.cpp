@@ -3,24 +3,16 @@
 
 #include <array>
 #include <cstring>
+#include <iterator>
 
 namespace chitu::dist {
 namespace {
 
-// The parts that are tensors, by their bit in a header. `ranks` belongs to formats whose groups are sorted; others have no such part.
-template <class Q>
-auto tensor_parts(Q& q) {
-  if constexpr (requires { q.ranks; })
-    return std::array{&q.values, &q.scales, &q.centre, &q.channels, &q.correction, &q.residuals, &q.ranks};
-  else
-    return std::array{&q.values, &q.scales, &q.centre, &q.channels, &q.correction, &q.residuals};
-}
-
-constexpr std::size_t most_parts = 8;
+constexpr std::size_t part_count = std::size(quantized_parts);
 
 struct Header {
-  std::array<Shape, most_parts> shapes{};  // all zeros: absent
-  std::array<DType, most_parts> types{};
+  std::array<Shape, part_count> shapes{};  // all zeros: absent
+  std::array<DType, part_count> types{};
   std::int64_t residual_of = 0, nonfinite = 0, dim = 0;  // how many
 };
 
@@ -83,15 +75,14 @@ void copy(const Tensor& from, const Tensor& to) {
 }
 
 void write(const Quantized& quantized, Bytes& to) {
-  const auto parts = tensor_parts(quantized);
   Header header{.residual_of = static_cast<std::int64_t>(quantized.residual_of.size()),
                 .nonfinite = static_cast<std::int64_t>(quantized.nonfinite.size()),
                 .dim = quantized.values.shape[3]};
-  for (std::size_t i = 0; i < parts.size(); ++i)
-    if (present(*parts[i])) header.shapes[i] = parts[i]->shape, header.types[i] = parts[i]->type;
+  for (std::size_t i = 0; i < part_count; ++i)
+    if (const Tensor& part = quantized.*quantized_parts[i]; present(part)) header.shapes[i] = part.shape, header.types[i] = part.type;
   copy_bytes(grow(to, sizeof header), &header, 1);
-  for (const Tensor* part : parts)
-    if (present(*part)) copy(*part, dense(grow(to, size_of(*part)), part->type, part->shape));
+  for (const auto member : quantized_parts)
+    if (const Tensor& part = quantized.*member; present(part)) copy(part, dense(grow(to, size_of(part)), part.type, part.shape));
   copy_bytes(grow(to, quantized.residual_of.size() * sizeof(std::int32_t)), quantized.residual_of.data(), quantized.residual_of.size());
   for (const NonFinite& token : quantized.nonfinite) {
     const NonFiniteHead head{token.sequence, token.head, token.token};
@@ -107,11 +98,11 @@ Quantized read(std::span<std::byte>& from, Role role, const Quant& quant) {
   Quantized quantized;
   quantized.role = role;
   quantized.quant = quant;
-  const auto parts = tensor_parts(quantized);
-  for (std::size_t i = 0; i < parts.size(); ++i) {
+  for (std::size_t i = 0; i < part_count; ++i) {
     if (header.shapes[i] == Shape{}) continue;
-    *parts[i] = dense(nullptr, header.types[i], header.shapes[i]);
-    parts[i]->data = take(from, size_of(*parts[i]));
+    Tensor& part = quantized.*quantized_parts[i];
+    part = dense(nullptr, header.types[i], header.shapes[i]);
+    part.data = take(from, size_of(part));
   }
   const auto count = static_cast<std::size_t>(header.residual_of);
   quantized.residual_of.resize(count);

@@ -204,17 +204,14 @@ HeldOptions options(const chitu_options* given) {
   return result;
 }
 
-// The parts of an operand in the order of CHITU_VALUES ...
-constexpr chitu::Tensor chitu::Quantized::*quantized_parts[] = {
-    &chitu::Quantized::values,     &chitu::Quantized::scales,    &chitu::Quantized::centre, &chitu::Quantized::channels,
-    &chitu::Quantized::correction, &chitu::Quantized::residuals, &chitu::Quantized::ranks};
-static_assert(std::size(quantized_parts) == CHITU_RANKS + 1);
+static_assert(std::size(chitu::quantized_parts) == CHITU_RANKS + 1);
 
 // Views of what the caller gave, checked.
 chitu::Quantized quantized_view(const chitu_quantized_parts& p) {
   require(p.version == chitu::quantized_version, "parts have version ", p.version, "; this library's is ", chitu::quantized_version);
   require(p.role >= CHITU_QUERY && p.role <= CHITU_VALUE, "role is ", p.role, "; it must be 0 (query), 1 (key) or 2 (value)");
-  require(p.parts_count <= std::size(quantized_parts), "parts_count is ", p.parts_count, "; there are ", std::size(quantized_parts));
+  require(p.parts_count <= std::size(chitu::quantized_parts), "parts_count is ", p.parts_count, "; there are ",
+          std::size(chitu::quantized_parts));
   require(p.parts || p.parts_count == 0, "parts is NULL, but its count is ", p.parts_count);
   require(p.residual_of || p.residual_of_count == 0, "residual_of is NULL, but its count is ", p.residual_of_count);
   require(p.nonfinite || p.nonfinite_count == 0, "nonfinite is NULL, but its count is ", p.nonfinite_count);
@@ -223,7 +220,7 @@ chitu::Quantized quantized_view(const chitu_quantized_parts& p) {
   q.quant = quant(p.quant);
   const auto sequence_starts = starts(p.starts, p.starts_count, "starts");
   q.starts.assign(sequence_starts.begin(), sequence_starts.end());
-  for (size_t i = 0; i < p.parts_count; ++i) q.*quantized_parts[i] = tensor(&p.parts[i], "a part");
+  for (size_t i = 0; i < p.parts_count; ++i) q.*chitu::quantized_parts[i] = tensor(&p.parts[i], "a part");
   q.residual_of.assign(p.residual_of, p.residual_of + p.residual_of_count);
   for (size_t i = 0; i < p.nonfinite_count; ++i) {
     const chitu_nonfinite& n = p.nonfinite[i];
@@ -252,7 +249,7 @@ chitu::Tensor copied(const chitu::Tensor& t, chitu::Quantized& q) {
 }  // namespace
 
 chitu_quantized::chitu_quantized(chitu::Quantized quantized) : value(std::move(quantized)) {
-  for (const auto part : quantized_parts) parts.push_back(view(value.*part));
+  for (const auto part : chitu::quantized_parts) parts.push_back(view(value.*part));
   for (const chitu::NonFinite& n : value.nonfinite) nonfinite.push_back({n.sequence, n.head, n.token, n.values.data()});
 }
 
@@ -363,7 +360,7 @@ chitu_status chitu_quantized_make(const chitu_quantized_parts* parts, chitu_quan
     require(parts, "parts is NULL");
     require(quantized, "quantized is NULL");
     chitu::Quantized q = quantized_view(known(parts, {}, "chitu_quantized_parts"));
-    for (const auto part : quantized_parts) q.*part = copied(q.*part, q);
+    for (const auto part : chitu::quantized_parts) q.*part = copied(q.*part, q);
     *quantized = new chitu_quantized(std::move(q));
   });
 }

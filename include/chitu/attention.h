@@ -113,6 +113,11 @@ struct Quantized {
   std::int64_t sequences() const { return starts.empty() ? values.shape[0] : static_cast<std::int64_t>(starts.size()) - 1; }
 };
 
+// Its parts that are tensors, in the order of CHITU_VALUES ... in c.h.
+inline constexpr Tensor Quantized::*quantized_parts[] = {&Quantized::values,   &Quantized::scales,     &Quantized::centre,
+                                                         &Quantized::channels, &Quantized::correction, &Quantized::residuals,
+                                                         &Quantized::ranks};
+
 // A query, key or value: a tensor as it came (f32, f16, bf16), or one that quantize() made.
 class Operand {
  public:
