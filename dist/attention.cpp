@@ -5,6 +5,7 @@
 #include <chrono>
 #include <limits>
 #include <map>
+#include <span>
 #include <string>
 #include <utility>
 
@@ -66,7 +67,7 @@ struct Pending {
   std::string what;
 };
 
-// A part that counts nothing. Merging with it converts a result to another type.
+// A part that counts nothing: what queries get that see no key.
 class Nothing {
  public:
   Output like(const Tensor& out) {
@@ -122,6 +123,8 @@ class Execution {
   const Shard& keys_of(int rank) const { return task_.keys[static_cast<std::size_t>(rank)]; }
   const Shard& queries_of(int rank) const { return task_.queries[static_cast<std::size_t>(rank)]; }
   MergeOptions merging() const { return {.threads = call_.options.threads}; }
+  // To the other's type and strides: a merge of one part.
+  void convert(const Output& from, const Output& to) const { chitu::merge(std::span(&from, 1), to, merging()); }
   int peer_at(int place) const { return task_.ranks.group_of(rank_) * task_.ranks.ulysses + place; }
   template <class Function>
   void for_peers_in_group(const Function& function) const {  // the others of the Ulysses group, beginning behind this rank
@@ -147,7 +150,6 @@ class Execution {
   Array partial_, partial_lse_;
   Bytes joint_kv_;
   std::map<std::pair<int, int>, KeyValue> key_values_;  // of this step, by rank and run
-  Nothing nothing_;
   Stats stats_;
 };
 
@@ -368,7 +370,7 @@ void Execution::finish() {
     for (std::size_t run = 0; run < q.has_part.size(); ++run) {
       const std::int64_t count = rank == joint_tokens ? task_.joint : queries_of(rank)[run].count;
       const Output none{tokens_of(q.result.out, first, count), tokens_of(q.result.lse, first, count)};
-      if (!q.has_part[run]) merge(nothing_.like(none.out), nothing_.like(none.out), none, merging());
+      if (!q.has_part[run]) convert(Nothing().like(none.out), none);
       first += count;
     }
   }
@@ -387,7 +389,7 @@ void Execution::finish() {
     if (output.out.type != DType::f32) {
       to_send_.push_back(array(output.out.type, out.shape));
       out = to_send_.back().tensor;
-      merge(result, nothing_.like(out), {out, result.lse}, merging());
+      convert(result, {out, result.lse});
     }
     send(peer, out_tag, bytes_of(out), "output, after the last step");
     stats_.output_bytes += static_cast<std::int64_t>(bytes_of(out).size());
@@ -395,7 +397,7 @@ void Execution::finish() {
   });
   if (output.out.type != DType::f32) {
     const Output& result = queries_.at(rank_).result;
-    merge(result, nothing_.like(result.out), {heads_of(output.out, heads_.first, heads_.count), result.lse}, merging());
+    convert(result, {heads_of(output.out, heads_.first, heads_.count), result.lse});
   }
   wait_for(receives_);
   for_peers_in_group([&](int peer) {
@@ -429,7 +431,7 @@ void Execution::finish_joint() {
     for (int group = 1; group < task_.ranks.ring; ++group) merge(sum, part(group * task_.ranks.ulysses + place), sum, merging());
     const HeadRange heads = heads_of(task_, place);
     const Tensor lse = joint.lse.data ? heads_of(joint.lse, heads.first, heads.count) : sum.lse;
-    merge(sum, nothing_.like(sum.out), {heads_of(joint.out, heads.first, heads.count), lse}, merging());
+    convert(sum, {heads_of(joint.out, heads.first, heads.count), lse});
   }
 }
 
