@@ -196,6 +196,14 @@ HeldOptions options(const chitu_options* given) {
   result.key_positions_of = positions(o.key_positions_of, o.key_positions_of_count, "key_positions_of", result.held[1]);
   result.query_starts = starts(o.query_starts, o.query_starts_count, "query_starts");
   result.key_starts = starts(o.key_starts, o.key_starts_count, "key_starts");
+  require(o.device_query_starts || o.device_query_starts_count == 0, "device_query_starts is NULL, but its count is ",
+          o.device_query_starts_count);
+  require(o.device_key_starts || o.device_key_starts_count == 0, "device_key_starts is NULL, but its count is ", o.device_key_starts_count);
+  result.device_query_starts = {o.device_query_starts, o.device_query_starts_count};
+  result.device_key_starts = {o.device_key_starts, o.device_key_starts_count};
+  result.max_queries = o.max_queries;
+  result.max_keys = o.max_keys;
+  result.check_device_lengths = o.check_device_lengths != 0;
   result.threads = o.threads;
   result.stream = o.stream;
   result.workspace = o.workspace;

@@ -82,11 +82,35 @@ std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Optio
     const Positions qp = o.query_positions_of.empty() ? o.query_positions.value_or(last_at_last_key) : o.query_positions_of[i];
     all.push_back({batch, q0, queries, k0, keys, qp, kp});
   };
-  if (o.query_starts.empty())
+  if (!o.device_query_starts.empty())  // as long as they may be
+    for (std::size_t i = 0; i + 1 < o.device_query_starts.size(); ++i)
+      add(0, 0, std::min(o.max_queries, q.shape[2]), 0, std::min(o.max_keys, k.shape[2]));
+  else if (o.query_starts.empty())
     for (std::int64_t b = 0; b < q.shape[0]; ++b) add(b, 0, q.shape[2], 0, k.shape[2]);
   for (std::size_t i = 0; i + 1 < o.query_starts.size(); ++i)
     add(0, o.query_starts[i], o.query_starts[i + 1] - o.query_starts[i], o.key_starts[i], o.key_starts[i + 1] - o.key_starts[i]);
   return all;
+}
+
+void check_device_starts(const Tensor& q, const Options& o) {
+  const auto &queries = o.device_query_starts, &keys = o.device_key_starts;
+  if (queries.empty() && keys.empty()) {
+    require(o.max_queries == 0 && o.max_keys == 0, "max_queries is ", o.max_queries, " and max_keys ", o.max_keys,
+            ", but there are no device_query_starts and device_key_starts, which alone need bounds");
+    return require(!o.check_device_lengths, "check_device_lengths is set, but there are no device_query_starts and device_key_starts");
+  }
+  require(queries.size() == keys.size(), "device_query_starts have ", queries.size(), " entries, device_key_starts ", keys.size(),
+          "; they must be equal");
+  require(queries.size() >= 2, "device_query_starts have ", queries.size(), " entries; they need one more than there are sequences");
+  require(queries.size() - 1 <= static_cast<std::size_t>(max_heads), "device_query_starts are of ", queries.size() - 1,
+          " sequences; there may be at most ", max_heads);
+  require(queries.data() && keys.data(), "device_query_starts or device_key_starts are null, but have ", queries.size(), " entries");
+  require(o.query_starts.empty() && o.key_starts.empty(),
+          "query_starts and device_query_starts are both given; one must be absent, and so with those of keys");
+  require(q.shape[0] == 1, "query has batch ", q.shape[0], "; packed sequences need batch 1");
+  require(q.device == Device::cuda, "device_query_starts are given, but the tensors are on the CPU: give query_starts and key_starts");
+  require(o.max_queries > 0 && o.max_keys > 0, "max_queries is ", o.max_queries, " and max_keys ", o.max_keys,
+          "; with device_query_starts and device_key_starts both must be bounds of the sequences' lengths, 1 or more");
 }
 
 // Multiply-adds of a call, at most, with what it takes to read and quantise the operands: for thread_count().
@@ -112,7 +136,8 @@ bool several_types(std::initializer_list<const Operand*> operands, DType out) {
 // that are named here and have no Need. So a new field gets a Need in the same way.
 Needs needs_of(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
   const auto& [recipe, window, scale, query_positions, key_positions, query_positions_of, key_positions_of, query_starts, key_starts,
-               threads, stream, workspace, workspace_bytes, kernel] = options;
+               device_query_starts, device_key_starts, max_queries, max_keys, check_device_lengths, threads, stream, workspace,
+               workspace_bytes, kernel] = options;
   [[maybe_unused]] const auto& [query_quant, key_quant, value_quant, weights] = recipe;
   [[maybe_unused]] const auto& [type, scaling, groups, centre, rotated, sorted] = key_quant;
   [[maybe_unused]] const auto& [weight_type, top, by_tile, normalises_output, makes_lse] = weights;
@@ -125,6 +150,8 @@ Needs needs_of(const Operand& query, const Operand& key, const Operand& value, c
       {Need::key_positions, key_positions.has_value()},
       {Need::positions_of_sequences, !query_positions_of.empty() || !key_positions_of.empty()},
       {Need::packed_sequences, !query_starts.empty() || !key_starts.empty()},
+      {Need::lengths_on_device,
+       !device_query_starts.empty() || !device_key_starts.empty() || max_queries || max_keys || check_device_lengths},
       {Need::threads, threads != 0},
       {Need::stream, stream},
       {Need::workspace, workspace || workspace_bytes},
@@ -173,7 +200,9 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
   const Window window{std::min(o.window.left, unbounded), std::min(o.window.right, unbounded)};
   const float scale = o.scale.value_or(1 / std::sqrt(static_cast<float>(q.shape[3])));
   require(is_finite(scale), "scale is ", scale, "; it must be finite");
-  const std::int64_t sequence_number = sequence_count(q.shape, o.query_starts);
+  check_device_starts(q, o);
+  const std::int64_t sequence_number =
+      o.device_query_starts.empty() ? sequence_count(q.shape, o.query_starts) : static_cast<std::int64_t>(o.device_query_starts.size()) - 1;
   check_positions(o.query_positions, o.query_positions_of, sequence_number, "query_positions");
   check_positions(o.key_positions, o.key_positions_of, sequence_number, "key_positions");
   check_threads(o.threads);

@@ -38,7 +38,8 @@ struct Problem {
   float scale() const { return *options.scale; }
   // Whether each sequence is a batch entry, and differs from the others in that alone.
   bool alike() const { return !packed() && options.query_positions_of.empty() && options.key_positions_of.empty(); }
-  bool packed() const { return !options.query_starts.empty(); }
+  bool packed() const { return !options.query_starts.empty() || lengths_on_device(); }
+  bool lengths_on_device() const { return !options.device_query_starts.empty(); }  // then each of `sequences` has the bounds' lengths
   Device device() const { return query.tensor().device; }
   std::int64_t heads() const { return query.tensor().shape[1]; }
   std::int64_t kv_heads() const { return key.tensor().shape[1]; }

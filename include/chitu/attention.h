@@ -64,6 +64,16 @@ struct Options {
   std::span<const std::int64_t> query_starts{};
   std::span<const std::int64_t> key_starts{};
 
+  // The same starts in GPU memory, for tensors there: what lies behind them is read by the GPU when the call runs, and never copied to the
+  // host. So a captured graph can be replayed with other lengths. max_queries and max_keys are bounds of the sequences' lengths. The host
+  // plans with them; tokens of a sequence beyond its bound are left out. A start that is smaller than one before it, or past the end,
+  // counts as the largest start before it, or as the end. Tokens behind the last start belong to no sequence, and their outputs are not
+  // written. check_device_lengths, for debugging, waits for the stream and refuses such starts by name.
+  std::span<const std::int32_t> device_query_starts{};
+  std::span<const std::int32_t> device_key_starts{};
+  std::int64_t max_queries = 0, max_keys = 0;
+  bool check_device_lengths = false;
+
   int threads = 0;         // for tensors on the CPU; 0: OpenMP's default, fewer where a call is too short for them. On a GPU it must be 0
   void* stream = nullptr;  // a cudaStream_t, for tensors on a GPU. On the CPU it must be null
   // For tensors on a GPU: memory there, in which a kernel leaves results for the next one. It starts at a multiple of 256 bytes and has at

@@ -89,6 +89,11 @@ typedef struct chitu_options {
   const chitu_positions* query_positions_of; /* of each packed sequence or batch entry, instead of query_positions and */
   const chitu_positions* key_positions_of;   /* key_positions; NULL and 0 for none */
   size_t query_positions_of_count, key_positions_of_count;
+  const int32_t* device_query_starts; /* packed sequences whose starts lie in GPU memory, which only the GPU reads, when the call runs: a */
+  const int32_t* device_key_starts;   /* captured graph can be replayed with others. NULL and 0 for none */
+  size_t device_query_starts_count, device_key_starts_count;
+  int64_t max_queries, max_keys; /* bounds of these sequences' lengths; without such starts 0 */
+  int64_t check_device_lengths;  /* not 0: waits for the stream and refuses starts that fall, or lie outside, by name */
 } chitu_options;
 
 /* The defaults. struct_size: sizeof(chitu_options) as the caller was compiled. */

@@ -159,10 +159,24 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   arena.take(r.nonfinite_keys, key_tiles);
   arena.take(r.nonfinite_values, key_tiles);
   arena.take(r.statistics, r.tuned_quantizer ? 0 : statistics_count(r));
-  arena.take(layouts, table ? r.sequences : 0);
+  arena.take(layouts, table ? r.sequences + 1 : 0);
   r.centre = centre;
   r.layouts = table ? layouts : nullptr;
   return arena.bytes();
+}
+
+Lengths lengths_of(const Problem& p, const Form& form, SequenceLayout* layouts) {
+  const Options& o = p.options;
+  return {.layouts = layouts,
+          .query_starts = o.device_query_starts.data(),
+          .key_starts = o.device_key_starts.data(),
+          .sequences = narrow(static_cast<std::int64_t>(p.sequences.size())),
+          .queries = narrow(p.query.tensor().shape[2]),
+          .keys = narrow(p.key.tensor().shape[2]),
+          .max_queries = narrow(p.sequences.front().queries),
+          .max_keys = narrow(p.sequences.front().keys),
+          .block_queries = form.block_queries,
+          .last_at_last_key = !o.query_positions && o.query_positions_of.empty()};
 }
 
 bool no_queries(const Problem& p) {
@@ -188,7 +202,9 @@ std::string refusal(const Architecture& architecture, const Problem& p) {
                                    {p.value.tensor().data, "value"},
                                    {p.output.out.data, "out"},
                                    {p.output.lse.data, "lse"},
-                                   {p.options.workspace, "workspace"}})
+                                   {p.options.workspace, "workspace"},
+                                   {const_cast<std::int32_t*>(p.options.device_query_starts.data()), "device_query_starts"},
+                                   {const_cast<std::int32_t*>(p.options.device_key_starts.data()), "device_key_starts"}})
     if (data && !on_device(data, device))
       return std::string(what) + "'s memory is not on GPU " + std::to_string(device) + ", as its tensor says";
   return {};
@@ -215,14 +231,13 @@ Call::Call(const Architecture& architecture, const Problem& p)
   require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
   if (!memory) memory = memory_.emplace(lay_out(params_, p, kernel_.form, layouts_on_gpu_, nullptr), query_.device_id, stream_).data();
   lay_out(params_, p, kernel_.form, layouts_on_gpu_, memory);
-  if (!p.alike()) {
-    layouts.pop_back();
-    layouts_ = std::move(layouts);
-  }
+  if (!p.alike()) layouts_ = std::move(layouts);
+  if (p.lengths_on_device()) lengths_ = lengths_of(p, kernel_.form, layouts_on_gpu_);
 }
 
 void Call::quantize() const {
-  if (!layouts_.empty()) write_layouts(layouts_.data(), params_.sequences, layouts_on_gpu_, stream_);
+  if (!layouts_.empty()) write_layouts(layouts_.data(), params_.sequences + 1, layouts_on_gpu_, stream_);
+  if (lengths_.layouts) read_lengths(lengths_, stream_);
   if (params_.tuned_quantizer)
     quantize_chitu(params_, is_bf16(), stream_);
   else
@@ -237,6 +252,7 @@ void Call::attend() const {
 
 void run(const Architecture& architecture, const Problem& p) {
   if (no_queries(p)) return;
+  if (p.options.check_device_lengths) check_device_lengths(p);
   const Call call(architecture, p);
   call.quantize();
   call.attend();

@@ -20,6 +20,9 @@ std::string refusal(const Architecture& architecture, const Problem& problem);  
 std::size_t workspace_bytes(const Architecture& architecture, const Problem& problem);
 void run(const Architecture& architecture, const Problem& problem);
 
+// Waits for the stream and throws if what Options::device_query_starts and device_key_starts hold is not right.
+void check_device_lengths(const Problem& problem);
+
 // A call with at least one query, in two steps, so that benchmarks can time them apart. Its workspace lives as long as this object.
 class Call {
  public:
@@ -38,6 +41,7 @@ class Call {
   DeviceGuard guard_;
   std::vector<SequenceLayout> layouts_;  // of a call whose sequences are not all alike
   SequenceLayout* layouts_on_gpu_ = nullptr;
+  Lengths lengths_{};  // of a call whose lengths are on the GPU
   std::optional<StreamMemory> memory_;
   Params params_;
 };

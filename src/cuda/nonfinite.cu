@@ -369,7 +369,7 @@ __global__ void __launch_bounds__(threads, resident) nonfinite_kernel(const __gr
   ptx::wait_for_previous();
   if (*p.any_nonfinite == 0) return;
   __shared__ Shared shared;
-  for (int i = blockIdx.x; i < p.query_tiles * p.heads; i += gridDim.x) QueryTile<T>(p, i, shared).run();
+  for (int i = blockIdx.x; i < query_tile_count(p) * p.heads; i += gridDim.x) QueryTile<T>(p, i, shared).run();
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ constexpr int piece_vectors(int dim) { return dim / 8 + 2; }
 // (docs/kernels/sm90-log.md).
 struct QuantizeParams {
   View key, value;
-  const SequenceLayout* layouts;  // [sequences]; null: all sequences are like `same`, one for each batch entry
+  const SequenceLayout* layouts;  // [sequences + 1], the last has the totals; null: all sequences are like `same`, one for each batch entry
   SequenceLayout same;            // batch 0 of such a call
   int kv_heads, heads, sequences;
   int dim;                          // of the tensors, a multiple of 8
@@ -70,6 +70,11 @@ __host__ __device__ inline int range_count(const QuantizeParams& p) {
   return tile_tokens * (p.layouts ? p.query_tiles : tiles_of(p.same.queries));
 }
 
+// Of a head, in all sequences. Where lengths are on the GPU, QuantizeParams has bounds of them.
+__device__ inline int query_tile_count(const QuantizeParams& p) { return p.layouts ? p.layouts[p.sequences].query_tile : p.query_tiles; }
+__device__ inline int key_tile_count(const QuantizeParams& p) { return p.layouts ? p.layouts[p.sequences].key_tile : p.key_tiles; }
+__device__ inline int block_count(const QuantizeParams& p) { return p.layouts ? p.layouts[p.sequences].block : p.blocks; }
+
 // Sequence i.
 __host__ __device__ inline SequenceLayout sequence_layout(const QuantizeParams& p, int i) {
   if (p.layouts) return p.layouts[i];
@@ -82,6 +87,18 @@ __host__ __device__ inline SequenceLayout sequence_layout(const QuantizeParams& 
 
 // Launched in this order on one stream. bf16: the type of the tensors; else it is f16.
 void write_layouts(const SequenceLayout* layouts, int count, SequenceLayout* to, cudaStream_t stream);  // fills Params::layouts
+
+// Starts in GPU memory, and where the table goes that they complete: positions, and the end, are there already.
+struct Lengths {
+  SequenceLayout* layouts;
+  const std::int32_t *query_starts, *key_starts;  // [sequences + 1]
+  int sequences, queries, keys;                   // of the tensors
+  int max_queries, max_keys;                      // of a sequence
+  int block_queries;                              // Form::block_queries
+  bool last_at_last_key;                          // where the last query of a sequence stands; else positions are given
+};
+void read_lengths(const Lengths& lengths, cudaStream_t stream);
+
 void quantize_chitu(const QuantizeParams& params, bool bf16, cudaStream_t stream);  // keys and values of chitu, dim 64 or 128
 void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, bool bf16, cudaStream_t stream);
 std::int64_t statistics_count(const Params& params);  // what quantize_any_recipe() needs of Params::statistics

@@ -52,6 +52,16 @@ std::vector<SequenceLayout> layouts_of(const Problem& p, const Form& form) {
     at.key_tile += tiles_of(at.keys);
     at.block += (at.queries + form.block_queries - 1) / form.block_queries;
   }
+  if (p.lengths_on_device()) {  // the host knows no more than how many there can be
+    const std::int64_t sequences = narrow(static_cast<std::int64_t>(p.sequences.size()));
+    const auto most = [&](std::int64_t tokens, std::int64_t longest, std::int64_t unit) {
+      return narrow(std::min(tokens / unit + sequences, sequences * ((longest + unit - 1) / unit)));
+    };
+    const std::int64_t queries = p.query.tensor().shape[2], keys = p.key.tensor().shape[2];
+    at.query_tile = most(queries, at.queries, tile_tokens);
+    at.key_tile = most(keys, at.keys, tile_tokens);
+    at.block = most(queries, at.queries, form.block_queries);
+  }
   all.push_back(at);  // the end: its tile and block indices are the totals
   return all;
 }
@@ -59,7 +69,8 @@ std::vector<SequenceLayout> layouts_of(const Problem& p, const Form& form) {
 Split split_of(const Problem& p, const Form& form, std::int64_t items) {
   const int processors = multiprocessors(p.query.tensor().device_id);
   // Many sequences that differ need no splitting: they give many items, and items of different lengths even out.
-  if (!form.splittable || (!p.alike() && items >= 2 * processors)) return {narrow(items), 1};
+  // Those whose lengths are on the GPU are not split: the host does not know what they would take.
+  if (!form.splittable || p.lengths_on_device() || (!p.alike() && items >= 2 * processors)) return {narrow(items), 1};
   const Tiles tiles = tiles_of_blocks(p, form);
   return split_items(items, tiles.average, tiles.most, processors);
 }

@@ -86,6 +86,7 @@ static void test_attention(void) {
 
 static void test_options(void) {
   const chitu_positions two_positions[] = {{0, 1}, {5, 1}};
+  const int32_t device_starts[] = {0, KEYS};
   chitu_options o;
   struct {
     chitu_options known;
@@ -115,6 +116,14 @@ static void test_options(void) {
   o.query_positions_of_count = 1;
   o.has_query_positions = 1;
   expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "query_positions and query_positions_of are both given");
+  chitu_options_init(&o, sizeof o);
+  o.device_key_starts_count = 2;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "device_key_starts is NULL, but its count is 2");
+  o.device_query_starts = o.device_key_starts = device_starts;
+  o.device_query_starts_count = 2;
+  o.max_queries = o.max_keys = KEYS;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT,
+               "device_query_starts are given, but the tensors are on the CPU");
 
   chitu_options_init(&newer.known, sizeof newer);
   newer.known.method = "exact";

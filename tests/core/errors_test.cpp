@@ -446,6 +446,44 @@ TEST(Errors, MergeOfParts) {
   expect_error(run, bad, {"lse of part 2 is on cuda:1, out of the first part on cuda:0"});
 }
 
+// Starts in GPU memory: they are never looked at here.
+TEST(Errors, StartsOnAGpu) {
+  static constexpr std::int32_t starts[] = {0, 2, 6}, one[] = {0};
+  const auto on_gpu = [](const std::function<void(Options&)>& change) {
+    return [change](Call& c) {
+      for (Tensor* t : {&c.query, &c.key, &c.value, &c.out, &c.lse}) t->device = Device::cuda;
+      c.options.device_query_starts = c.options.device_key_starts = starts;
+      c.options.max_queries = c.options.max_keys = 4;
+      change(c.options);
+    };
+  };
+  expect_all({
+      {{"max_queries is 0", "1 or more"}, on_gpu([](Options& o) { o.max_queries = 0; })},
+      {{"max_keys -1"}, on_gpu([](Options& o) { o.max_keys = -1; })},
+      {{"device_query_starts have 3 entries, device_key_starts 0"}, on_gpu([](Options& o) { o.device_key_starts = {}; })},
+      {{"device_query_starts have 1 entries", "one more"}, on_gpu([](Options& o) { o.device_query_starts = o.device_key_starts = one; })},
+      {{"are null, but have 3 entries"}, on_gpu([](Options& o) {
+         o.device_key_starts = {static_cast<const std::int32_t*>(nullptr), std::size_t{3}};
+       })},
+      {{"query_positions_of have 1 entries, but there are 2 sequences"}, on_gpu([](Options& o) {
+         static constexpr Positions positions[] = {{0, 1}};
+         o.query_positions_of = positions;
+       })},
+      {{"max_queries is 3 and max_keys 0", "no device_query_starts"}, [](Call& c) { c.options.max_queries = 3; }},
+      {{"check_device_lengths is set"}, [](Call& c) { c.options.check_device_lengths = true; }},
+      {{"query_starts and device_query_starts are both given"},
+       [&](Call& c) {
+         on_gpu([](Options&) {})(c);
+         c.query_starts = {0, 6}, c.key_starts = {0, 9};
+       }},
+      {{"device_query_starts are given, but the tensors are on the CPU"},
+       [&](Call& c) {
+         on_gpu([](Options&) {})(c);
+         for (Tensor* t : {&c.query, &c.key, &c.value, &c.out, &c.lse}) t->device = Device::cpu;
+       }},
+  });
+}
+
 TEST(Errors, FindMethodListsTheMethods) {
   for (const Method& method : methods) EXPECT_EQ(find_method(method.name).recipe, method.recipe);
   expect_error([] { find_method("sage3"); }, ErrorCode::bad_argument, {"sage3", "exact", "sage2", "int8-half", "chitu"});

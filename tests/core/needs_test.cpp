@@ -32,10 +32,13 @@ struct Plan {
 
 const Needs of_the_recipe{Need::sorted_keys};  // of the default
 
-Device device_for(Need need) { return need == Need::stream || need == Need::workspace ? Device::cuda : Device::cpu; }
+Device device_for(Need need) {
+  return need == Need::stream || need == Need::workspace || need == Need::lengths_on_device ? Device::cuda : Device::cpu;
+}
 
 const std::vector<std::int64_t> starts{0, 2, 6};
-const std::vector<Positions> positions{{3, 2}};  // of the one batch entry
+const std::vector<std::int32_t> device_starts{0, 2, 6};  // never read
+const std::vector<Positions> positions{{3, 2}};          // of the one batch entry
 alignas(256) std::byte memory[256];
 
 struct Asked {
@@ -64,6 +67,11 @@ const std::vector<Asked>& all_asked() {
       {Need::positions_of_sequences, [](Plan& p) { p.options.query_positions_of = positions; }},
       {Need::positions_of_sequences, [](Plan& p) { p.options.key_positions_of = positions; }},
       {Need::packed_sequences, [](Plan& p) { p.options.query_starts = p.options.key_starts = starts; }},
+      {Need::lengths_on_device,
+       [](Plan& p) {
+         p.options.device_query_starts = p.options.device_key_starts = device_starts;
+         p.options.max_queries = p.options.max_keys = 6;
+       }},
       {Need::threads, [](Plan& p) { p.options.threads = 2; }},
       {Need::stream, [](Plan& p) { p.options.stream = &p; }},
       {Need::workspace, [](Plan& p) { p.options.workspace = memory; }},

@@ -111,12 +111,12 @@ struct GpuOperands {
     p.scale = scale;
     p.window = causal;
     p.same = layouts.front();
-    layouts.pop_back();
     const bool packed = !query_starts.empty();
     if (packed) {
       layouts_on_gpu = OnGpu<SequenceLayout>(layouts);
       p.layouts = layouts_on_gpu.data();
     }
+    layouts.pop_back();  // the end, which has the totals
     const std::int64_t query_tiles = std::int64_t{p.query_tiles} * p.heads, query_rows = p.tuned_quantizer ? 0 : query_tiles * tile_tokens,
                        key_tiles = std::int64_t{p.key_tiles} * p.kv_heads, heads = std::int64_t{p.sequences} * p.kv_heads;
     const auto make = [](auto& array, auto& pointer, std::int64_t count) {

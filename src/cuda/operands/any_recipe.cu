@@ -16,6 +16,11 @@
 namespace chitu::cuda {
 namespace {
 
+// Whether there is tile `unit` of the queries, or of the keys. Where lengths are on the GPU, CTAs start for as many as there may be.
+__device__ __forceinline__ bool exists(const Params& p, bool is_query, int unit) {
+  return unit < (is_query ? query_tile_count(p) * p.heads : key_tile_count(p) * p.kv_heads);
+}
+
 // CTAs of keys come first, then those of queries, then those of values that are rows. With 80 registers a multiprocessor has room for three
 // CTAs of 256 threads.
 template <class T, bool rotated>
@@ -23,20 +28,23 @@ __global__ void __maxnreg__(rotated ? 128 : 80) rows_kernel(const __grid_constan
   __shared__ RowsShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
-  const int unit = static_cast<int>(blockIdx.x), keys = p.key_tiles * p.kv_heads, queries = p.query_tiles * p.heads;
-  if (unit < keys)
-    quantize_rows<T, rotated>(call, Role::key, unit, shared);
-  else if (unit - keys < queries)
-    quantize_rows<T, rotated>(call, Role::query, unit - keys, shared);
+  const int block = static_cast<int>(blockIdx.x), keys = p.key_tiles * p.kv_heads, queries = p.query_tiles * p.heads;
+  const Role role = block < keys ? Role::key : block - keys < queries ? Role::query : Role::value;
+  const int unit = block - (role == Role::key ? 0 : role == Role::query ? keys : keys + queries);
+  if (!exists(p, role == Role::query, unit)) return ptx::wait_for_previous();
+  if (role == Role::value)
+    quantize_rows<T, false>(call, Role::value, unit, shared);
   else
-    quantize_rows<T, false>(call, Role::value, unit - keys - queries, shared);
+    quantize_rows<T, rotated>(call, role, unit, shared);
 }
 
 template <class T>
 __global__ void __launch_bounds__(most_columns, 2) columns_kernel(const __grid_constant__ AnyRecipeCall call) {
   __shared__ ColumnsShared shared;
   ptx::let_next_start();
-  quantize_columns<T>(call, static_cast<int>(blockIdx.x), shared);
+  const int unit = static_cast<int>(blockIdx.x);
+  if (!exists(call.params, false, unit)) return ptx::wait_for_previous();
+  quantize_columns<T>(call, unit, shared);
 }
 
 template <class T>

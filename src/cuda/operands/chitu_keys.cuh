@@ -118,7 +118,7 @@ struct KeyPart {
       : lane(threadIdx.x % 32), group(threadIdx.x / 32 / warps % groups), warp(threadIdx.x / 32 % warps), share(lane) {
     const QuantizeParams& p = job.params;
     const int index = unit * groups + group;
-    exists = groups == 1 || index < p.key_tiles * p.kv_heads;
+    exists = index < key_tile_count(p) * p.kv_heads;
     if (!exists) return;
     at = locate_tile(job, index);
     const SequenceLayout sequence = sequence_layout(p, at.sequence);

@@ -37,7 +37,7 @@ struct ValuePart {
     channel0 = warp % parts * 32 + quad * 8;
     chunk = warp / parts * 4 + g / 2;
     const int index = unit * groups + group;
-    exists = index < p.key_tiles * p.kv_heads;
+    exists = index < key_tile_count(p) * p.kv_heads;
     if (!exists) return;
     at = locate_tile(job, index);
     const SequenceLayout sequence = sequence_layout(p, at.sequence);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writes the table of a call's sequences, if they are not all alike, before all other kernels.
+// Writes the table of a call's sequences, if they are not all alike, before all other kernels; from starts in GPU memory, if they are
+// there.
 #include <algorithm>
 
 #include "cuda/launch.h"
@@ -22,7 +23,75 @@ __global__ void __launch_bounds__(layouts_at_once) write_layouts_kernel(const __
   if (threadIdx.x < part.count) part.to[threadIdx.x] = part.layouts[threadIdx.x];
 }
 
+constexpr int length_threads = 256;
+
+// Replaces the values of the CTA's threads by their sums, or with `largest` by their maxima, of this and all threads before it. Returns
+// that of all threads.
+template <bool largest>
+__device__ int scan(int& value, int (&shared)[2][length_threads]) {
+  const int thread = static_cast<int>(threadIdx.x);
+  int from = 0;
+  shared[0][thread] = value;
+  __syncthreads();
+  for (int distance = 1; distance < length_threads; distance *= 2, from ^= 1) {
+    const int other = thread >= distance ? shared[from][thread - distance] : largest ? value : 0;
+    value = largest ? max(value, other) : value + other;
+    shared[from ^ 1][thread] = value;
+    __syncthreads();
+  }
+  const int all = shared[from][length_threads - 1];
+  __syncthreads();
+  return all;
+}
+
+// Where sequence `first` + thread lies. Starts are made to stay within the tensor and never to fall. `before`: the largest start of the
+// sequences before `first`; it becomes that of these, too.
+struct Bounds {
+  int begin, length;
+  __device__ Bounds(const std::int32_t* starts, int tokens, int longest, int first, int sequences, int& before,
+                    int (&shared)[2][length_threads]) {
+    const int i = first + static_cast<int>(threadIdx.x);
+    const auto start = [&](int at) { return min(max(starts[min(at, sequences)], 0), tokens); };
+    begin = start(i);
+    const int largest = scan<true>(begin, shared);
+    begin = max(begin, before);
+    before = max(before, largest);
+    length = i < sequences ? min(max(start(i + 1) - begin, 0), longest) : 0;
+  }
+};
+
+// One CTA completes the table.
+__global__ void __launch_bounds__(length_threads) read_lengths_kernel(const __grid_constant__ Lengths p) {
+  __shared__ int shared[2][length_threads];
+  int queries_before = 0, keys_before = 0, query_tiles = 0, key_tiles = 0, blocks = 0;
+  for (int first = 0; first < p.sequences; first += length_threads) {
+    const Bounds query(p.query_starts, p.queries, p.max_queries, first, p.sequences, queries_before, shared);
+    const Bounds key(p.key_starts, p.keys, p.max_keys, first, p.sequences, keys_before, shared);
+    const int own[3] = {tiles_of(query.length), tiles_of(key.length), (query.length + p.block_queries - 1) / p.block_queries};
+    int sums[3] = {own[0], own[1], own[2]};
+    const int all[3] = {scan<false>(sums[0], shared), scan<false>(sums[1], shared), scan<false>(sums[2], shared)};
+    if (const int i = first + static_cast<int>(threadIdx.x); i < p.sequences) {
+      SequenceLayout& s = p.layouts[i];
+      s.query_begin = query.begin, s.queries = query.length;
+      s.key_begin = key.begin, s.keys = key.length;
+      s.query_tile = query_tiles + sums[0] - own[0];
+      s.key_tile = key_tiles + sums[1] - own[1];
+      s.block = blocks + sums[2] - own[2];
+      const Positions& keys = s.key_positions;
+      if (p.last_at_last_key) s.query_positions = {keys.first + (std::int64_t{key.length} - query.length) * keys.step, keys.step};
+    }
+    query_tiles += all[0], key_tiles += all[1], blocks += all[2];
+  }
+  if (threadIdx.x > 0) return;
+  SequenceLayout& end = p.layouts[p.sequences];
+  end.query_tile = query_tiles, end.key_tile = key_tiles, end.block = blocks;
+}
+
 }  // namespace
+
+void read_lengths(const Lengths& lengths, cudaStream_t stream) {
+  launch(read_lengths_kernel, {.blocks = 1, .threads = length_threads}, stream, lengths);
+}
 
 void write_layouts(const SequenceLayout* layouts, int count, SequenceLayout* to, cudaStream_t stream) {
   for (int first = 0; first < count; first += layouts_at_once) {

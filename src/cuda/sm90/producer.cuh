@@ -55,7 +55,7 @@ __device__ void produce_items(const Params& p, const typename C::At shared, floa
     ptx::barrier_wait(at.query_empty(ring.slot()), ring.parity());
     if (!ahead && ring.at > 0) item = static_cast<int>(gridDim.x) + atomicAdd(p.items_taken, 1);
     const int piece = item - (p.split.whole + opaque), whole_item = piece < 0 ? item : item - piece + piece / p.split.pieces;
-    if (whole_item >= p.blocks * p.heads) {
+    if (whole_item >= block_count(p) * p.heads) {
       ptx::store_int4(to + offsetof(Item, what), 0, 0, 0, -1);
       ptx::barrier_arrive(at.item_written(ring.slot()));
       return;
