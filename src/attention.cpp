@@ -18,6 +18,24 @@ void check_workspace(const Kernel& kernel, const Problem& p) {
           " (workspace_size())");
 }
 
+// A padded batch on the CPU, whose entries have lengths of their own: a call for each entry, with the keys that count.
+void run_entries(const Kernel& kernel, const Problem& p) {
+  for (const Sequence& s : p.sequences) {
+    const auto entry = [&](Tensor t, std::int64_t tokens) {
+      t.data = static_cast<std::byte*>(t.data) + s.batch * t.stride[0] * bytes(t.type);
+      t.shape[0] = 1, t.shape[2] = tokens;
+      return t;
+    };
+    Options o = p.options;
+    o.key_lengths = {};
+    o.query_positions = s.query_positions, o.key_positions = s.key_positions;
+    o.query_positions_of = o.key_positions_of = {};
+    const Tensor lse = given(p.output.lse) ? entry(p.output.lse, s.queries) : Tensor{};
+    kernel.run(describe(entry(p.query.tensor(), s.queries), entry(p.key.tensor(), s.keys), entry(p.value.tensor(), s.keys),
+                        {entry(p.output.out, s.queries), lse}, o));
+  }
+}
+
 }  // namespace
 
 void attention(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
@@ -25,6 +43,7 @@ void attention(const Operand& query, const Operand& key, const Operand& value, c
     const Problem problem = describe(query, key, value, output, options);
     const Kernel& kernel = select(problem);
     check_workspace(kernel, problem);
+    if (problem.device() == Device::cpu && !options.key_lengths.empty()) return run_entries(kernel, problem);
     kernel.run(problem);
   });
 }

@@ -199,6 +199,10 @@ HeldOptions options(const chitu_options* given) {
   require(o.device_query_starts || o.device_query_starts_count == 0, "device_query_starts is NULL, but its count is ",
           o.device_query_starts_count);
   require(o.device_key_starts || o.device_key_starts_count == 0, "device_key_starts is NULL, but its count is ", o.device_key_starts_count);
+  require(o.device_key_lengths || o.device_key_lengths_count == 0, "device_key_lengths is NULL, but its count is ",
+          o.device_key_lengths_count);
+  result.device_key_lengths = {o.device_key_lengths, o.device_key_lengths_count};
+  result.key_lengths = starts(o.key_lengths, o.key_lengths_count, "key_lengths");
   result.device_query_starts = {o.device_query_starts, o.device_query_starts_count};
   result.device_key_starts = {o.device_key_starts, o.device_key_starts_count};
   result.max_queries = o.max_queries;

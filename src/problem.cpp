@@ -73,6 +73,9 @@ void check_positions(const std::optional<Positions>& one, std::span<const Positi
   for (std::size_t i = 0; i < each.size(); ++i) check_position(each[i], name + "_of[" + std::to_string(i) + "]");
 }
 
+// Of a batch entry whose keys are counted on the GPU.
+std::int64_t most_keys(const Tensor& k, const Options& o) { return o.max_keys ? std::min(o.max_keys, k.shape[2]) : k.shape[2]; }
+
 std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Options& o) {
   std::vector<Sequence> all;
   const auto add = [&](std::int64_t batch, std::int64_t q0, std::int64_t queries, std::int64_t k0, std::int64_t keys) {
@@ -86,7 +89,11 @@ std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Optio
     for (std::size_t i = 0; i + 1 < o.device_query_starts.size(); ++i)
       add(0, 0, std::min(o.max_queries, q.shape[2]), 0, std::min(o.max_keys, k.shape[2]));
   else if (o.query_starts.empty())
-    for (std::int64_t b = 0; b < q.shape[0]; ++b) add(b, 0, q.shape[2], 0, k.shape[2]);
+    for (std::int64_t b = 0; b < q.shape[0]; ++b)
+      add(b, 0, q.shape[2], 0,
+          !o.key_lengths.empty()          ? o.key_lengths[static_cast<std::size_t>(b)]
+          : !o.device_key_lengths.empty() ? most_keys(k, o)
+                                          : k.shape[2]);
   for (std::size_t i = 0; i + 1 < o.query_starts.size(); ++i)
     add(0, o.query_starts[i], o.query_starts[i + 1] - o.query_starts[i], o.key_starts[i], o.key_starts[i + 1] - o.key_starts[i]);
   return all;
@@ -95,9 +102,10 @@ std::vector<Sequence> sequences_of(const Tensor& q, const Tensor& k, const Optio
 void check_device_starts(const Tensor& q, const Options& o) {
   const auto &queries = o.device_query_starts, &keys = o.device_key_starts;
   if (queries.empty() && keys.empty()) {
-    require(o.max_queries == 0 && o.max_keys == 0, "max_queries is ", o.max_queries, " and max_keys ", o.max_keys,
-            ", but there are no device_query_starts and device_key_starts, which alone need bounds");
-    return require(!o.check_device_lengths, "check_device_lengths is set, but there are no device_query_starts and device_key_starts");
+    require(o.max_queries == 0 && (o.max_keys == 0 || !o.device_key_lengths.empty()), "max_queries is ", o.max_queries, " and max_keys ",
+            o.max_keys, ", but there are no device_query_starts and device_key_starts, which alone need bounds");
+    return require(!o.check_device_lengths || !o.device_key_lengths.empty(),
+                   "check_device_lengths is set, but there are no device_query_starts and device_key_starts, and no device_key_lengths");
   }
   require(queries.size() == keys.size(), "device_query_starts have ", queries.size(), " entries, device_key_starts ", keys.size(),
           "; they must be equal");
@@ -111,6 +119,28 @@ void check_device_starts(const Tensor& q, const Options& o) {
   require(q.device == Device::cuda, "device_query_starts are given, but the tensors are on the CPU: give query_starts and key_starts");
   require(o.max_queries > 0 && o.max_keys > 0, "max_queries is ", o.max_queries, " and max_keys ", o.max_keys,
           "; with device_query_starts and device_key_starts both must be bounds of the sequences' lengths, 1 or more");
+}
+
+void check_key_lengths(const Operand& query, const Operand& key, const Operand& value, const Options& o) {
+  const Shape& k = key.tensor().shape;
+  const bool on_gpu = !o.device_key_lengths.empty();
+  const std::size_t count = on_gpu ? o.device_key_lengths.size() : o.key_lengths.size();
+  const char* const name = on_gpu ? "device_key_lengths" : "key_lengths";
+  if (count == 0) return;
+  require(!on_gpu || o.key_lengths.empty(), "key_lengths and device_key_lengths are both given; one must be absent");
+  require(o.query_starts.empty() && o.device_query_starts.empty(), name,
+          " are given with starts of packed sequences, which say the lengths themselves; one must be absent");
+  require(static_cast<std::int64_t>(count) == k[0], name, " have ", count, " entries, but there are ", k[0], " batch entries");
+  for (const auto& [operand, role] : {std::pair{&query, "query"}, {&key, "key"}, {&value, "value"}})
+    require(!operand->quantized(), name, " are given, but ", role, " came quantised: give the operands as they came");
+  if (on_gpu) {
+    require(o.device_key_lengths.data(), "device_key_lengths are null, but have ", count, " entries");
+    require(key.tensor().device == Device::cuda, "device_key_lengths are given, but the tensors are on the CPU: give key_lengths");
+    return require(o.max_keys >= 0, "max_keys is ", o.max_keys, "; it must be a bound of device_key_lengths, or 0 for the tensor's");
+  }
+  for (std::size_t i = 0; i < count; ++i)
+    require(o.key_lengths[i] >= 0 && o.key_lengths[i] <= k[2], "key_lengths[", i, "] is ", o.key_lengths[i], "; it must be 0 ... ", k[2],
+            ", the keys of the tensor");
 }
 
 // Multiply-adds of a call, at most, with what it takes to read and quantise the operands: for thread_count().
@@ -136,8 +166,8 @@ bool several_types(std::initializer_list<const Operand*> operands, DType out) {
 // that are named here and have no Need. So a new field gets a Need in the same way.
 Needs needs_of(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {
   const auto& [recipe, window, scale, query_positions, key_positions, query_positions_of, key_positions_of, query_starts, key_starts,
-               device_query_starts, device_key_starts, max_queries, max_keys, check_device_lengths, threads, stream, workspace,
-               workspace_bytes, kernel] = options;
+               key_lengths, device_query_starts, device_key_starts, device_key_lengths, max_queries, max_keys, check_device_lengths,
+               threads, stream, workspace, workspace_bytes, kernel] = options;
   [[maybe_unused]] const auto& [query_quant, key_quant, value_quant, weights] = recipe;
   [[maybe_unused]] const auto& [type, scaling, groups, centre, rotated, sorted] = key_quant;
   [[maybe_unused]] const auto& [weight_type, top, by_tile, normalises_output, makes_lse] = weights;
@@ -150,8 +180,9 @@ Needs needs_of(const Operand& query, const Operand& key, const Operand& value, c
       {Need::key_positions, key_positions.has_value()},
       {Need::positions_of_sequences, !query_positions_of.empty() || !key_positions_of.empty()},
       {Need::packed_sequences, !query_starts.empty() || !key_starts.empty()},
-      {Need::lengths_on_device,
-       !device_query_starts.empty() || !device_key_starts.empty() || max_queries || max_keys || check_device_lengths},
+      {Need::key_lengths, !key_lengths.empty()},
+      {Need::lengths_on_device, !device_query_starts.empty() || !device_key_starts.empty() || !device_key_lengths.empty() || max_queries ||
+                                    max_keys || check_device_lengths},
       {Need::threads, threads != 0},
       {Need::stream, stream},
       {Need::workspace, workspace || workspace_bytes},
@@ -201,6 +232,7 @@ Problem describe(const Operand& query, const Operand& key, const Operand& value,
   const float scale = o.scale.value_or(1 / std::sqrt(static_cast<float>(q.shape[3])));
   require(is_finite(scale), "scale is ", scale, "; it must be finite");
   check_device_starts(q, o);
+  check_key_lengths(query, key, value, o);
   const std::int64_t sequence_number =
       o.device_query_starts.empty() ? sequence_count(q.shape, o.query_starts) : static_cast<std::int64_t>(o.device_query_starts.size()) - 1;
   check_positions(o.query_positions, o.query_positions_of, sequence_number, "query_positions");

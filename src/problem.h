@@ -37,9 +37,13 @@ struct Problem {
 
   float scale() const { return *options.scale; }
   // Whether each sequence is a batch entry, and differs from the others in that alone.
-  bool alike() const { return !packed() && options.query_positions_of.empty() && options.key_positions_of.empty(); }
-  bool packed() const { return !options.query_starts.empty() || lengths_on_device(); }
-  bool lengths_on_device() const { return !options.device_query_starts.empty(); }  // then each of `sequences` has the bounds' lengths
+  bool alike() const {
+    return !packed() && options.query_positions_of.empty() && options.key_positions_of.empty() && options.key_lengths.empty() &&
+           !lengths_on_device();
+  }
+  bool packed() const { return !options.query_starts.empty() || !options.device_query_starts.empty(); }
+  // Then `sequences` have the bounds' lengths.
+  bool lengths_on_device() const { return !options.device_query_starts.empty() || !options.device_key_lengths.empty(); }
   Device device() const { return query.tensor().device; }
   std::int64_t heads() const { return query.tensor().shape[1]; }
   std::int64_t kv_heads() const { return key.tensor().shape[1]; }

@@ -64,13 +64,20 @@ struct Options {
   std::span<const std::int64_t> query_starts{};
   std::span<const std::int64_t> key_starts{};
 
-  // The same starts in GPU memory, for tensors there: what lies behind them is read by the GPU when the call runs, and never copied to the
-  // host. So a captured graph can be replayed with other lengths. max_queries and max_keys are bounds of the sequences' lengths. The host
-  // plans with them; tokens of a sequence beyond its bound are left out. A start that is smaller than one before it, or past the end,
-  // counts as the largest start before it, or as the end. Tokens behind the last start belong to no sequence, and their outputs are not
-  // written. check_device_lengths, for debugging, waits for the stream and refuses such starts by name.
+  // A padded batch, not packed: how many keys each batch entry has, 0 ... those of the tensor, or empty: all. What lies behind them is
+  // never read, so it may be anything. The last query stands at the last of these keys.
+  std::span<const std::int64_t> key_lengths{};
+
+  // The same starts, or the same lengths, in GPU memory, for tensors there: what lies behind them is read by the GPU when the call runs,
+  // and never copied to the host. So a captured graph can be replayed with other lengths. max_queries and max_keys are bounds of the
+  // sequences' lengths, with which the host plans; tokens of a sequence beyond its bound are left out. Starts need both, lengths may have
+  // max_keys, which is the tensor's unless given. A start that is smaller than one before it, or past the end, counts as the largest start
+  // before it, or as the end; a length below 0 or beyond its bound as 0 or as the bound. Tokens behind the last start belong to no
+  // sequence, and their outputs are not written. check_device_lengths, for debugging, waits for the stream and refuses such numbers by
+  // name.
   std::span<const std::int32_t> device_query_starts{};
   std::span<const std::int32_t> device_key_starts{};
+  std::span<const std::int32_t> device_key_lengths{};
   std::int64_t max_queries = 0, max_keys = 0;
   bool check_device_lengths = false;
 

@@ -94,6 +94,10 @@ typedef struct chitu_options {
   size_t device_query_starts_count, device_key_starts_count;
   int64_t max_queries, max_keys; /* bounds of these sequences' lengths; without such starts 0 */
   int64_t check_device_lengths;  /* not 0: waits for the stream and refuses starts that fall, or lie outside, by name */
+  const int64_t* key_lengths;    /* of a padded batch: the keys of each batch entry; what lies behind them is not read. NULL and 0: all */
+  size_t key_lengths_count;
+  const int32_t* device_key_lengths; /* the same in GPU memory; max_keys may bound them, 0: by the tensor */
+  size_t device_key_lengths_count;
 } chitu_options;
 
 /* The defaults. struct_size: sizeof(chitu_options) as the caller was compiled. */

@@ -85,9 +85,9 @@ namespace cpu {
 std::span<const Kernel> kernels() {
   using enum Arithmetic;
   using enum Need;
-  constexpr Needs takes{window,     scale, negative_scale, query_positions, key_positions,   positions_of_sequences, packed_sequences,
-                        threads,    lse,   grouped_heads,  mixed_types,     quantized_query, quantized_key,          quantized_value,
-                        sorted_keys};
+  constexpr Needs takes{
+      window,  scale, negative_scale, query_positions, key_positions,   positions_of_sequences, packed_sequences, key_lengths,
+      threads, lse,   grouped_heads,  mixed_types,     quantized_query, quantized_key,          quantized_value,  sorted_keys};
   static const std::array rows{
 #ifdef __x86_64__
       Kernel{"cpu.amx", Device::cpu, has_amx, int8, int8, takes, amx_runs.int8_int8, amx_refuses},

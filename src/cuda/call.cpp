@@ -99,6 +99,9 @@ class Arena {
 
 int narrow(std::int64_t x) { return static_cast<int>(x); }
 
+// Whether the GPU chooses which items are split, because the host does not know the lengths.
+bool chooses_split(const Problem& p, const Form& form) { return p.lengths_on_device() && form.splittable; }
+
 // Fills all fields but the arrays.
 Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vector<SequenceLayout>& layouts) {
   const Form& form = kernel.form;
@@ -127,7 +130,8 @@ Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vec
     r.key_tiles = layouts.back().key_tile;
     r.blocks = layouts.back().block;
   }
-  r.split = split_of(p, form, std::int64_t{r.blocks} * r.heads);
+  r.split = split_of(p, form, layouts, std::int64_t{r.blocks} * r.heads);
+  r.split_items = chooses_split(p, form) ? most_pieces_a_processor * multiprocessors(q.device_id) / 2 : r.blocks * r.heads - r.split.whole;
   r.heads_at_once =
       heads_at_once(r.sequences * r.kv_heads, r.heads / r.kv_heads, std::int64_t{tiles_of(r.same.keys)} * form.tile_bytes(), q.device_id);
   return r;
@@ -152,31 +156,39 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   arena.take(r.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
   arena.take(r.ranges, std::int64_t{tile_tokens} * (table ? r.query_tiles : tiles_of(r.same.queries)));
   arena.take(r.items_taken, 1);
-  arena.take(r.pieces, std::int64_t{split_item_count(r)} * r.split.pieces * (form.block_queries / 16) * piece_vectors(form.dim) * 32);
-  arena.take(r.pieces_done, std::int64_t{split_item_count(r)} * most_warps);
+  const std::int64_t pieces = std::int64_t{r.split_items} * (chooses_split(p, form) ? 2 : r.split.pieces);
+  arena.take(r.pieces, pieces * (form.block_queries / 16) * piece_vectors(form.dim) * 32);
+  arena.take(r.pieces_done, std::int64_t{r.split_items} * most_warps);
   arena.take(r.any_nonfinite, 1);
   arena.take(r.nonfinite_queries, query_tiles);
   arena.take(r.nonfinite_keys, key_tiles);
   arena.take(r.nonfinite_values, key_tiles);
   arena.take(r.statistics, r.tuned_quantizer ? 0 : statistics_count(r));
   arena.take(layouts, table ? r.sequences + 1 : 0);
+  arena.take(r.split_on_gpu, chooses_split(p, form) ? 1 : 0);
+  if (!chooses_split(p, form)) r.split_on_gpu = nullptr;
   r.centre = centre;
   r.layouts = table ? layouts : nullptr;
   return arena.bytes();
 }
 
-Lengths lengths_of(const Problem& p, const Form& form, SequenceLayout* layouts) {
+Lengths lengths_of(const Problem& p, const Form& form, const Params& r, SequenceLayout* layouts) {
   const Options& o = p.options;
   return {.layouts = layouts,
+          .split = const_cast<Split*>(r.split_on_gpu),
           .query_starts = o.device_query_starts.data(),
           .key_starts = o.device_key_starts.data(),
+          .key_lengths = o.device_key_lengths.data(),
           .sequences = narrow(static_cast<std::int64_t>(p.sequences.size())),
           .queries = narrow(p.query.tensor().shape[2]),
           .keys = narrow(p.key.tensor().shape[2]),
           .max_queries = narrow(p.sequences.front().queries),
           .max_keys = narrow(p.sequences.front().keys),
           .block_queries = form.block_queries,
-          .last_at_last_key = !o.query_positions && o.query_positions_of.empty()};
+          .last_at_last_key = !o.query_positions && o.query_positions_of.empty(),
+          .heads = r.heads,
+          .processors = multiprocessors(p.query.tensor().device_id),
+          .window = o.window};
 }
 
 bool no_queries(const Problem& p) {
@@ -204,7 +216,8 @@ std::string refusal(const Architecture& architecture, const Problem& p) {
                                    {p.output.lse.data, "lse"},
                                    {p.options.workspace, "workspace"},
                                    {const_cast<std::int32_t*>(p.options.device_query_starts.data()), "device_query_starts"},
-                                   {const_cast<std::int32_t*>(p.options.device_key_starts.data()), "device_key_starts"}})
+                                   {const_cast<std::int32_t*>(p.options.device_key_starts.data()), "device_key_starts"},
+                                   {const_cast<std::int32_t*>(p.options.device_key_lengths.data()), "device_key_lengths"}})
     if (data && !on_device(data, device))
       return std::string(what) + "'s memory is not on GPU " + std::to_string(device) + ", as its tensor says";
   return {};
@@ -232,7 +245,7 @@ Call::Call(const Architecture& architecture, const Problem& p)
   if (!memory) memory = memory_.emplace(lay_out(params_, p, kernel_.form, layouts_on_gpu_, nullptr), query_.device_id, stream_).data();
   lay_out(params_, p, kernel_.form, layouts_on_gpu_, memory);
   if (!p.alike()) layouts_ = std::move(layouts);
-  if (p.lengths_on_device()) lengths_ = lengths_of(p, kernel_.form, layouts_on_gpu_);
+  if (p.lengths_on_device()) lengths_ = lengths_of(p, kernel_.form, params_, layouts_on_gpu_);
 }
 
 void Call::quantize() const {

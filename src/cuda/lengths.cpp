@@ -39,6 +39,13 @@ void check_device_lengths(const Problem& p) {
   const auto stream = static_cast<cudaStream_t>(o.stream);
   const DeviceGuard guard(p.query.tensor().device_id);
   require(!is_capturing(stream), "check_device_lengths waits for the stream, which is being captured into a graph: leave it off there");
+  if (!o.device_key_lengths.empty()) {
+    const std::vector<std::int64_t> lengths = read(o.device_key_lengths, stream);
+    const std::int64_t most = p.sequences.front().keys;
+    for (std::size_t i = 0; i < lengths.size(); ++i)
+      require(lengths[i] >= 0 && lengths[i] <= most, "device_key_lengths[", i, "] is ", lengths[i], "; it must be 0 ... ", most);
+    return;
+  }
   check_one(o.device_query_starts, "query", p.query.tensor().shape[2], o.max_queries, stream);
   check_one(o.device_key_starts, "key", p.key.tensor().shape[2], o.max_keys, stream);
 }

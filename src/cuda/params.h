@@ -39,11 +39,13 @@ struct QuantizeParams {
 
   // What prepare() reads and writes.
   Window window;
-  int blocks;        // of Form::block_queries queries, of a head, in all sequences
-  Split split;       // of the blocks of all heads
-  int2* ranges;      // the keys that a query sees: [128 query_tiles], or [128 tiles of a sequence] where all are alike
-  int* items_taken;  // of the attention kernel's items, beyond the first of each CTA; 0 before it starts
-  int* pieces_done;  // [split items][16 rows of a block]; 0 before it starts
+  int blocks;                 // of Form::block_queries queries, of a head, in all sequences
+  Split split;                // of the blocks of all heads, unless it is on the GPU
+  const Split* split_on_gpu;  // null: `split` is right
+  int split_items;            // that are taken in pieces, at most
+  int2* ranges;               // the keys that a query sees: [128 query_tiles], or [128 tiles of a sequence] where all are alike
+  int* items_taken;           // of the attention kernel's items, beyond the first of each CTA; 0 before it starts
+  int* pieces_done;           // [split items][16 rows of a block]; 0 before it starts
 };
 
 struct Params : QuantizeParams {
@@ -62,9 +64,6 @@ struct Params : QuantizeParams {
   double* statistics;     // [statistics_count()]
 };
 
-// Items of the attention kernel that are taken in pieces.
-__host__ __device__ inline int split_item_count(const QuantizeParams& p) { return p.blocks * p.heads - p.split.whole; }
-
 // The number of QuantizeParams::ranges.
 __host__ __device__ inline int range_count(const QuantizeParams& p) {
   return tile_tokens * (p.layouts ? p.query_tiles : tiles_of(p.same.queries));
@@ -74,6 +73,12 @@ __host__ __device__ inline int range_count(const QuantizeParams& p) {
 __device__ inline int query_tile_count(const QuantizeParams& p) { return p.layouts ? p.layouts[p.sequences].query_tile : p.query_tiles; }
 __device__ inline int key_tile_count(const QuantizeParams& p) { return p.layouts ? p.layouts[p.sequences].key_tile : p.key_tiles; }
 __device__ inline int block_count(const QuantizeParams& p) { return p.layouts ? p.layouts[p.sequences].block : p.blocks; }
+
+// The split of a call. `opaque` is 0 (block_of()).
+__device__ inline int whole_items(const QuantizeParams& p, int opaque) {
+  return p.split_on_gpu ? p.split_on_gpu[opaque].whole : p.split.whole + opaque;
+}
+__device__ inline int pieces_of_item(const QuantizeParams& p) { return p.split_on_gpu ? p.split_on_gpu->pieces : p.split.pieces; }
 
 // Sequence i.
 __host__ __device__ inline SequenceLayout sequence_layout(const QuantizeParams& p, int i) {
@@ -88,14 +93,19 @@ __host__ __device__ inline SequenceLayout sequence_layout(const QuantizeParams& 
 // Launched in this order on one stream. bf16: the type of the tensors; else it is f16.
 void write_layouts(const SequenceLayout* layouts, int count, SequenceLayout* to, cudaStream_t stream);  // fills Params::layouts
 
-// Starts in GPU memory, and where the table goes that they complete: positions, and the end, are there already.
+// Starts or lengths in GPU memory, and where the table goes that they complete. What they do not say is there already: positions, and
+// with lengths batch entries and queries.
 struct Lengths {
   SequenceLayout* layouts;
-  const std::int32_t *query_starts, *key_starts;  // [sequences + 1]
+  Split* split;                                   // to be chosen, too; null: nothing is split
+  const std::int32_t *query_starts, *key_starts;  // [sequences + 1], of packed sequences
+  const std::int32_t* key_lengths;                // [sequences], of a padded batch: instead of starts
   int sequences, queries, keys;                   // of the tensors
   int max_queries, max_keys;                      // of a sequence
   int block_queries;                              // Form::block_queries
   bool last_at_last_key;                          // where the last query of a sequence stands; else positions are given
+  int heads, processors;
+  Window window;
 };
 void read_lengths(const Lengths& lengths, cudaStream_t stream);
 

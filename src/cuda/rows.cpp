@@ -27,23 +27,9 @@ Arithmetic arithmetic_of(const Quant& quant, DType input) {
 // Types that differ and operands that came quantised are in this list, but cuda::refusal() refuses them: it says what to give instead.
 constexpr Needs takes_of_call() {
   using enum Need;
-  return {window,
-          scale,
-          negative_scale,
-          query_positions,
-          key_positions,
-          positions_of_sequences,
-          packed_sequences,
-          lengths_on_device,
-          stream,
-          workspace,
-          lse,
-          grouped_heads,
-          mixed_types,
-          quantized_query,
-          quantized_key,
-          quantized_value,
-          sorted_keys};
+  return {window,           scale,       negative_scale,    query_positions, key_positions,   positions_of_sequences,
+          packed_sequences, key_lengths, lengths_on_device, stream,          workspace,       lse,
+          grouped_heads,    mixed_types, quantized_query,   quantized_key,   quantized_value, sorted_keys};
 }
 
 // A row's functions know its architecture.

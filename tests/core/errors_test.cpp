@@ -484,6 +484,31 @@ TEST(Errors, StartsOnAGpu) {
   });
 }
 
+TEST(Errors, LengthsOfAPaddedBatch) {
+  static constexpr std::int64_t negative[] = {-1}, too_long[] = {1000}, two[] = {1, 1}, starts[] = {0, 6}, key_starts[] = {0, 9},
+                                one[] = {1};
+  static constexpr std::int32_t on_gpu[] = {1};
+  expect_all({
+      {{"key_lengths[0] is -1", "0 ... "}, [](Call& c) { c.options.key_lengths = negative; }},
+      {{"key_lengths[0] is 1000", "keys of the tensor"}, [](Call& c) { c.options.key_lengths = too_long; }},
+      {{"key_lengths have 2 entries, but there are 1 batch entries"}, [](Call& c) { c.options.key_lengths = two; }},
+      {{"key_lengths are given with starts"},
+       [](Call& c) {
+         c.query_starts = {std::begin(starts), std::end(starts)}, c.key_starts = {std::begin(key_starts), std::end(key_starts)};
+         c.options.key_lengths = one;
+       }},
+      {{"device_key_lengths are given, but the tensors are on the CPU: give key_lengths"},
+       [](Call& c) { c.options.device_key_lengths = on_gpu; }},
+      {{"key_lengths and device_key_lengths are both given"},
+       [](Call& c) { c.options.key_lengths = one, c.options.device_key_lengths = on_gpu; }},
+      {{"device_key_lengths are null, but have 1 entries"},
+       [](Call& c) {
+         for (Tensor* t : {&c.query, &c.key, &c.value, &c.out, &c.lse}) t->device = Device::cuda;
+         c.options.device_key_lengths = {static_cast<const std::int32_t*>(nullptr), std::size_t{1}};
+       }},
+  });
+}
+
 TEST(Errors, FindMethodListsTheMethods) {
   for (const Method& method : methods) EXPECT_EQ(find_method(method.name).recipe, method.recipe);
   expect_error([] { find_method("sage3"); }, ErrorCode::bad_argument, {"sage3", "exact", "sage2", "int8-half", "chitu"});

@@ -38,6 +38,7 @@ Device device_for(Need need) {
 
 const std::vector<std::int64_t> starts{0, 2, 6};
 const std::vector<std::int32_t> device_starts{0, 2, 6};  // never read
+const std::vector<std::int64_t> lengths{5};              // of the one batch entry
 const std::vector<Positions> positions{{3, 2}};          // of the one batch entry
 alignas(256) std::byte memory[256];
 
@@ -67,6 +68,11 @@ const std::vector<Asked>& all_asked() {
       {Need::positions_of_sequences, [](Plan& p) { p.options.query_positions_of = positions; }},
       {Need::positions_of_sequences, [](Plan& p) { p.options.key_positions_of = positions; }},
       {Need::packed_sequences, [](Plan& p) { p.options.query_starts = p.options.key_starts = starts; }},
+      {Need::key_lengths, [](Plan& p) { p.options.key_lengths = lengths; }},
+      {Need::lengths_on_device,
+       [](Plan& p) {
+         p.options.device_key_lengths = {device_starts.data(), 1};
+       }},
       {Need::lengths_on_device,
        [](Plan& p) {
          p.options.device_query_starts = p.options.device_key_starts = device_starts;

@@ -248,6 +248,57 @@ TEST_F(Gpu, LengthsAreBounded) {
   }
 }
 
+// A padded batch: lengths on the host, and on the GPU, against a call for each entry. Behind them keys and values are NaN.
+TEST_P(GpuLengths, OfAPaddedBatch) {
+  for (const std::int64_t dim : {64, 72, 128})
+    for (const std::int64_t queries : {1, 333}) {
+      SCOPED_TRACE("dim " + std::to_string(dim) + ", " + std::to_string(queries) + " queries");
+      Random random(49);
+      const Starts lengths{700, 0, 1, 129, 1500};
+      const auto batch = static_cast<std::int64_t>(lengths.size());
+      const auto padded = [&] {
+        Array x(DType::bf16, {batch, 2, 1500, dim});
+        x.fill([&](auto b, auto, auto t, auto) { return t < lengths[static_cast<std::size_t>(b)] ? random.normal() : std::nanf(""); });
+        return x;
+      };
+      const Array query = normal(random, DType::bf16, {batch, 4, queries, dim}), key = padded(), value = padded();
+      const GpuArray q(query), k(key), v(value);
+      Options o{.recipe = GetParam().recipe, .window = causal};
+      Options on_host = o, on_gpu = o;
+      on_host.key_lengths = lengths;
+      const GpuStarts memory(lengths);
+      on_gpu.device_key_lengths = memory;
+      const GpuResult by_host = attend_on_gpu(q, k, v, on_host, DType::bf16), by_gpu = attend_on_gpu(q, k, v, on_gpu, DType::bf16);
+      for (std::int64_t b = 0; b < batch; ++b) {
+        const auto entry = [&](const Tensor& t, std::int64_t tokens) {
+          Tensor e = tokens_of(t, 0, tokens);
+          e.data = static_cast<std::byte*>(e.data) + b * e.stride[0] * bytes(e.type);
+          e.shape[0] = 1;
+          return e;
+        };
+        const std::int64_t keys = lengths[static_cast<std::size_t>(b)];
+        const GpuResult want = attend_on_gpu(entry(q, queries), entry(k, keys), entry(v, keys), o, DType::bf16);
+        for (const GpuResult* got : {&by_host, &by_gpu}) {
+          const auto part = [&](const std::vector<float>& x, std::int64_t each) {
+            return std::vector<float>(x.begin() + b * each, x.begin() + (b + 1) * each);
+          };
+          EXPECT_LE(relative_l1(part(got->out, 4 * queries * dim), want.out), 5e-3) << "entry " << b;
+          EXPECT_LE(difference(part(got->lse, 4 * queries), to_double(want.lse)).largest, 1e-3) << "entry " << b;
+        }
+      }
+    }
+}
+
+// Few queries and many keys: the GPU splits as the host would.
+TEST_P(GpuLengths, AreSplitAlongTheKeys) {
+  Random random(50);
+  const Starts query_starts{0, 5, 100}, key_starts{0, 20000, 29000};
+  const Tensors t(random, DType::bf16, 100, 29000, 128);
+  const GpuStarts q(query_starts), k(key_starts);
+  const Options o = options_of(GetParam().recipe, q, k, 100, 29000);
+  t.expect(t.call(o), t.expected(o, query_starts, key_starts), query_starts);
+}
+
 TEST_F(GpuSmall, Lengths) {
   for (const Recipe& recipe : {recipes::chitu, recipes::sage})
     for (const std::int64_t dim : {64, 72}) {
@@ -275,6 +326,9 @@ TEST_F(Gpu, LengthsAreCheckedByName) {
   expect({0, 300, 200}, {0, 700, 1500}, "device_query_starts fall from 300 to 200 at index 2");
   expect({0, 300, 601}, {0, 700, 1500}, "device_query_starts end at 601, but there are 600 tokens");
   expect({0, 300, 600}, {-1, 700, 1500}, "device_key_starts begin at -1");
+  const GpuStarts lengths({1501});
+  const Options padded{.recipe = recipes::chitu, .device_key_lengths = lengths, .check_device_lengths = true};
+  expect_error([&] { t.call(padded); }, ErrorCode::bad_argument, {"device_key_lengths[0] is 1501; it must be 0 ... 1500"});
 }
 
 }  // namespace

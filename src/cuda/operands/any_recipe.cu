@@ -28,14 +28,15 @@ __global__ void __maxnreg__(rotated ? 128 : 80) rows_kernel(const __grid_constan
   __shared__ RowsShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
-  const int block = static_cast<int>(blockIdx.x), keys = p.key_tiles * p.kv_heads, queries = p.query_tiles * p.heads;
-  const Role role = block < keys ? Role::key : block - keys < queries ? Role::query : Role::value;
-  const int unit = block - (role == Role::key ? 0 : role == Role::query ? keys : keys + queries);
-  if (!exists(p, role == Role::query, unit)) return ptx::wait_for_previous();
-  if (role == Role::value)
-    quantize_rows<T, false>(call, Role::value, unit, shared);
+  const int unit = static_cast<int>(blockIdx.x), keys = p.key_tiles * p.kv_heads, queries = p.query_tiles * p.heads;
+  const bool is_key = unit < keys, is_query = !is_key && unit - keys < queries;
+  if (!exists(p, is_query, unit - (is_key ? 0 : is_query ? keys : keys + queries))) return ptx::wait_for_previous();
+  if (is_key)
+    quantize_rows<T, rotated>(call, Role::key, unit, shared);
+  else if (is_query)
+    quantize_rows<T, rotated>(call, Role::query, unit - keys, shared);
   else
-    quantize_rows<T, rotated>(call, role, unit, shared);
+    quantize_rows<T, false>(call, Role::value, unit - keys - queries, shared);
 }
 
 template <class T>

@@ -48,29 +48,78 @@ __device__ int scan(int& value, int (&shared)[2][length_threads]) {
 // sequences before `first`; it becomes that of these, too.
 struct Bounds {
   int begin, length;
-  __device__ Bounds(const std::int32_t* starts, int tokens, int longest, int first, int sequences, int& before,
-                    int (&shared)[2][length_threads]) {
-    const int i = first + static_cast<int>(threadIdx.x);
-    const auto start = [&](int at) { return min(max(starts[min(at, sequences)], 0), tokens); };
-    begin = start(i);
-    const int largest = scan<true>(begin, shared);
-    begin = max(begin, before);
-    before = max(before, largest);
-    length = i < sequences ? min(max(start(i + 1) - begin, 0), longest) : 0;
-  }
 };
+__device__ Bounds bounds_of(const std::int32_t* starts, int tokens, int longest, int first, int sequences, int& before,
+                            int (&shared)[2][length_threads]) {
+  const int i = first + static_cast<int>(threadIdx.x);
+  const auto start = [&](int at) { return min(max(starts[min(at, sequences)], 0), tokens); };
+  int begin = start(i);
+  const int largest = scan<true>(begin, shared);
+  begin = max(begin, before);
+  before = max(before, largest);
+  return {begin, i < sequences ? min(max(start(i + 1) - begin, 0), longest) : 0};
+}
+
+// Chooses the split of `items` items, which see `tiles` tiles on average and `longest` at most: split_items(), by the threads of a warp.
+__device__ Split split_by_warp(const Splitting& splitting) {
+  const int pieces = static_cast<int>(threadIdx.x % 32) + 1;
+  Split best{static_cast<int>(splitting.items), 1};
+  double least = splitting.limit();
+  for (std::int64_t whole = splitting.most_whole(); whole >= splitting.least_whole(); whole -= splitting.processors) {
+    const double own = pieces == 1 ? least : splitting.time_of(whole, pieces);
+    double first = own;
+#pragma unroll
+    for (int n = 16; n; n /= 2) first = fmin(first, __shfl_xor_sync(~0u, first, n));
+    const unsigned those = __ballot_sync(~0u, own == first);
+    if (first < least) least = first, best = {static_cast<int>(whole), __ffs(static_cast<int>(those))};
+  }
+  return best;
+}
+static_assert(most_pieces == 32, "a thread of a warp for each number of pieces");
+
+// What split_by_warp() must know of the blocks.
+struct Seen {
+  unsigned long long tiles, blocks;
+  int longest;
+};
+
+// The CTA looks at the blocks of all sequences, a warp at those of one.
+__device__ void look_at_blocks(const Lengths& p, Seen& seen) {
+  if (threadIdx.x == 0) seen = {};
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x) / 32; i < p.sequences; i += length_threads / 32) {
+    const SequenceLayout s = p.layouts[i];
+    const int blocks = (s.queries + p.block_queries - 1) / p.block_queries, step = block_step(blocks),
+              block = blocks - 1 - static_cast<int>(threadIdx.x % 32) * step;
+    if (block < 0) continue;
+    const int tiles = tiles_of_block(p.window, s, block, p.block_queries);
+    atomicAdd(&seen.tiles, static_cast<unsigned long long>(tiles) * step);
+    atomicAdd(&seen.blocks, static_cast<unsigned long long>(step));
+    atomicMax(&seen.longest, tiles);
+  }
+  __syncthreads();
+}
+static_assert(blocks_looked_at == 32, "a thread of a warp for each block");
 
 // One CTA completes the table.
 __global__ void __launch_bounds__(length_threads) read_lengths_kernel(const __grid_constant__ Lengths p) {
   __shared__ int shared[2][length_threads];
+  __shared__ Seen seen;
   int queries_before = 0, keys_before = 0, query_tiles = 0, key_tiles = 0, blocks = 0;
   for (int first = 0; first < p.sequences; first += length_threads) {
-    const Bounds query(p.query_starts, p.queries, p.max_queries, first, p.sequences, queries_before, shared);
-    const Bounds key(p.key_starts, p.keys, p.max_keys, first, p.sequences, keys_before, shared);
+    const int i = first + static_cast<int>(threadIdx.x);
+    Bounds query{}, key{};
+    if (p.key_lengths) {
+      query.length = i < p.sequences ? p.layouts[i].queries : 0;
+      key.length = i < p.sequences ? min(max(p.key_lengths[i], 0), p.max_keys) : 0;
+    } else {
+      query = bounds_of(p.query_starts, p.queries, p.max_queries, first, p.sequences, queries_before, shared);
+      key = bounds_of(p.key_starts, p.keys, p.max_keys, first, p.sequences, keys_before, shared);
+    }
     const int own[3] = {tiles_of(query.length), tiles_of(key.length), (query.length + p.block_queries - 1) / p.block_queries};
     int sums[3] = {own[0], own[1], own[2]};
     const int all[3] = {scan<false>(sums[0], shared), scan<false>(sums[1], shared), scan<false>(sums[2], shared)};
-    if (const int i = first + static_cast<int>(threadIdx.x); i < p.sequences) {
+    if (i < p.sequences) {
       SequenceLayout& s = p.layouts[i];
       s.query_begin = query.begin, s.queries = query.length;
       s.key_begin = key.begin, s.keys = key.length;
@@ -82,9 +131,20 @@ __global__ void __launch_bounds__(length_threads) read_lengths_kernel(const __gr
     }
     query_tiles += all[0], key_tiles += all[1], blocks += all[2];
   }
-  if (threadIdx.x > 0) return;
-  SequenceLayout& end = p.layouts[p.sequences];
-  end.query_tile = query_tiles, end.key_tile = key_tiles, end.block = blocks;
+  if (threadIdx.x == 0) {
+    SequenceLayout& end = p.layouts[p.sequences];
+    end.query_tile = query_tiles, end.key_tile = key_tiles, end.block = blocks;
+  }
+  if (!p.split) return;
+  const std::int64_t items = std::int64_t{blocks} * p.heads;
+  Split split{static_cast<int>(items), 1};
+  if (!never_split(false, items, p.processors)) {
+    __syncthreads();
+    look_at_blocks(p, seen);
+    const double tiles = seen.blocks ? static_cast<double>(seen.tiles) / static_cast<double>(seen.blocks) : 0;
+    if (threadIdx.x < 32) split = split_by_warp({items, tiles, static_cast<double>(seen.longest), p.processors});
+  }
+  if (threadIdx.x == 0) *p.split = split;
 }
 
 }  // namespace

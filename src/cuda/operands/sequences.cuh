@@ -55,7 +55,7 @@ __device__ TileLocation locate_tile(const QuantizeParams& p, int index) {
 // `thread`.
 __device__ inline void prepare(const QuantizeParams& p, int thread, int threads) {
   if (thread == 0) *p.items_taken = 0;
-  for (int i = thread; i < split_item_count(p) * most_warps; i += threads) p.pieces_done[i] = 0;
+  for (int i = thread; i < p.split_items * most_warps; i += threads) p.pieces_done[i] = 0;
   const int count = range_count(p);
   for (int i = thread; i < count; i += threads) {
     const SequenceLayout s =

@@ -54,7 +54,7 @@ __device__ void produce_items(const Params& p, const typename C::At shared, floa
     const std::uint32_t to = at.item(ring.slot());
     ptx::barrier_wait(at.query_empty(ring.slot()), ring.parity());
     if (!ahead && ring.at > 0) item = static_cast<int>(gridDim.x) + atomicAdd(p.items_taken, 1);
-    const int piece = item - (p.split.whole + opaque), whole_item = piece < 0 ? item : item - piece + piece / p.split.pieces;
+    const int piece = item - whole_items(p, opaque), whole_item = piece < 0 ? item : item - piece + piece / pieces_of_item(p);
     if (whole_item >= block_count(p) * p.heads) {
       ptx::store_int4(to + offsetof(Item, what), 0, 0, 0, -1);
       ptx::barrier_arrive(at.item_written(ring.slot()));
@@ -75,7 +75,7 @@ __device__ void produce_items(const Params& p, const typename C::At shared, floa
     }
     ptx::store_int4(to + offsetof(Item, queries), query_tile * p.heads + block.head * tiles_of(queries), tiles_of(queries), block.row,
                     range_row);
-    write_item<C>(p.ranges + range_row - block.row, queries, block.row, piece, p.split.pieces, to);
+    write_item<C>(p.ranges + range_row - block.row, queries, block.row, piece, pieces_of_item(p), to);
     ptx::barrier_arrive(at.item_written(ring.slot()));
     if (ahead) item = static_cast<int>(gridDim.x) + atomicAdd(p.items_taken, 1);
   }

@@ -20,7 +20,7 @@ template <class C>
 __device__ __forceinline__ bool join(const Params& p, int piece, Rows<C>& rows, float (&rounded)[2], float (&unrounded)[2]) {
   constexpr int vectors = piece_vectors(C::dim), output_vectors = C::dim / 8;
   const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5;
-  const int pieces = p.split.pieces, item = piece / pieces, first = item * pieces;
+  const int pieces = pieces_of_item(p), item = piece / pieces, first = item * pieces;
   // A lane's part of a piece: vectors [i * 32] are its output; then come references and rounded sums; then the other sums.
   const auto part_of = [&](int of) { return p.pieces + (static_cast<std::int64_t>(of) * C::warps + warp) * (vectors * 32) + lane; };
   // Four numbers of the output: two channels of each row.
