@@ -28,7 +28,8 @@ struct QuantizeParams {
   int query_tiles, key_tiles;       // of a head, in all sequences
   void* centre;                     // [sequences, kv_heads, dim], in the type of the keys
   float* channels;                  // [sequences, kv_heads, Form::dim]: the factor of outputs at the end: λ, a value's scale, or 1
-  std::uint8_t* tiles;              // [key tiles x kv_heads]: Form::tile_bytes: keys [panels][128][panel], then values
+  std::uint8_t* key_numbers;        // [key tiles x kv_heads]: Form::key_bytes: [panels][128][panel]
+  std::uint8_t* value_numbers;      // [key tiles x kv_heads]: Form::value_plane_bytes
   PassScales* passes;               // [key tiles x kv_heads, 2]: the last pass, then the residual plane's
   std::uint8_t* orders;             // [key tiles x kv_heads, 128], with Form::sorted: which key of its tile stands at each row
   std::int8_t* residuals;           // [key tiles x kv_heads]: values' second plane, written where flagged
@@ -62,6 +63,9 @@ struct Params : QuantizeParams {
   float* correction;      // [queries]: q . centre; 0 where keys are not centred
   float* key_scale;       // [key tiles x kv_heads, 128], with Form::scale_each_key
   double* statistics;     // [statistics_count()]
+
+  // Of operands that came quantised, else null: [tiles x heads], read where a tile is marked in nonfinite_...
+  NonFiniteTile *query_details, *key_details, *value_details;
 };
 
 // The number of QuantizeParams::ranges.
@@ -110,7 +114,29 @@ struct Lengths {
 void read_lengths(const Lengths& lengths, cudaStream_t stream);
 
 void quantize_chitu(const QuantizeParams& params, bool bf16, cudaStream_t stream);  // keys and values of chitu, dim 64 or 128
-void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, bool bf16, cudaStream_t stream);
+
+// What quantize_any_recipe() makes, and vectors that are given instead of collected ones; in fp32, dense.
+struct Making {
+  bool query = true, key = true, value = true;
+  const float* centre = nullptr;    // [sequences, kv_heads, dim]
+  const float* channels = nullptr;  // the same, with Scaling::tile
+  __host__ __device__ constexpr bool makes(Role role) const { return role == Role::query ? query : role == Role::key ? key : value; }
+};
+// Without Params::items_taken nothing is prepared for an attention kernel.
+void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, const Making& making, bool bf16, cudaStream_t stream);
+
+// Where tiles of `role` are marked as not finite, writes Params::..._details.
+void write_details(const Params& params, Role role, bool bf16, cudaStream_t stream);
+
+// Operands that came quantised: what becomes one array in Params.
+struct Joined {
+  Params params;
+  const PassScales *key_passes, *value_passes;                           // null: of an operand that quantize_any_recipe() makes
+  const int *query_any_nonfinite, *key_any_nonfinite, *value_any_nonfinite;  // null likewise
+  bool prepares;                                                         // no quantizer has prepared for the attention kernel
+};
+void join_operands(const Joined& joined, cudaStream_t stream);
+
 std::int64_t statistics_count(const Params& params);  // what quantize_any_recipe() needs of Params::statistics
 // ... then AttentionKernel::start(), then, for inputs that were not finite:
 void spoil_nonfinite(const Params& params, bool bf16, int processors, cudaStream_t stream);

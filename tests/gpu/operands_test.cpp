@@ -85,7 +85,7 @@ struct GpuOperands {
   Form form;
   std::vector<SequenceLayout> layouts;
   Params p{};
-  OnGpu<std::uint8_t> queries{0}, tiles{0}, orders{0}, nonfinite_queries{0}, nonfinite_keys{0}, nonfinite_values{0};
+  OnGpu<std::uint8_t> queries{0}, key_numbers{0}, value_numbers{0}, orders{0}, nonfinite_queries{0}, nonfinite_keys{0}, nonfinite_values{0};
   OnGpu<float> query_scale{0}, correction{0}, channels{0}, key_scale{0};
   OnGpu<std::uint16_t> centre{0};
   OnGpu<std::int8_t> residuals{0};
@@ -128,7 +128,8 @@ struct GpuOperands {
     make(correction, p.correction, query_rows);
     make(centre, p.centre, heads * p.dim);
     make(channels, p.channels, heads * form.dim);
-    make(tiles, p.tiles, key_tiles * form.tile_bytes());
+    make(key_numbers, p.key_numbers, key_tiles * form.key_bytes());
+    make(value_numbers, p.value_numbers, key_tiles * form.value_plane_bytes());
     make(orders, p.orders, form.sorted ? key_tiles * tile_tokens : 0);
     make(residuals, p.residuals, form.residuals ? key_tiles * tile_tokens * form.dim : 0);
     make(passes, p.passes, 2 * key_tiles);
@@ -145,13 +146,12 @@ struct GpuOperands {
     else
       quantize_any_recipe(p, recipe, form, q.type == DType::bf16, nullptr);
     check(cudaDeviceSynchronize());
-    queries.fetch(), query_scale.fetch(), correction.fetch(), centre.fetch(), channels.fetch(), tiles.fetch(), residuals.fetch();
+    queries.fetch(), query_scale.fetch(), correction.fetch(), centre.fetch(), channels.fetch(), key_numbers.fetch(), value_numbers.fetch(), residuals.fetch();
     passes.fetch(), key_scale.fetch(), ranges.fetch(), nonfinite_queries.fetch(), nonfinite_keys.fetch(), nonfinite_values.fetch();
     counters.fetch(), orders.fetch();
     if (recipe.value.type != DType::i8) return;
     // Remove the offset: quantize() has none.
-    for (std::int64_t i = 0; i < static_cast<std::int64_t>(tiles.numbers().size()); ++i)
-      if (i % form.tile_bytes() >= form.key_bytes()) tiles[i] ^= value_offset;
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(value_numbers.numbers().size()); ++i) value_numbers[i] ^= value_offset;
     for (std::int64_t i = 0; i < static_cast<std::int64_t>(residuals.numbers().size()); ++i)
       residuals[i] = static_cast<std::int8_t>(residuals[i] ^ value_offset);
   }
@@ -171,7 +171,7 @@ struct GpuOperands {
   std::int64_t key_at(std::int64_t tile, std::int64_t row) const { return form.sorted ? orders[tile * tile_tokens + row] : row; }
   static std::int64_t rank_at(std::int64_t row) { return row % 8 / 2 * 32 + row / 8 * 2 + row % 2; }
   const std::uint8_t* key(std::int64_t tile, std::int64_t row, std::int64_t channel) const {
-    return &tiles[tile * form.tile_bytes() + in_panels(form.score_bytes, tile_tokens, row, channel)];
+    return &key_numbers[tile * form.key_bytes() + in_panels(form.score_bytes, tile_tokens, row, channel)];
   }
   // The byte of a key's number in a plane of 8-bit values.
   static std::int64_t in_columns(std::int64_t row, std::int64_t channel) {
@@ -180,9 +180,9 @@ struct GpuOperands {
     return channel * 128 + ((row / 16) ^ (channel % 8)) * 16 + at;
   }
   const std::uint8_t* value(std::int64_t tile, std::int64_t row, std::int64_t channel) const {
-    const std::int64_t plane = tile * form.tile_bytes() + form.key_bytes();
-    if (form.value_bytes == 1) return &tiles[plane + in_columns(row, channel)];
-    return &tiles[plane + in_panels(2, tile_tokens, row, channel)];
+    const std::int64_t plane = tile * form.value_plane_bytes();
+    if (form.value_bytes == 1) return &value_numbers[plane + in_columns(row, channel)];
+    return &value_numbers[plane + in_panels(2, tile_tokens, row, channel)];
   }
 };
 

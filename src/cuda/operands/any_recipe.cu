@@ -28,7 +28,7 @@ __global__ void __maxnreg__(rotated ? 128 : 80) rows_kernel(const __grid_constan
   __shared__ RowsShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
-  const int unit = static_cast<int>(blockIdx.x), keys = p.key_tiles * p.kv_heads, queries = p.query_tiles * p.heads;
+  const int unit = static_cast<int>(blockIdx.x), keys = made_tiles(call, Role::key), queries = made_tiles(call, Role::query);
   const bool is_key = unit < keys, is_query = !is_key && unit - keys < queries;
   if (!exists(p, is_query, unit - (is_key ? 0 : is_query ? keys : keys + queries))) return ptx::wait_for_previous();
   if (is_key)
@@ -50,19 +50,19 @@ __global__ void __launch_bounds__(most_columns, 2) columns_kernel(const __grid_c
 
 template <class T>
 void start(const AnyRecipeCall& call, cudaStream_t stream) {
-  const Params& p = call.params;
-  const unsigned dim = static_cast<unsigned>(call.form.dim), keys = static_cast<unsigned>(p.key_tiles * p.kv_heads),
-                 queries = static_cast<unsigned>(p.query_tiles * p.heads);
+  const unsigned dim = static_cast<unsigned>(call.form.dim), keys = static_cast<unsigned>(made_tiles(call, Role::key)),
+                 queries = static_cast<unsigned>(made_tiles(call, Role::query)), values = static_cast<unsigned>(made_tiles(call, Role::value));
   const bool columns = call.form.value_bytes == 1;
   launch(call.recipe.key.rotated ? rows_kernel<T, true> : rows_kernel<T, false>,
-         {.blocks = keys + queries + (columns ? 0 : keys), .threads = 2 * dim, .overlaps = true}, stream, call);
-  if (columns) launch(columns_kernel<T>, {.blocks = keys, .threads = dim, .overlaps = true}, stream, call);
+         {.blocks = keys + queries + (columns ? 0 : values), .threads = 2 * dim, .overlaps = true}, stream, call);
+  if (columns) launch(columns_kernel<T>, {.blocks = values, .threads = dim, .overlaps = true}, stream, call);
 }
 
 }  // namespace
 
-void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, bool bf16, cudaStream_t stream) {
-  const AnyRecipeCall call{params, recipe, form};
+void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, const Making& making, bool bf16,
+                         cudaStream_t stream) {
+  const AnyRecipeCall call{params, recipe, form, making};
   collect(call, bf16, stream);
   bf16 ? start<__nv_bfloat16>(call, stream) : start<__half>(call, stream);
 }

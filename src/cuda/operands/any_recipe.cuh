@@ -18,6 +18,7 @@ struct AnyRecipeCall {
   Params params;
   Recipe recipe;
   Form form;
+  Making making;
 };
 
 constexpr const Quant& quant_of(const Recipe& r, Role role) { return role == Role::query ? r.query : role == Role::key ? r.key : r.value; }
@@ -82,6 +83,16 @@ struct Statistics {
 };
 
 // ---- stored numbers
+
+// Which operand tile `unit` of the keys, queries and values that are made belongs to, and its number there.
+struct Unit {
+  Role role;
+  int index;
+};
+__host__ __device__ inline int made_tiles(const AnyRecipeCall& call, Role role) {
+  const Params& p = call.params;
+  return !call.making.makes(role) ? 0 : role == Role::query ? p.query_tiles * p.heads : p.key_tiles * p.kv_heads;
+}
 
 // How numbers are stored.
 enum class Number { same, f16, i8, e4m3 };

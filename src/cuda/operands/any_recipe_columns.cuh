@@ -158,7 +158,7 @@ struct ColumnsPart {
 
   // Stores the values. For a flagged tile it stores the residual plane, too: what rounding to integers has left, in a finer unit.
   __device__ __forceinline__ void write_numbers(const TileScale& tile) {
-    void* to = p.tiles + value_tile_offset(call.form, at.index);
+    void* to = p.value_numbers + value_tile_offset(call.form, at.index);
     const float scale = tile.scale, inverse = tile.inverse;
     if (quant.type == DType::e4m3)
       write<Number::e4m3>(to, [&](int i, int c) { return scaled(i, c); });

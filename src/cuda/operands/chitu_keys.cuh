@@ -269,7 +269,7 @@ __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& 
 
   // Integers. To rotate again costs less than registers for both halves.
   const float inverse = inverse_of<dim>(top);
-  std::uint8_t* to = p.tiles + key_tile_offset(chitu_form<dim>, part.at.index);
+  std::uint8_t* to = p.key_numbers + key_tile_offset(chitu_form<dim>, part.at.index);
 #pragma unroll 1
   for (int h = 0; h < 2; ++h) {
     KeyRows<T, dim> half;

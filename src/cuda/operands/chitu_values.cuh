@@ -204,7 +204,7 @@ __device__ __forceinline__ void store_values(const QuantizeParams& p, const Valu
 #pragma unroll
     for (int k = 0; k < 4; ++k) x[i + k] = *reinterpret_cast<const uint4*>(channels + bytes[k]);
   }
-  std::uint8_t* out = p.tiles + value_tile_offset(chitu_form<dim>, part.at.index);
+  std::uint8_t* out = p.value_numbers + value_tile_offset(chitu_form<dim>, part.at.index);
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
     part.store(out, 2 * w, [&](int i) { return low<T>(word(x[i], w)) * factor[2 * w]; });

@@ -102,13 +102,19 @@ struct alignas(32) PassScales {
   int flagged;   // whether the tile is
   int unused;
 };
+// What a quantised operand says of a tile with numbers that are not finite: which tokens have some, and of values which channels have which.
+struct NonFiniteTile {
+  std::uint32_t tokens[tile_tokens / 32];
+  std::uint32_t nan[max_dim / 32], above[max_dim / 32], below[max_dim / 32];
+};
+
 // Index among all passes: a tile's last one (residual 0), or that of its residual plane (1).
 constexpr std::int64_t pass_index(std::int64_t tile, int residual) { return 2 * tile + residual; }
 
-// Bytes from the start of all tiles to a tile's keys and to its values, and from the start of all residual planes to a tile's. Tiles of a
-// head follow each other, then come the other heads of the sequence, then the other sequences.
-constexpr std::int64_t key_tile_offset(Form form, std::int64_t tile) { return tile * form.tile_bytes(); }
-constexpr std::int64_t value_tile_offset(Form form, std::int64_t tile) { return tile * form.tile_bytes() + form.key_bytes(); }
+// Bytes from the start of all keys to those of a tile, from the start of all values to those of a tile, and from the start of all residual
+// planes to a tile's. Tiles of a head follow each other, then come the other heads of the sequence, then the other sequences.
+constexpr std::int64_t key_tile_offset(Form form, std::int64_t tile) { return tile * form.key_bytes(); }
+constexpr std::int64_t value_tile_offset(Form form, std::int64_t tile) { return tile * form.value_plane_bytes(); }
 constexpr std::int64_t residual_offset(Form form, std::int64_t tile) { return tile * (std::int64_t{tile_tokens} * form.dim); }
 // Bytes from the start of all orders to a tile's (Form::sorted).
 constexpr std::int64_t order_offset(std::int64_t tile) { return tile * tile_tokens; }

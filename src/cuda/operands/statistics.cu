@@ -17,13 +17,14 @@ namespace {
 constexpr int collect_threads = 256, conclude_threads = 512;
 
 // Which operands have records. With f16 inputs, operands of type f16 need none: no number is too large for them.
-constexpr bool collected(const Recipe& r, Role role, bool bf16) {
-  const Quant& q = quant_of(r, role);
+__host__ __device__ bool collected(const AnyRecipeCall& call, Role role, bool bf16) {
+  const Quant& q = quant_of(call.recipe, role);
+  if (!call.making.makes(role) || (role == Role::key && call.making.centre) || (role == Role::value && call.making.channels)) return false;
   return q.centre != Centre::none || q.scaling == Scaling::channel || q.scaling == Scaling::tile ||
          (q.scaling == Scaling::head && (bf16 || q.type != DType::f16));
 }
-constexpr bool any_collected(const Recipe& r, bool bf16) {
-  return collected(r, Role::query, bf16) || collected(r, Role::key, bf16) || collected(r, Role::value, bf16);
+__host__ __device__ bool any_collected(const AnyRecipeCall& call, bool bf16) {
+  return collected(call, Role::query, bf16) || collected(call, Role::key, bf16) || collected(call, Role::value, bf16);
 }
 
 __host__ __device__ Spans spans_of(const AnyRecipeCall& call, Role role) {
@@ -31,7 +32,7 @@ __host__ __device__ Spans spans_of(const AnyRecipeCall& call, Role role) {
 }
 // CTAs of an operand in collect_kernel.
 __host__ __device__ int units_of(const AnyRecipeCall& call, Role role, bool bf16) {
-  return collected(call.recipe, role, bf16) ? spans_of(call, role).count * heads_of(call.params, role) : 0;
+  return collected(call, role, bf16) ? spans_of(call, role).count * heads_of(call.params, role) : 0;
 }
 
 // Whether a record has sums: of keys, or of sizes of values.
@@ -158,7 +159,7 @@ __device__ void collect_span(const Tokens<T>& tokens, int dim, bool is_value, do
 __device__ __forceinline__ void begin(const Params& p) {
   const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (thread == 0) *p.any_nonfinite = 0;
-  prepare(p, thread, static_cast<int>(gridDim.x * blockDim.x));
+  if (p.items_taken) prepare(p, thread, static_cast<int>(gridDim.x * blockDim.x));
 }
 
 template <class T>
@@ -283,7 +284,7 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
   __shared__ ConcludeShared shared;
   ptx::let_next_start();
   const Params& p = call.params;
-  if (!any_collected(call.recipe, is_bf16<T>)) begin(p);
+  if (!any_collected(call, is_bf16<T>)) begin(p);
   ptx::wait_for_previous();
 
   const Statistics statistics(p);
@@ -296,21 +297,24 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
     const SequenceLayout s = sequence_layout(p, sequence);
     return total_of(
         p.statistics + statistics.records(role) + (std::int64_t{head} * spans.count + spans.first(p, s, sequence)) * statistics.record,
-        collected(call.recipe, role, is_bf16<T>) ? spans.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
+        collected(call, role, is_bf16<T>) ? spans.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
         shared);
   };
 
   // Values: the head's scale, or a scale or λ for each channel.
   if (unit < kv_heads) {
+    if (!call.making.value) return;
     const Quant& quant = call.recipe.value;
     const Total all = total(Role::value);
     float2 scaling = make_float2(1, 1);
     // f16 values that stay f16 have no records: they are stored as they came.
-    const bool has_maximum = collected(call.recipe, Role::value, is_bf16<T>);
+    const bool has_maximum = collected(call, Role::value, is_bf16<T>);
     if (quant.scaling == Scaling::head && has_maximum) scaling = head_scaling(all.maximum, quant.type, shared);
     if (quant.scaling == Scaling::channel) scaling = scaling_of(all.maximum, quant.type);
     if (quant.scaling == Scaling::tile) {
-      const float lambda = lambda_of(all, p.dim, shared);
+      const float lambda = !call.making.channels ? lambda_of(all, p.dim, shared)
+                           : c < p.dim           ? call.making.channels[std::int64_t{unit} * p.dim + c]
+                                                 : 1;
       scaling = make_float2(lambda, 1 / lambda);
     }
     if (c < call.form.dim) p.channels[std::int64_t{unit} * call.form.dim + c] = c < p.dim ? scaling.x : 1;
@@ -322,7 +326,9 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
   unit -= kv_heads;
   if (unit < kv_heads) {
     const Quant& quant = call.recipe.key;
-    if (!collected(call.recipe, Role::key, is_bf16<T>)) return;
+    if (call.making.key && call.making.centre && c < p.dim)
+      static_cast<T*>(p.centre)[std::int64_t{unit} * p.dim + c] = static_cast<T>(call.making.centre[std::int64_t{unit} * p.dim + c]);
+    if (!collected(call, Role::key, is_bf16<T>)) return;
     const Total all = total(Role::key);
     if (quant.centre != Centre::none && c < p.dim) static_cast<T*>(p.centre)[std::int64_t{unit} * p.dim + c] = static_cast<T>(all.mean());
     if (quant.scaling == Scaling::head) {
@@ -334,7 +340,7 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
 
   // Queries: the head's scale.
   unit -= kv_heads;
-  if (!collected(call.recipe, Role::query, is_bf16<T>) || unit >= p.sequences * p.heads) return;  // here for begin()
+  if (!collected(call, Role::query, is_bf16<T>) || unit >= p.sequences * p.heads) return;  // here for begin()
   const Total all = total(Role::query);
   const float2 scaling = head_scaling(all.maximum, call.recipe.query.type, shared);
   if (c == 0) reinterpret_cast<float2*>(p.statistics + statistics.query_heads)[unit] = scaling;
@@ -345,13 +351,13 @@ void start(const AnyRecipeCall& call, cudaStream_t stream) {
   const Params& p = call.params;
   // Enough CTAs for begin() too, in the kernel that calls it.
   const int enough = std::min(ceiling(range_count(p), 512), 1024);
-  const bool any = any_collected(call.recipe, is_bf16<T>);
+  const bool any = any_collected(call, is_bf16<T>);
   if (any) {
     int units = 0;
     for (const Role role : {Role::query, Role::key, Role::value}) units += units_of(call, role, is_bf16<T>);
     launch(collect_kernel<T>, {.blocks = static_cast<unsigned>(std::max(units, enough)), .threads = collect_threads}, stream, call);
   }
-  const int heads = p.sequences * (2 * p.kv_heads + (collected(call.recipe, Role::query, is_bf16<T>) ? p.heads : 0));
+  const int heads = p.sequences * (2 * p.kv_heads + (collected(call, Role::query, is_bf16<T>) ? p.heads : 0));
   launch(conclude_kernel<T>,
          {.blocks = static_cast<unsigned>(any ? heads : std::max(heads, enough)), .threads = conclude_threads, .overlaps = any}, stream,
          call);

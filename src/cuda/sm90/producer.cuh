@@ -156,7 +156,7 @@ __device__ void produce_tiles(const Params& p, const typename C::At at) {
 #pragma unroll 1
       do {
         const std::uint32_t full = at.full(ring.slot()), value_full = C::separate_value_barriers ? at.value_full(values.slot()) : full;
-        const std::uint8_t* const keys = p.tiles + key_tile_offset(form, tile);
+        const std::uint8_t* const keys = p.key_numbers + key_tile_offset(form, tile);
         ptx::barrier_wait(at.empty(ring.slot()), ring.parity());
         ptx::barrier_expect(full, C::key_bytes + (C::separate_value_barriers ? 0 : C::value_bytes) + (C::passes ? sizeof(PassScales) : 0) +
                                       (form.scale_each_key ? tile_tokens * 4 : 0) + C::order_bytes);
@@ -169,7 +169,7 @@ __device__ void produce_tiles(const Params& p, const typename C::At at) {
           ptx::barrier_wait(at.value_empty(values.slot()), values.parity());
           ptx::barrier_expect(value_full, C::value_bytes);
         }
-        const void* from = p.tiles + value_tile_offset(form, tile);
+        const void* from = p.value_numbers + value_tile_offset(form, tile);
         if constexpr (form.residuals)
           if (residual) from = p.residuals + residual_offset(form, tile);
         ptx::bulk_copy(at.value(C::separate_value_barriers ? values.slot() : ring.slot()), from, C::value_bytes, value_full);
