@@ -3,9 +3,6 @@
 // multiprocessor is idle while others have work ("split-KV", "Flash-Decoding", Dao et al. 2023).
 #pragma once
 
-#include <cuda_runtime.h>
-
-#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -47,24 +44,24 @@ struct Splitting {
   double tiles, longest;
   int processors;
 
-  __host__ __device__ bool even() const { return longest < 1.05 * tiles; }
-  __host__ __device__ double time(std::int64_t count, int pieces) const {
+  constexpr bool even() const { return longest < 1.05 * tiles; }
+  constexpr double time(std::int64_t count, int pieces) const {
     const double cost = item_cost + (pieces > 1 ? piece_cost + join_cost * pieces : 0), rounds = static_cast<double>(count) / processors;
     if (count == 0) return 0;
-    if (even()) return std::ceil(rounds) * (tiles / pieces + cost);
+    if (even()) return static_cast<double>((count + processors - 1) / processors) * (tiles / pieces + cost);
     const double all = rounds * (tiles / pieces + cost) + longest / pieces / 4, one = longest / pieces + cost;
     return all < one ? one : all;
   }
-  __host__ __device__ double limit() const { return worth_of_all * time(items, 1); }
+  constexpr double limit() const { return worth_of_all * time(items, 1); }
   // The time of all items if those behind `whole` are taken in pieces; limit() if that does not pay or takes too much memory.
-  __host__ __device__ double time_of(std::int64_t whole, int pieces) const {
+  constexpr double time_of(std::int64_t whole, int pieces) const {
     if ((items - whole) * pieces > most_pieces_a_processor * processors) return limit();
     const double split = time((items - whole) * pieces, pieces);
     return split > worth_of_split * time(items - whole, 1) ? limit() : time(whole, 1) + split;
   }
   // Every processor takes the same number of whole items: as many as there are for all of them, or one less. The rest is split.
-  __host__ __device__ std::int64_t most_whole() const { return even() ? items / processors * processors : 0; }
-  __host__ __device__ std::int64_t least_whole() const { return most_whole() < processors ? 0 : most_whole() - processors; }
+  constexpr std::int64_t most_whole() const { return even() ? items / processors * processors : 0; }
+  constexpr std::int64_t least_whole() const { return most_whole() < processors ? 0 : most_whole() - processors; }
 };
 
 // Chooses which of `items` items are split.
@@ -83,8 +80,8 @@ inline Split split_items(std::int64_t items, double tiles, double longest, int p
 
 // Tiles that a block of queries sees, of which some blocks of each sequence are looked at.
 constexpr int blocks_looked_at = 32;
-__host__ __device__ inline int block_step(int blocks) { return (blocks + blocks_looked_at - 1) / blocks_looked_at; }
-__host__ __device__ inline int tiles_of_block(const Window& window, const SequenceLayout& s, int block, int block_queries) {
+constexpr int block_step(int blocks) { return (blocks + blocks_looked_at - 1) / blocks_looked_at; }
+constexpr int tiles_of_block(const Window& window, const SequenceLayout& s, int block, int block_queries) {
   const int first = block * block_queries, last = (first + block_queries < s.queries ? first + block_queries : s.queries) - 1;
   const auto seen = [&](int query) {
     return visible(window, s.query_positions.first + query * s.query_positions.step, s.key_positions, s.keys);

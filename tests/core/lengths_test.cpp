@@ -33,7 +33,7 @@ void expect_entries(const Method& method, const std::string& kernel, bool causal
   if (positions) o.query_positions_of = query_positions, o.key_positions_of = key_positions;
   Options with_lengths = o;
   with_lengths.key_lengths = lengths;
-  const Result got = attend(query, key, value, with_lengths);
+  const Result got = attend(query.tensor(), key.tensor(), value.tensor(), with_lengths);
   for (std::int64_t b = 0; b < batch; ++b) {
     const auto i = static_cast<std::size_t>(b);
     Options own = o;
