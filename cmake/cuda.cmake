@@ -44,7 +44,7 @@ chitu_gpu(sm90 ARCHITECTURES ${sm90_architectures} SOURCES
   sm90/kernels.cu sm90/instances/chitu.cu sm90/instances/exact.cu sm90/instances/fp8.cu sm90/instances/int8.cu sm90/instances/sage.cu
   sm90/instances/sage2.cu)
 chitu_gpu(shared ARCHITECTURES ${sm90_architectures} SOURCES
-  merge.cu nonfinite.cu operands/any_recipe.cu operands/chitu.cu operands/sequences.cu operands/statistics.cu)
-target_sources(chitu PRIVATE src/cuda/call.cpp src/cuda/device.cpp src/cuda/lengths.cpp src/cuda/merge.cpp src/cuda/rows.cpp src/cuda/schedule.cpp src/cuda/sm90/tensor_map.cpp)
+  merge.cu nonfinite.cu operands/any_recipe.cu operands/blocks.cu operands/chitu.cu operands/sequences.cu operands/statistics.cu)
+target_sources(chitu PRIVATE src/cuda/block.cpp src/cuda/call.cpp src/cuda/convert.cpp src/cuda/device.cpp src/cuda/lengths.cpp src/cuda/merge.cpp src/cuda/quantize.cpp src/cuda/rows.cpp src/cuda/schedule.cpp src/cuda/sm90/tensor_map.cpp)
 # The toolkit's headers as a system's: they do not pass our warnings.
 target_link_libraries(chitu PRIVATE CUDA::cudart_static)

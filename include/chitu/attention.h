@@ -104,9 +104,13 @@ struct NonFinite {
 inline constexpr int quantized_version = 2;
 
 // An operand as quantize() made it, or as it was stored and put together again. Copies share the storage. Integers and scales are
-// defined bit for bit. attention() and quantize() refuse one whose parts do not fit each other. Its parts are in CPU memory; those in f32
+// defined bit for bit. attention() and quantize() refuse one whose parts do not fit each other. In CPU memory those in f32
 // and ranks may have any strides between sequences (or batch entries) and heads, but each head's numbers lie together; centre and residuals
 // are dense. A part that `quant` and `role` do not call for is absent: a Tensor{}, an empty vector.
+// On a GPU all of it is one block of memory, in tiles as the kernels read them (docs/numerics.md, "Tiles"), and the same for all GPUs:
+// values.data is the block, block_bytes its size, and no stride of `values` counts. All other parts are absent, but for the centre of a
+// query with corrections: it is the `values` of the keys that it was quantised with. The block may be copied as it is, to another GPU too;
+// a copy of this struct with values.data and values.device_id changed describes it there.
 struct Quantized {
   int version = quantized_version;  // one of another version is refused
   Role role = Role::query;
@@ -124,6 +128,9 @@ struct Quantized {
   std::vector<std::int32_t> residual_of;  // with Scaling::tile: [batch, heads, tiles]; -1, or the tile's index in `residuals`
   Tensor residuals{};                     // i8 [1, flagged tiles, tile_tokens, dim], in units of 1/254 of the tile's scale
   std::vector<NonFinite> nonfinite;       // in the order of sequence, head, token; each token once
+
+  DType from = DType::f32;      // on a GPU: the type of the tensor, f16 or bf16
+  std::size_t block_bytes = 0;  // on a GPU
 
   std::vector<std::shared_ptr<std::byte[]>> storage;
 
@@ -169,15 +176,44 @@ std::size_t workspace_size(const Operand& query, const Operand& key, const Opera
 
 struct QuantizeOptions {
   std::span<const std::int64_t> starts{};  // packed sequences, as in Options
-  const Quantized* keys = nullptr;         // for queries: the keys they will meet, whose centre the LSE correction needs
+  // For queries: the keys they will meet, whose centre the LSE correction needs. For values on a GPU, if the recipe sorts keys: their keys,
+  // because values stand in the order of these.
+  const Quantized* keys = nullptr;
   Tensor centre{};                         // for keys: this f32 [sequences, heads, 1, dim] instead of their mean (a frozen cache, a ring)
   Tensor channels{};  // for values with Scaling::tile: this positive f32 [sequences, heads, 1, dim] instead of a sampled one
-  int threads = 0;
+  int threads = 0;  // for a tensor on the CPU, as in Options. On a GPU it must be 0
+
+  // For a tensor on a GPU; on the CPU they must be null and 0. Both blocks of memory start at multiples of 256 bytes. Without `memory` the
+  // library allocates the result, without `workspace` it allocates in the stream's order; neither is possible while the stream is being
+  // captured into a graph.
+  void* stream = nullptr;   // a cudaStream_t
+  void* memory = nullptr;   // where the result goes: quantized_bytes(). It stays the caller's, and must outlive the result
+  std::size_t memory_bytes = 0;
+  void* workspace = nullptr;  // used until the stream has done the call: quantize_workspace_size()
+  std::size_t workspace_bytes = 0;
 };
 
 // Quantises one operand as `recipe` says, once, for many calls of attention(): a KV cache, a ring.
-// x: f32, f16 or bf16 [batch, heads, tokens, dim]. With Scaling::none the result views x, which must outlive it.
+// x: f32, f16 or bf16 [batch, heads, tokens, dim]; on a GPU f16 or bf16, a dim that is a multiple of 8, rows at multiples of 16 bytes.
+// With Scaling::none the result views x, which must outlive it. On a GPU the call does not wait; a given centre is rounded to x's type.
 Quantized quantize(const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options = {});
+
+// The bytes of the result's block on a GPU, and those of QuantizeOptions::workspace. 0 for a tensor on the CPU. They look at no data.
+std::size_t quantized_bytes(const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options = {});
+std::size_t quantize_workspace_size(const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options = {});
+
+struct ConvertOptions {
+  // For values of a recipe that sorts keys, and for queries with corrections: their keys, on either device.
+  const Quantized* keys = nullptr;
+  void* stream = nullptr;  // a cudaStream_t; both functions wait for it
+  void* memory = nullptr;  // for to_device(): where the block goes, as in QuantizeOptions
+  std::size_t memory_bytes = 0;
+};
+
+// A quantised operand from a GPU to CPU memory and back, bit for bit: for tests and storage. to_host() refuses one with NaN or infinity,
+// of which a GPU's form keeps the places only. from: the type, f16 or bf16, that the tensor had or the call's other operands will have.
+Quantized to_host(const Quantized& quantized, const ConvertOptions& options = {});
+Quantized to_device(const Quantized& quantized, DType from, int device_id = 0, const ConvertOptions& options = {});
 
 struct MergeOptions {
   int threads = 0;         // for tensors on the CPU, as in Options. On a GPU it must be 0

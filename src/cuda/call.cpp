@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "cuda/block.h"
 #include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/params.h"
@@ -14,17 +15,6 @@ namespace chitu::cuda {
 namespace {
 
 constexpr std::int64_t most_tokens = std::int64_t{1} << 30;
-
-// Rows are read and written 16 bytes at a time.
-std::string misaligned(const Tensor& t, const char* name) {
-  const auto advice = "; rows must start at multiples of 16 bytes: give a copy with such strides";
-  if (reinterpret_cast<std::uintptr_t>(t.data) % 16) return std::string(name) + "'s memory starts at no multiple of 16 bytes" + advice;
-  constexpr const char* names[] = {"batch entries", "heads", "tokens"};
-  for (std::size_t i = 0; i < 3; ++i)
-    if (t.shape[i] > 1 && t.stride[i] % 8)
-      return std::string(name) + " has stride " + std::to_string(t.stride[i]) + " between " + names[i] + advice;
-  return {};
-}
 
 bool is_half(DType type) { return type == DType::f16 || type == DType::bf16; }
 
@@ -40,37 +30,64 @@ bool fits_tensor_map(const Tensor& t) {
   return true;
 }
 
+// The type of the tensors that operands came from.
+DType input_of(const Operand& operand) { return is_block(operand) ? operand.quantized()->from : operand.tensor().type; }
+
 // Finds the first kernel that takes the call; null if none does. A kernel that quantises queries copies them by a tensor map, and some
-// strides have none. A kernel that leaves all three operands to quantize_any_recipe() then takes the call.
+// strides have none. Its keys and values come quantised both, or neither. A kernel that leaves operands to quantize_any_recipe() takes the
+// other calls.
 const AttentionKernel* find_kernel(const Architecture& architecture, const Problem& p) {
   const Tensor& q = p.query.tensor();
+  const bool leaves_queries = !is_block(p.query) && is_block(p.key) == is_block(p.value) && p.dim() == padded_dim(p.dim());
   const auto takes = [&](const AttentionKernel& k) {
-    return *k.recipe == p.options.recipe && k.input == q.type && k.dim == padded_dim(p.dim()) &&
-           (!k.quantizes_queries || (k.dim == p.dim() && fits_tensor_map(q)));
+    return *k.recipe == p.options.recipe && k.input == input_of(p.query) && k.dim == padded_dim(p.dim()) &&
+           (!k.quantizes_queries || (leaves_queries && fits_tensor_map(q)));
   };
   const auto found = std::find_if(architecture.kernels.begin(), architecture.kernels.end(), takes);
   return found == architecture.kernels.end() ? nullptr : &*found;
 }
 
+// Operands that came quantised: what does not fit the call.
+std::string misfit(const Problem& p) {
+  for (const auto& [operand, what] : {std::pair{&p.query, "query"}, {&p.key, "key"}, {&p.value, "value"}}) {
+    if (!is_block(*operand)) continue;
+    const Quantized& q = *operand->quantized();
+    const std::string name = what;
+    if (p.lengths_on_device()) return "does not know where the tiles of a " + name + " that came quantised are, if lengths are in GPU memory";
+    if (reinterpret_cast<std::uintptr_t>(q.values.data) % 256) return name + "'s block starts at no multiple of 256 bytes";
+    if (const std::size_t needed = block_bytes(q); q.block_bytes != needed)
+      return name + "'s block has " + std::to_string(q.block_bytes) + " bytes, but " + std::to_string(needed) + " are needed";
+  }
+  if (is_block(p.value) && p.options.recipe.key.sorted && !is_block(p.key))
+    return "keeps values in the order of their keys' sizes: a value that came quantised needs its key, quantised";
+  if (is_block(p.query) && p.scale() < 0) return "takes a query that came quantised with a scale of 0 or more only";
+  if (is_block(p.query) && given(p.output.lse) && p.options.recipe.key.centre != Centre::none &&
+      (!is_block(p.key) || p.query.quantized()->centre.data != p.key.tensor().data))
+    return "makes an lse of a query that came quantised only if it was quantised with these keys (QuantizeOptions::keys)";
+  return {};
+}
+
 // Reasons to refuse that can be found without a GPU.
 std::string beyond_it(const Architecture& architecture, const Problem& p) {
-  const Tensor &q = p.query.tensor(), &k = p.key.tensor(), &v = p.value.tensor(), &out = p.output.out;
+  const Tensor &q = p.query.tensor(), &k = p.key.tensor(), &out = p.output.out;
   if (!has_kernel_of(architecture, p.options.recipe)) {
     const auto method = std::find_if(methods.begin(), methods.end(), [&](const Method& m) { return m.recipe == p.options.recipe; });
     return method == methods.end() ? "runs the library's methods only, and this recipe is not one of them"
                                    : "has no kernel for the method " + std::string(method->name);
   }
-  if (p.query.quantized() || p.key.quantized() || p.value.quantized())
-    return "quantises itself, but an operand came quantised: give it as it was";
+  if (std::string why = misfit(p); !why.empty()) return why;
   if (p.dim() % 8) return "is for dims that are multiples of 8, not " + std::to_string(p.dim()) + ": pad with zeros and give the scale";
-  if (!is_half(q.type) || k.type != q.type || v.type != q.type)
-    return std::string("takes query, key and value in one type, f16 or bf16, but they are ") + name(q.type) + ", " + name(k.type) + ", " +
-           name(v.type);
+  const DType input = input_of(p.query), of_key = input_of(p.key), of_value = input_of(p.value);
+  if (!is_half(input) || of_key != input || of_value != input)
+    return std::string("takes query, key and value in one type, or quantised from one type, f16 or bf16, but they are ") + name(input) +
+           ", " + name(of_key) + ", " + name(of_value);
   if (!is_half(out.type)) return std::string("writes f16 or bf16, but out is ") + name(out.type);
   if (!find_kernel(architecture, p))
-    return "has no kernel for this recipe in " + std::string(name(q.type)) + " at dim " + std::to_string(p.dim());
-  for (const auto& [t, what] : {std::pair{&q, "query"}, {&k, "key"}, {&v, "value"}, {&out, "out"}})
-    if (std::string why = misaligned(*t, what); !why.empty()) return why;
+    return "has no kernel for this recipe in " + std::string(name(input)) + " at dim " + std::to_string(p.dim());
+  for (const auto& [operand, what] : {std::pair{&p.query, "query"}, {&p.key, "key"}, {&p.value, "value"}})
+    if (!is_block(*operand))
+      if (std::string why = misaligned(operand->tensor(), what); !why.empty()) return why;
+  if (std::string why = misaligned(out, "out"); !why.empty()) return why;
   // One 31-bit index counts the tiles of all heads and sequences, another one the tokens of a head, padded to whole tiles.
   const std::int64_t tokens = std::max(q.shape[2], k.shape[2]), sequences = static_cast<std::int64_t>(p.sequences.size()),
                      tiles = p.packed() ? tokens / tile_tokens + sequences : sequences * tiles_of(tokens);
@@ -80,22 +97,6 @@ std::string beyond_it(const Architecture& architecture, const Problem& p) {
 }
 
 View view(const Tensor& t) { return {t.data, t.stride[0], t.stride[1], t.stride[2]}; }
-
-// Gives arrays their places in one block of memory, each at a multiple of 256 bytes. Without memory it only adds up the sizes.
-class Arena {
- public:
-  explicit Arena(std::byte* memory) : memory_(memory) {}
-  template <class T>
-  void take(T*& array, std::int64_t count) {
-    array = memory_ ? reinterpret_cast<T*>(memory_ + bytes_) : nullptr;
-    bytes_ += (static_cast<std::size_t>(count) * sizeof(T) + 255) / 256 * 256;
-  }
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  std::byte* memory_;
-  std::size_t bytes_ = 0;
-};
 
 int narrow(std::int64_t x) { return static_cast<int>(x); }
 
@@ -140,8 +141,11 @@ Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vec
 // Gives the arrays their places; returns the bytes of all.
 std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayout*& layouts, std::byte* memory) {
   const bool table = !p.alike();
-  const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = r.tuned_quantizer ? 0 : query_tiles * tile_tokens,
-                     key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads;
+  const bool query_made = !is_block(p.query), key_made = !is_block(p.key), value_made = !is_block(p.value);
+  const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads,
+                     queries = r.tuned_quantizer || !query_made ? 0 : query_tiles * tile_tokens,
+                     key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads,
+                     keys = key_made ? key_tiles : 0, values = value_made ? key_tiles : 0;
   Arena arena(memory);
   std::uint16_t* centre;
   arena.take(r.queries, queries * form.dim * form.score_bytes);
@@ -149,20 +153,21 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   arena.take(r.correction, queries);
   arena.take(centre, kv_heads * r.dim);
   arena.take(r.channels, kv_heads * form.dim);
-  arena.take(r.tiles, key_tiles * form.tile_bytes());
-  arena.take(r.residuals, form.residuals ? key_tiles * tile_tokens * form.dim : 0);
+  arena.take(r.key_numbers, keys * form.key_bytes());
+  arena.take(r.value_numbers, values * form.value_plane_bytes());
+  arena.take(r.residuals, form.residuals ? values * tile_tokens * form.dim : 0);
   arena.take(r.passes, 2 * key_tiles);
-  arena.take(r.orders, form.sorted ? key_tiles * tile_tokens : 0);
-  arena.take(r.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
+  arena.take(r.orders, form.sorted ? keys * tile_tokens : 0);
+  arena.take(r.key_scale, form.scale_each_key ? keys * tile_tokens : 0);
   arena.take(r.ranges, std::int64_t{tile_tokens} * (table ? r.query_tiles : tiles_of(r.same.queries)));
   arena.take(r.items_taken, 1);
   const std::int64_t pieces = std::int64_t{r.split_items} * (chooses_split(p, form) ? 2 : r.split.pieces);
   arena.take(r.pieces, pieces * (form.block_queries / 16) * piece_vectors(form.dim) * 32);
   arena.take(r.pieces_done, std::int64_t{r.split_items} * most_warps);
   arena.take(r.any_nonfinite, 1);
-  arena.take(r.nonfinite_queries, query_tiles);
-  arena.take(r.nonfinite_keys, key_tiles);
-  arena.take(r.nonfinite_values, key_tiles);
+  arena.take(r.nonfinite_queries, query_made ? query_tiles : 0);
+  arena.take(r.nonfinite_keys, keys);
+  arena.take(r.nonfinite_values, values);
   arena.take(r.statistics, r.tuned_quantizer ? 0 : statistics_count(r));
   arena.take(layouts, table ? r.sequences + 1 : 0);
   arena.take(r.split_on_gpu, chooses_split(p, form) ? 1 : 0);
@@ -170,6 +175,38 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   r.centre = centre;
   r.layouts = table ? layouts : nullptr;
   return arena.bytes();
+}
+
+// Points the arrays of operands that came quantised into their blocks, and says what is to be joined.
+Joined use_blocks(Params& r, const Problem& p) {
+  Joined joined{};
+  const Params own = r;
+  const auto place = [&](const Operand& operand, Role role) {
+    Params block = own;
+    place_block(block, role, operand.quantized()->quant, static_cast<std::byte*>(operand.tensor().data));
+    return block;
+  };
+  if (is_block(p.query)) {
+    const Params b = place(p.query, Role::query);
+    r.queries = b.queries, r.query_scale = b.query_scale, r.correction = b.correction;
+    r.nonfinite_queries = b.nonfinite_queries, r.query_details = b.query_details;
+    joined.query_any_nonfinite = b.any_nonfinite;
+  }
+  if (is_block(p.key)) {
+    const Params b = place(p.key, Role::key);
+    r.key_numbers = b.key_numbers, r.centre = b.centre, r.orders = b.orders, r.key_scale = b.key_scale;
+    r.nonfinite_keys = b.nonfinite_keys, r.key_details = b.key_details;
+    joined.key_any_nonfinite = b.any_nonfinite;
+    joined.key_passes = b.passes;
+  }
+  if (is_block(p.value)) {
+    const Params b = place(p.value, Role::value);
+    r.value_numbers = b.value_numbers, r.residuals = b.residuals, r.channels = b.channels;
+    r.nonfinite_values = b.nonfinite_values, r.value_details = b.value_details;
+    joined.value_any_nonfinite = b.any_nonfinite;
+    joined.value_passes = b.passes;
+  }
+  return joined;
 }
 
 Lengths lengths_of(const Problem& p, const Form& form, const Params& r, SequenceLayout* layouts) {
@@ -205,6 +242,17 @@ const Architecture& architecture_of(const Problem& p) {
 
 }  // namespace
 
+// Rows are read and written 16 bytes at a time.
+std::string misaligned(const Tensor& t, const char* name) {
+  const auto advice = "; rows must start at multiples of 16 bytes: give a copy with such strides";
+  if (reinterpret_cast<std::uintptr_t>(t.data) % 16) return std::string(name) + "'s memory starts at no multiple of 16 bytes" + advice;
+  constexpr const char* names[] = {"batch entries", "heads", "tokens"};
+  for (std::size_t i = 0; i < 3; ++i)
+    if (t.shape[i] > 1 && t.stride[i] % 8)
+      return std::string(name) + " has stride " + std::to_string(t.stride[i]) + " between " + names[i] + advice;
+  return {};
+}
+
 std::string refusal(const Architecture& architecture, const Problem& p) {
   if (std::string why = beyond_it(architecture, p); !why.empty()) return why;
   const int device = p.query.tensor().device_id;
@@ -236,6 +284,7 @@ Call::Call(const Problem& p) : Call(architecture_of(p), p) {}
 Call::Call(const Architecture& architecture, const Problem& p)
     : kernel_(*find_kernel(architecture, p)),
       query_(p.query.tensor()),
+      input_(input_of(p.query)),
       stream_(static_cast<cudaStream_t>(p.options.stream)),
       guard_(query_.device_id) {
   std::vector<SequenceLayout> layouts = layouts_of(p, kernel_.form);
@@ -245,16 +294,22 @@ Call::Call(const Architecture& architecture, const Problem& p)
   if (!memory) memory = memory_.emplace(lay_out(params_, p, kernel_.form, layouts_on_gpu_, nullptr), query_.device_id, stream_).data();
   lay_out(params_, p, kernel_.form, layouts_on_gpu_, memory);
   if (!p.alike()) layouts_ = std::move(layouts);
+  making_ = {.query = !is_block(p.query), .key = !is_block(p.key), .value = !is_block(p.value)};
+  joined_ = use_blocks(params_, p);
   if (p.lengths_on_device()) lengths_ = lengths_of(p, kernel_.form, params_, layouts_on_gpu_);
 }
 
 void Call::quantize() const {
   if (!layouts_.empty()) write_layouts(layouts_.data(), params_.sequences + 1, layouts_on_gpu_, stream_);
   if (lengths_.layouts) read_lengths(lengths_, stream_);
-  if (params_.tuned_quantizer)
-    quantize_chitu(params_, is_bf16(), stream_);
-  else
-    quantize_any_recipe(params_, *kernel_.recipe, kernel_.form, is_bf16(), stream_);
+  const bool any_recipe = !params_.tuned_quantizer && (making_.query || making_.key || making_.value);
+  if (any_recipe) quantize_any_recipe(params_, *kernel_.recipe, kernel_.form, making_, is_bf16(), stream_);
+  if (making_.key && making_.value && params_.tuned_quantizer) return quantize_chitu(params_, is_bf16(), stream_);
+  if (making_.query && making_.key && making_.value) return;
+  Joined joined = joined_;
+  joined.params = params_;
+  joined.prepares = !any_recipe;
+  join_operands(joined, stream_);
 }
 
 void Call::attend() const {

@@ -17,6 +17,7 @@ namespace chitu::cuda {
 std::span<const Architecture* const> architectures();  // of this build, in the order in which they are tried
 
 std::string refusal(const Architecture& architecture, const Problem& problem);  // empty: takes it
+std::string misaligned(const Tensor& t, const char* name);                      // empty: rows can be read and written 16 bytes at a time
 std::size_t workspace_bytes(const Architecture& architecture, const Problem& problem);
 void run(const Architecture& architecture, const Problem& problem);
 
@@ -33,10 +34,11 @@ class Call {
   bool attention_quantizes_queries() const { return params_.tuned_quantizer; }  // then quantize() makes keys and values only
 
  private:
-  bool is_bf16() const { return query_.type == DType::bf16; }
+  bool is_bf16() const { return input_ == DType::bf16; }
 
   const AttentionKernel& kernel_;
   Tensor query_;
+  DType input_;  // of the tensors that operands came from
   cudaStream_t stream_;
   DeviceGuard guard_;
   std::vector<SequenceLayout> layouts_;  // of a call whose sequences are not all alike
@@ -44,6 +46,8 @@ class Call {
   Lengths lengths_{};  // of a call whose lengths are on the GPU
   std::optional<StreamMemory> memory_;
   Params params_;
+  Making making_;   // the operands that did not come quantised
+  Joined joined_{};  // the others
 };
 
 }  // namespace chitu::cuda

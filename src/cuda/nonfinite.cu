@@ -10,6 +10,10 @@
 // of flagged tiles by reading these again. Each of its warps then goes over its own rows. For values it costs as much as reading the
 // flagged tiles once for each tile of queries; only at the edges of a mask does a row look at single tokens. Rows that are computed again
 // cost an attention on CUDA cores.
+//
+// Of operands that came quantised the numbers are no longer there, but NonFiniteTile says where they were. A row that sees such a key, or
+// has such a query, becomes NaN, as on the CPU. Of values it says which channels have what in the tile as a whole: a row that sees only
+// some of the tile's non-finite values gets NaN in these channels.
 #include <algorithm>
 #include <limits>
 
@@ -113,6 +117,7 @@ class QueryTile {
         first_(tile_.tile * tile_tokens),
         rows_(min(tile_tokens, sequence_.queries - first_)),
         kv_head_(tile_.head / (p.heads / p.kv_heads)),
+        scores_known_(!p.query_details && !p.key_details),
         ranges_(p.ranges + first_ + (p.layouts ? std::int64_t{sequence_.query_tile} * tile_tokens : 0)) {}
 
   __device__ void run() const {
@@ -171,10 +176,15 @@ class QueryTile {
   __device__ std::uint16_t out_bits(float x) const { return p_.out_bf16 ? f32_to_bf16(x) : f32_to_f16(x); }
   __device__ float out_number(std::uint16_t bits) const { return p_.out_bf16 ? bf16_to_f32(bits) : f16_to_f32(bits); }
 
+  // Of the head, among all.
+  __device__ std::int64_t first_key_tile() const {
+    return std::int64_t{sequence_.key_tile} * p_.kv_heads + std::int64_t{kv_head_} * tiles_of(sequence_.keys);
+  }
+
   // Calls visit(tile) for each flagged tile of keys that some row sees; tile: its first token.
   template <class Visit>
   __device__ void for_flagged(const std::uint8_t* flags, Visit visit) const {
-    flags += std::int64_t{sequence_.key_tile} * p_.kv_heads + std::int64_t{kv_head_} * tiles_of(sequence_.keys);
+    flags += first_key_tile();
     for (int first = shared_.begin / tile_tokens; first * tile_tokens < shared_.end; first += 32) {
       const int mine = first + lane_;
       unsigned flagged = __ballot_sync(~0u, mine * tile_tokens < shared_.end && flags[mine]);
@@ -186,29 +196,42 @@ class QueryTile {
   __device__ void see_keys(int tile) const {
     __syncthreads();  // states of the tile before are written
     if (!__syncthreads_or(threadIdx.x < rows_ && state(threadIdx.x) < RowState::nothing)) return;
-    find<false>(tile, p_.key);
+    find<false>(tile, p_.key, p_.key_details);
     for (int row = warp_; row < rows_; row += warps)
       for_tokens(row, tile, [&](int key) {
-        if (state(row) < RowState::nothing) set(row, weighs_nothing(row, key) ? RowState::again : RowState::nan);
+        if (state(row) < RowState::nothing) set(row, scores_known_ && weighs_nothing(row, key) ? RowState::again : RowState::nan);
       });
   }
 
   // What the rows see of a tile's non-finite values. A row that sees the whole tile takes what the tile has as a whole: the sum over all
   // rows then costs as much as reading the values, not the number of rows times the number of such values.
   __device__ void see_values(int tile) const {
-    find<true>(tile, p_.value);
+    find<true>(tile, p_.value, p_.value_details);
     const int end = min(tile + tile_tokens, sequence_.keys);
     for (int row = warp_; row < rows_; row += warps) {
       const int2 seen = ranges_[row];
       Kinds found;
       if (seen.x <= tile && seen.y >= end)
         found = shared_.tile.of(lane_);
+      else if (p_.value_details)
+        found = of_some(row, tile);
       else
         for_tokens(row, tile, [&](int key) {
           if (lane_ < chunks_) found.add(Chunk<T>(key_row(p_.value, key) + lane_ * 8).kinds());
         });
       if (found.any()) shared_.kinds[row].add_atomically(lane_, found);
     }
+  }
+
+  // Of values that came quantised, to a row that sees a part of the tile.
+  __device__ Kinds of_some(int row, int tile) const {
+    int seen = 0, all = 0;
+    for_tokens(row, tile, [&](int) { ++seen; });
+    for (int word = 0; word < tile_tokens / 32; ++word) all += __popc(shared_.tokens[word]);
+    Kinds found = shared_.tile.of(lane_);
+    if (seen == 0) return {};
+    if (seen < all) found.nan |= found.above | found.below;
+    return found;
   }
 
   // Calls visit(key) for each of Shared::tokens that a row sees. The row's warp calls it.
@@ -224,8 +247,17 @@ class QueryTile {
 
   // Fills Shared::tokens, and with_kinds Shared::tile, for the tile whose first token is `tile`.
   template <bool with_kinds>
-  __device__ void find(int tile, const View& x) const {
+  __device__ void find(int tile, const View& x, const NonFiniteTile* details) const {
     __syncthreads();  // no thread needs the tile before any more
+    if (details) {  // it came quantised
+      const NonFiniteTile& from = details[first_key_tile() + tile / tile_tokens];
+      const int i = static_cast<int>(threadIdx.x);
+      if (i < tile_tokens / 32) shared_.tokens[i] = from.tokens[i];
+      if (with_kinds && i < max_dim / 32)
+        shared_.tile.nan[i] = from.nan[i], shared_.tile.above[i] = from.above[i], shared_.tile.below[i] = from.below[i];
+      __syncthreads();
+      return;
+    }
     if (threadIdx.x < tile_tokens / 32) shared_.tokens[threadIdx.x] = 0;
     if (with_kinds && threadIdx.x == 0) shared_.tile = {};
     __syncthreads();
@@ -244,8 +276,14 @@ class QueryTile {
   // Finds the state of a row from its query, in a tile with non-finite queries.
   __device__ void query(int row) const {
     const int2 seen = ranges_[row];
-    const bool finite = lane_ >= chunks_ || Chunk<T>(query_row(row) + lane_ * 8).finite();
-    if (__all_sync(~0u, finite) || seen.x >= seen.y) return;
+    if (seen.x >= seen.y) return;
+    bool finite = true;
+    if (p_.query_details)
+      finite = !(p_.query_details[tile_.index].tokens[row / 32] >> row % 32 & 1);
+    else if (lane_ < chunks_)
+      finite = Chunk<T>(query_row(row) + lane_ * 8).finite();
+    if (__all_sync(~0u, finite)) return;
+    if (!scores_known_) return set(row, RowState::nan);
     int key = seen.x;
     while (key < seen.y && weighs_nothing(row, key)) ++key;
     set(row, key == seen.y ? RowState::nothing : RowState::nan);
@@ -361,6 +399,7 @@ class QueryTile {
   const TileLocation tile_;
   const SequenceLayout sequence_;
   const int first_, rows_, kv_head_;  // first query; queries here
+  const bool scores_known_;           // queries and keys are there as they came
   const int2* const ranges_;          // of the tile's rows
 };
 

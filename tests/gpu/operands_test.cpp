@@ -144,7 +144,7 @@ struct GpuOperands {
     if (quantizer == Quantizer::chitu)
       quantize_chitu(p, q.type == DType::bf16, nullptr);
     else
-      quantize_any_recipe(p, recipe, form, q.type == DType::bf16, nullptr);
+      quantize_any_recipe(p, recipe, form, {}, q.type == DType::bf16, nullptr);
     check(cudaDeviceSynchronize());
     queries.fetch(), query_scale.fetch(), correction.fetch(), centre.fetch(), channels.fetch(), key_numbers.fetch(), value_numbers.fetch(), residuals.fetch();
     passes.fetch(), key_scale.fetch(), ranges.fetch(), nonfinite_queries.fetch(), nonfinite_keys.fetch(), nonfinite_values.fetch();
