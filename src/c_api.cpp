@@ -10,16 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "c_api.h"
 #include "checks.h"
 #include "chitu/attention.h"
 #include "chitu/version.h"
-
-struct chitu_quantized {
-  explicit chitu_quantized(chitu::Quantized quantized);
-  chitu::Quantized value;
-  std::vector<chitu_tensor> parts;         // views of its parts, by CHITU_VALUES ...
-  std::vector<chitu_nonfinite> nonfinite;  // views of its tokens that are not finite
-};
 
 namespace {
 
@@ -28,26 +22,8 @@ using chitu::require;
 // Not a string: keeping a message must not throw.
 thread_local char last_error[4096] = "";
 
-chitu_status fail(chitu_status status, const char* what) {
-  std::snprintf(last_error, sizeof last_error, "%s", what);
-  return status;
-}
+using chitu::c_api::guarded;
 
-template <class Body>
-chitu_status guarded(const Body& body) noexcept {
-  try {
-    body();
-    return CHITU_OK;
-  } catch (const chitu::Error& error) {
-    return fail(static_cast<chitu_status>(error.code()), error.what());
-  } catch (const std::bad_alloc&) {
-    return fail(CHITU_OUT_OF_MEMORY, "out of memory");
-  } catch (const std::exception& error) {
-    return fail(CHITU_INTERNAL, error.what());
-  } catch (...) {
-    return fail(CHITU_INTERNAL, "unknown exception");
-  }
-}
 static_assert(static_cast<int>(chitu::ErrorCode::bad_argument) == CHITU_BAD_ARGUMENT &&
               static_cast<int>(chitu::ErrorCode::unsupported) == CHITU_UNSUPPORTED &&
               static_cast<int>(chitu::ErrorCode::out_of_memory) == CHITU_OUT_OF_MEMORY &&
@@ -243,6 +219,32 @@ chitu::Quantized quantized_view(const chitu_quantized_parts& p) {
   return q;
 }
 
+// What chitu_quantize() and the functions of its sizes are given.
+struct QuantizeArguments {
+  chitu::Tensor x;
+  chitu::Role role{};
+  chitu::Recipe recipe;
+  chitu::QuantizeOptions options;
+
+  QuantizeArguments(const chitu_tensor* given_x, int32_t given_role, const char* method, const chitu_quantize_options* given) {
+    require(given_role >= CHITU_QUERY && given_role <= CHITU_VALUE, "role is ", given_role, "; it must be 0 (query), 1 (key) or 2 (value)");
+    const chitu_quantize_options o = known(given, {}, "chitu_quantize_options");
+    x = tensor(given_x, "x");
+    role = static_cast<chitu::Role>(given_role);
+    recipe = ::recipe(method, o.recipe, "");
+    options = {.starts = starts(o.starts, o.starts_count, "starts"),
+               .keys = o.keys ? &o.keys->value : nullptr,
+               .centre = tensor_or_none(o.centre, "centre"),
+               .channels = tensor_or_none(o.channels, "channels"),
+               .threads = o.threads,
+               .stream = o.stream,
+               .memory = o.memory,
+               .memory_bytes = o.memory_bytes,
+               .workspace = o.workspace,
+               .workspace_bytes = o.workspace_bytes};
+  }
+};
+
 // A dense copy, of which `q` owns the memory.
 chitu::Tensor copied(const chitu::Tensor& t, chitu::Quantized& q) {
   if (!t.data) return t;
@@ -263,6 +265,11 @@ chitu::Tensor copied(const chitu::Tensor& t, chitu::Quantized& q) {
 chitu_quantized::chitu_quantized(chitu::Quantized quantized) : value(std::move(quantized)) {
   for (const auto part : chitu::quantized_parts) parts.push_back(view(value.*part));
   for (const chitu::NonFinite& n : value.nonfinite) nonfinite.push_back({n.sequence, n.head, n.token, n.values.data()});
+}
+
+chitu_status chitu::c_api::fail(chitu_status status, const char* what) {
+  std::snprintf(last_error, sizeof last_error, "%s", what);
+  return status;
 }
 
 extern "C" {
@@ -312,15 +319,26 @@ chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* met
                             chitu_quantized** quantized) {
   return guarded([&] {
     require(quantized, "quantized is NULL");
-    require(role >= CHITU_QUERY && role <= CHITU_VALUE, "role is ", role, "; it must be 0 (query), 1 (key) or 2 (value)");
-    const chitu_quantize_options o = known(given, {}, "chitu_quantize_options");
-    const chitu::QuantizeOptions options{.starts = starts(o.starts, o.starts_count, "starts"),
-                                         .keys = o.keys ? &o.keys->value : nullptr,
-                                         .centre = tensor_or_none(o.centre, "centre"),
-                                         .channels = tensor_or_none(o.channels, "channels"),
-                                         .threads = o.threads};
-    *quantized =
-        new chitu_quantized(chitu::quantize(tensor(x, "x"), static_cast<chitu::Role>(role), recipe(method, o.recipe, ""), options));
+    const QuantizeArguments a(x, role, method, given);
+    *quantized = new chitu_quantized(chitu::quantize(a.x, a.role, a.recipe, a.options));
+  });
+}
+
+chitu_status chitu_quantized_bytes(const chitu_tensor* x, int32_t role, const char* method, const chitu_quantize_options* given,
+                                   size_t* bytes) {
+  return guarded([&] {
+    require(bytes, "bytes is NULL");
+    const QuantizeArguments a(x, role, method, given);
+    *bytes = chitu::quantized_bytes(a.x, a.role, a.recipe, a.options);
+  });
+}
+
+chitu_status chitu_quantize_workspace_size(const chitu_tensor* x, int32_t role, const char* method, const chitu_quantize_options* given,
+                                           size_t* bytes) {
+  return guarded([&] {
+    require(bytes, "bytes is NULL");
+    const QuantizeArguments a(x, role, method, given);
+    *bytes = chitu::quantize_workspace_size(a.x, a.role, a.recipe, a.options);
   });
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // quantize(): checks its arguments and chooses the device's quantiser.
+#include "cuda/quantize.h"
 #include "checks.h"
 #include "chitu/attention.h"
 #include "cpu/backend.h"
-#include "cuda/quantize.h"
 
 namespace chitu {
 namespace {

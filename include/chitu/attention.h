@@ -179,15 +179,15 @@ struct QuantizeOptions {
   // For queries: the keys they will meet, whose centre the LSE correction needs. For values on a GPU, if the recipe sorts keys: their keys,
   // because values stand in the order of these.
   const Quantized* keys = nullptr;
-  Tensor centre{};                         // for keys: this f32 [sequences, heads, 1, dim] instead of their mean (a frozen cache, a ring)
+  Tensor centre{};    // for keys: this f32 [sequences, heads, 1, dim] instead of their mean (a frozen cache, a ring)
   Tensor channels{};  // for values with Scaling::tile: this positive f32 [sequences, heads, 1, dim] instead of a sampled one
-  int threads = 0;  // for a tensor on the CPU, as in Options. On a GPU it must be 0
+  int threads = 0;    // for a tensor on the CPU, as in Options. On a GPU it must be 0
 
   // For a tensor on a GPU; on the CPU they must be null and 0. Both blocks of memory start at multiples of 256 bytes. Without `memory` the
   // library allocates the result, without `workspace` it allocates in the stream's order; neither is possible while the stream is being
   // captured into a graph.
-  void* stream = nullptr;   // a cudaStream_t
-  void* memory = nullptr;   // where the result goes: quantized_bytes(). It stays the caller's, and must outlive the result
+  void* stream = nullptr;  // a cudaStream_t
+  void* memory = nullptr;  // where the result goes: quantized_bytes(). It stays the caller's, and must outlive the result
   std::size_t memory_bytes = 0;
   void* workspace = nullptr;  // used until the stream has done the call: quantize_workspace_size()
   std::size_t workspace_bytes = 0;

@@ -122,18 +122,44 @@ typedef struct chitu_quantize_options {
   size_t struct_size;
   const int64_t* starts; /* packed sequences, as in chitu_options */
   size_t starts_count;
-  const chitu_quantized* keys;  /* for queries: the keys they will meet; needed if an lse will be asked for */
+  const chitu_quantized* keys;  /* for queries: the keys they will meet; needed if an lse will be asked for. For values on a GPU, if the
+                                   recipe sorts keys: their keys */
   const chitu_tensor* centre;   /* for keys: f32 [sequences, heads, 1, dim] instead of their mean; NULL: their mean */
   const chitu_tensor* channels; /* for values of "chitu": the same shape instead of a sampled vector; NULL: sampled */
   int32_t threads;
   int32_t reserved;           /* 0 */
   const chitu_recipe* recipe; /* instead of a method, which must then be NULL; NULL: none */
+  void* stream;               /* a cudaStream_t, for a tensor on a GPU; so are the other four */
+  void* memory;               /* where the result goes; NULL: the library allocates it. chitu_quantized_bytes(). It stays the caller's */
+  size_t memory_bytes;
+  void* workspace; /* NULL: the library allocates it. chitu_quantize_workspace_size() */
+  size_t workspace_bytes;
 } chitu_quantize_options;
 
 /* role: CHITU_QUERY, CHITU_KEY or CHITU_VALUE. options: NULL for the defaults. On success *quantized is the caller's to free. Where the
  * method does not quantise this operand, the result views x, which must outlive it. */
 chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* method, const chitu_quantize_options* options,
                             chitu_quantized** quantized);
+
+/* The bytes of chitu_quantize_options.memory and .workspace for such a call; 0 for a tensor on the CPU. They look at no data. */
+chitu_status chitu_quantized_bytes(const chitu_tensor* x, int32_t role, const char* method, const chitu_quantize_options* options,
+                                   size_t* bytes);
+chitu_status chitu_quantize_workspace_size(const chitu_tensor* x, int32_t role, const char* method, const chitu_quantize_options* options,
+                                           size_t* bytes);
+
+/* Of one on a GPU: its block of memory, which may be copied as it is (docs/numerics.md, "Tiles"). On the CPU it is NULL and 0. */
+chitu_status chitu_quantized_block(const chitu_quantized* quantized, void** memory, size_t* bytes);
+
+/* What `like` describes, on a GPU, but in this copy of its block, which stays the caller's. On success *quantized is the caller's to free. */
+chitu_status chitu_quantized_at(const chitu_quantized* like, void* memory, size_t bytes, int32_t device_id, chitu_quantized** quantized);
+
+/* From a GPU to CPU memory and back, bit for bit. keys: of values whose recipe sorts keys, and of queries with corrections, on either
+ * device; else NULL. They wait for `stream`. from: CHITU_F16 or CHITU_BF16, the type that the tensor had. memory: where the block goes, as
+ * in chitu_quantize_options, or NULL. */
+chitu_status chitu_quantized_to_host(const chitu_quantized* quantized, const chitu_quantized* keys, void* stream, chitu_quantized** result);
+chitu_status chitu_quantized_to_device(const chitu_quantized* quantized, int32_t from, int32_t device_id, const chitu_quantized* keys,
+                                       void* stream, void* memory, size_t memory_bytes, chitu_quantized** result);
+
 void chitu_quantized_free(chitu_quantized* quantized); /* NULL is fine */
 int32_t chitu_quantized_version(void);                 /* of the format that this library's chitu_quantized have; it refuses others */
 

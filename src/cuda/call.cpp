@@ -53,7 +53,8 @@ std::string misfit(const Problem& p) {
     if (!is_block(*operand)) continue;
     const Quantized& q = *operand->quantized();
     const std::string name = what;
-    if (p.lengths_on_device()) return "does not know where the tiles of a " + name + " that came quantised are, if lengths are in GPU memory";
+    if (p.lengths_on_device())
+      return "does not know where the tiles of a " + name + " that came quantised are, if lengths are in GPU memory";
     if (reinterpret_cast<std::uintptr_t>(q.values.data) % 256) return name + "'s block starts at no multiple of 256 bytes";
     if (const std::size_t needed = block_bytes(q); q.block_bytes != needed)
       return name + "'s block has " + std::to_string(q.block_bytes) + " bytes, but " + std::to_string(needed) + " are needed";
@@ -79,8 +80,8 @@ std::string beyond_it(const Architecture& architecture, const Problem& p) {
   if (p.dim() % 8) return "is for dims that are multiples of 8, not " + std::to_string(p.dim()) + ": pad with zeros and give the scale";
   const DType input = input_of(p.query), of_key = input_of(p.key), of_value = input_of(p.value);
   if (!is_half(input) || of_key != input || of_value != input)
-    return std::string("takes query, key and value in one type, or quantised from one type, f16 or bf16, but they are ") + name(input) +
-           ", " + name(of_key) + ", " + name(of_value);
+    return std::string("takes query, key and value in one type, f16 or bf16, but they are ") + name(input) + ", " + name(of_key) + ", " +
+           name(of_value);
   if (!is_half(out.type)) return std::string("writes f16 or bf16, but out is ") + name(out.type);
   if (!find_kernel(architecture, p))
     return "has no kernel for this recipe in " + std::string(name(input)) + " at dim " + std::to_string(p.dim());

@@ -46,7 +46,7 @@ class Call {
   Lengths lengths_{};  // of a call whose lengths are on the GPU
   std::optional<StreamMemory> memory_;
   Params params_;
-  Making making_;   // the operands that did not come quantised
+  Making making_;    // the operands that did not come quantised
   Joined joined_{};  // the others
 };
 

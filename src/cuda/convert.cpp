@@ -79,7 +79,8 @@ struct Places {
              in_panels(rows_of_head, t.in_sequence * tile_tokens + token, channel);
     }
     const int row = row_of(t, token);
-    if (q.role == Role::key) return reinterpret_cast<std::byte*>(p.key_numbers) + key_tile_offset(form, t.index) + in_panels(tile_tokens, row, channel);
+    if (q.role == Role::key)
+      return reinterpret_cast<std::byte*>(p.key_numbers) + key_tile_offset(form, t.index) + in_panels(tile_tokens, row, channel);
     return reinterpret_cast<std::byte*>(p.value_numbers) + value_tile_offset(form, t.index) +
            (form.value_bytes == 1 ? in_columns(row, channel) : in_panels(tile_tokens, row, channel));
   }
@@ -88,12 +89,15 @@ struct Places {
   }
   // A query's.
   float* scale(const Tile& t, std::int64_t token) const {
-    return p.query_scale + (form.query_scale_rows == 2 ? t.index * (tile_tokens / 2) + token / 16 * 8 + token % 8 : t.index * tile_tokens + token);
+    return p.query_scale +
+           (form.query_scale_rows == 2 ? t.index * (tile_tokens / 2) + token / 16 * 8 + token % 8 : t.index * tile_tokens + token);
   }
   bool has_offset() const { return q.role == Role::value && q.quant.type == DType::i8; }
 };
 
-float* f32_at(const Tensor& t, std::int64_t i0, std::int64_t i1, std::int64_t i2 = 0) { return reinterpret_cast<float*>(row(t, i0, i1, i2)); }
+float* f32_at(const Tensor& t, std::int64_t i0, std::int64_t i1, std::int64_t i2 = 0) {
+  return reinterpret_cast<float*>(row(t, i0, i1, i2));
+}
 
 // Calls visit(where it is in a block, where it is row by row) for each scale of a tile. `shared` ones of a head come once for each tile.
 template <class Visit>
@@ -109,7 +113,8 @@ void for_scales(const Places& at, const Tile& t, const Tensor& scales, const Vis
       visit(at.scale(t, token), q.quant.scaling == Scaling::head ? f32_at(scales, t.sequence, t.head) : of_group(groups.of(token)));
     // Groups of which no token is there.
     if (q.quant.scaling == Scaling::tokens && groups.block > 1)
-      for (std::int64_t i = 0; i < count; ++i) visit(at.scale(t, i / groups.lanes * groups.block + i % groups.lanes * 8 / groups.lanes), of_group(i));
+      for (std::int64_t i = 0; i < count; ++i)
+        visit(at.scale(t, i / groups.lanes * groups.block + i % groups.lanes * 8 / groups.lanes), of_group(i));
   } else if (q.role == Role::key && at.form.scale_each_key) {
     for (std::int64_t token = 0; token < t.count; ++token)
       visit(at.p.key_scale + t.index * tile_tokens + token, of_group(groups.of(token)));
@@ -141,7 +146,8 @@ std::int64_t tile_count(const Quantized& q) {
 
 Tensor allocated(Quantized& q, DType type, const Shape& shape) {
   const auto numbers = static_cast<std::size_t>(shape[0] * shape[1] * shape[2] * shape[3]);
-  q.storage.push_back(std::make_shared<std::byte[]>(numbers * static_cast<std::size_t>(bytes(type)) + 64));  // kernels may read past the end
+  q.storage.push_back(
+      std::make_shared<std::byte[]>(numbers * static_cast<std::size_t>(bytes(type)) + 64));  // kernels may read past the end
   return dense(q.storage.back().get(), type, shape);
 }
 
@@ -236,11 +242,11 @@ void write_block(const Quantized& q, DType from, const Rows& rows, std::byte* bl
         std::memcpy(to, numbers + c * at.bytes, static_cast<std::size_t>(at.bytes));
         if (at.has_offset()) *to ^= std::byte{zero_of_i8};
       }
-      if (q.role == Role::query) at.p.correction[t.index * tile_tokens + i] = given(q.correction) ? *f32_at(q.correction, t.batch, t.head, t.begin + i) : 0;
+      if (q.role == Role::query)
+        at.p.correction[t.index * tile_tokens + i] = given(q.correction) ? *f32_at(q.correction, t.batch, t.head, t.begin + i) : 0;
     }
     if (q.role == Role::key && at.form.sorted)
-      for (int i = 0; i < tile_tokens; ++i)
-        at.p.orders[order_offset(t.index) + at.row_of(t, i)] = static_cast<std::uint8_t>(i);
+      for (int i = 0; i < tile_tokens; ++i) at.p.orders[order_offset(t.index) + at.row_of(t, i)] = static_cast<std::uint8_t>(i);
     for_scales(at, t, q.scales, [](float* to, const float* scale) { *to = *scale; });
     if (q.role != Role::value) return;
     PassScales* const passes = at.p.passes + pass_index(t.index, 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Between the two forms of a quantised operand: row by row, as the CPU has it, and in tiles, as a GPU's block has it (block.h). All of it is
-// plain work on host memory.
+// Between the two forms of a quantised operand: row by row, as the CPU has it, and in tiles, as a GPU's block has it (block.h). All of it
+// is plain work on host memory.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@ namespace chitu::cuda {
 
 // With Quant::sorted, the row at which each token stands in its tile: [key tiles x kv heads, 128]. Else empty.
 using Rows = std::vector<std::uint8_t>;
-Rows rows_by_ranks(const Quantized& key);                                     // of keys in CPU memory
-Rows rows_by_orders(const std::uint8_t* orders, std::int64_t tiles);          // of a block's
+Rows rows_by_ranks(const Quantized& key);                             // of keys in CPU memory
+Rows rows_by_orders(const std::uint8_t* orders, std::int64_t tiles);  // of a block's
 
 // Fills `block`, block_bytes() of q with `from` for the type that the tensor had. It must have the value of an operand that is not finite
 // nowhere but in q.nonfinite.

@@ -249,7 +249,7 @@ class QueryTile {
   template <bool with_kinds>
   __device__ void find(int tile, const View& x, const NonFiniteTile* details) const {
     __syncthreads();  // no thread needs the tile before any more
-    if (details) {  // it came quantised
+    if (details) {    // it came quantised
       const NonFiniteTile& from = details[first_key_tile() + tile / tile_tokens];
       const int i = static_cast<int>(threadIdx.x);
       if (i < tile_tokens / 32) shared_.tokens[i] = from.tokens[i];

@@ -123,7 +123,8 @@ struct Making {
   __host__ __device__ constexpr bool makes(Role role) const { return role == Role::query ? query : role == Role::key ? key : value; }
 };
 // Without Params::items_taken nothing is prepared for an attention kernel.
-void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, const Making& making, bool bf16, cudaStream_t stream);
+void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, const Making& making, bool bf16,
+                         cudaStream_t stream);
 
 // Where tiles of `role` are marked as not finite, writes Params::..._details.
 void write_details(const Params& params, Role role, bool bf16, cudaStream_t stream);
@@ -131,9 +132,9 @@ void write_details(const Params& params, Role role, bool bf16, cudaStream_t stre
 // Operands that came quantised: what becomes one array in Params.
 struct Joined {
   Params params;
-  const PassScales *key_passes, *value_passes;                           // null: of an operand that quantize_any_recipe() makes
+  const PassScales *key_passes, *value_passes;                               // null: of an operand that quantize_any_recipe() makes
   const int *query_any_nonfinite, *key_any_nonfinite, *value_any_nonfinite;  // null likewise
-  bool prepares;                                                         // no quantizer has prepared for the attention kernel
+  bool prepares;                                                             // no quantizer has prepared for the attention kernel
 };
 void join_operands(const Joined& joined, cudaStream_t stream);
 

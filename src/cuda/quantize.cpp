@@ -231,7 +231,11 @@ Quantized to_device(const Quantized& q, DType from, int device, const ConvertOpt
   check_memory(o.memory, o.memory_bytes, result.block_bytes, "memory", "quantized_bytes()");
   require(!o.memory || on_device(o.memory, device), "memory is not on GPU ", device);
   if (!o.memory) result.storage.push_back(allocate(result.block_bytes));
-  result.values = {o.memory ? o.memory : result.storage.back().get(), q.quant.type, Device::cuda, device, q.values.shape,
+  result.values = {o.memory ? o.memory : result.storage.back().get(),
+                   q.quant.type,
+                   Device::cuda,
+                   device,
+                   q.values.shape,
                    contiguous_strides(q.values.shape)};
   const auto host = std::make_shared<std::byte[]>(result.block_bytes);
   write_block(q, from, q.role == Role::key ? rows_by_ranks(q) : o.keys ? rows_of(*o.keys, stream) : Rows{}, host.get());

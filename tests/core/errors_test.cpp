@@ -371,7 +371,7 @@ TEST(Errors, Quantize) {
   expect_error(run(c.key, Role::key, recipes::chitu, {.centre = wrong}), bad, {"centre", "[1, 2, 1, 8]"});
   wrong = vector;
   wrong.device = Device::cuda;
-  expect_error(run(c.key, Role::key, recipes::chitu, {.centre = wrong}), bad, {"centre", "CPU memory"});
+  expect_error(run(c.key, Role::key, recipes::chitu, {.centre = wrong}), bad, {"centre", "centre is on cuda:0, the tensor on cpu:0"});
   wrong = vector;
   wrong.type = DType::f16;
   expect_error(run(c.value, Role::value, recipes::chitu, {.channels = wrong}), bad, {"channels", "f32"});

@@ -146,7 +146,8 @@ struct GpuOperands {
     else
       quantize_any_recipe(p, recipe, form, {}, q.type == DType::bf16, nullptr);
     check(cudaDeviceSynchronize());
-    queries.fetch(), query_scale.fetch(), correction.fetch(), centre.fetch(), channels.fetch(), key_numbers.fetch(), value_numbers.fetch(), residuals.fetch();
+    queries.fetch(), query_scale.fetch(), correction.fetch(), centre.fetch(), channels.fetch(), key_numbers.fetch(), value_numbers.fetch(),
+        residuals.fetch();
     passes.fetch(), key_scale.fetch(), ranges.fetch(), nonfinite_queries.fetch(), nonfinite_keys.fetch(), nonfinite_values.fetch();
     counters.fetch(), orders.fetch();
     if (recipe.value.type != DType::i8) return;

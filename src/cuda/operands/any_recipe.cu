@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(most_columns, 2) columns_kernel(const __grid_c
 template <class T>
 void start(const AnyRecipeCall& call, cudaStream_t stream) {
   const unsigned dim = static_cast<unsigned>(call.form.dim), keys = static_cast<unsigned>(made_tiles(call, Role::key)),
-                 queries = static_cast<unsigned>(made_tiles(call, Role::query)), values = static_cast<unsigned>(made_tiles(call, Role::value));
+                 queries = static_cast<unsigned>(made_tiles(call, Role::query)),
+                 values = static_cast<unsigned>(made_tiles(call, Role::value));
   const bool columns = call.form.value_bytes == 1;
   launch(call.recipe.key.rotated ? rows_kernel<T, true> : rows_kernel<T, false>,
          {.blocks = keys + queries + (columns ? 0 : values), .threads = 2 * dim, .overlaps = true}, stream, call);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Operands that came quantised (cuda/block.h): what quantize() leaves of numbers that are not finite, and what a call makes of such operands
-// before its attention kernel.
+// Operands that came quantised (cuda/block.h): what quantize() leaves of numbers that are not finite, and what a call makes of such
+// operands before its attention kernel.
 #include <algorithm>
 
 #include "cuda/launch.h"

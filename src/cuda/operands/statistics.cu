@@ -297,8 +297,7 @@ __global__ void __launch_bounds__(conclude_threads) conclude_kernel(const __grid
     const SequenceLayout s = sequence_layout(p, sequence);
     return total_of(
         p.statistics + statistics.records(role) + (std::int64_t{head} * spans.count + spans.first(p, s, sequence)) * statistics.record,
-        collected(call, role, is_bf16<T>) ? spans.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)),
-        shared);
+        collected(call, role, is_bf16<T>) ? spans.in(s) : 0, statistics.record, p.dim, sums_of(role, quant_of(call.recipe, role)), shared);
   };
 
   // Values: the head's scale, or a scale or λ for each channel.
