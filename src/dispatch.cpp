@@ -67,6 +67,18 @@ void check_kernel(const Problem& p) {
   throw Error(ErrorCode::bad_argument, "kernel is '" + std::string(p.options.kernel) + "'; the kernels are " + names);
 }
 
+// How an operand that came quantised lies in memory; empty for a tensor.
+std::string layout_of(const Operand& operand, const char* name) {
+  const Quantized* q = operand.quantized();
+  if (!q) return {};
+  const std::string what = std::string(name) + " came quantised, ";
+  if (q->quant.scaling == Scaling::none) return what + "but this recipe leaves it as it was\n";
+  const std::string version = ", format version " + std::to_string(q->version) + "\n";
+  if (q->values.device == Device::cpu) return what + "row by row in CPU memory" + version;
+  return what + "in tiles of " + std::to_string(tile_tokens) + " tokens in one block of " + std::to_string(q->block_bytes) +
+         " bytes on GPU " + std::to_string(q->values.device_id) + version;
+}
+
 }  // namespace
 
 std::span<const Kernel> kernel_table() {
@@ -109,7 +121,7 @@ std::string explain(const Problem& p) {
             "): " + (why.empty() ? "takes it" : why) + "\n";
     if (why.empty()) break;
   }
-  return text;
+  return text + layout_of(p.query, "query") + layout_of(p.key, "key") + layout_of(p.value, "value");
 }
 
 std::string explain(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options) {

@@ -25,7 +25,7 @@ namespace {
 
 struct BenchFlags {
   WorkloadFlags workload;
-  std::string lengths, tokens_per_call, rows, plot, csv, json;
+  std::string lengths, tokens_per_call, rows, quantized, plot, csv, json;
   MeasureSettings settings;
   std::optional<double> sample_above;
   RanksFlags ranks;
@@ -55,6 +55,18 @@ std::vector<const Method*> methods_with_exact(const std::string& list) {
   const Method* exact = &find_method("exact");
   if (std::find(result.begin(), result.end(), exact) == result.end()) result.insert(result.begin(), exact);
   return result;
+}
+
+// The operands of --quantized.
+std::vector<Role> quantized_of(const BenchFlags& flags) {
+  if (flags.quantized.empty()) return {};
+  require(flags.workload.device == "cuda", "--quantized is for --device cuda; on a CPU the table has quantising apart");
+  std::vector<Role> roles;
+  for (const std::string& word : list_of("--quantized", flags.quantized)) {
+    require(word == "query" || word == "key" || word == "value", "--quantized has '", word, "'; it must be of query, key and value");
+    roles.push_back(word == "query" ? Role::query : word == "key" ? Role::key : Role::value);
+  }
+  return roles;
 }
 
 // Whether products of operands that stay bf16 are computed in bf16.
@@ -257,6 +269,7 @@ void bench(const BenchFlags& flags, const std::string& command_line) {
     settings.sample_above = *flags.sample_above;
   }
   check_runs(settings);
+  const std::vector<Role> quantized = quantized_of(flags);
   const WorkloadSource source(flags.workload);
   check_plot(plot_file, source, lengths);
   for (const std::int64_t tokens : lengths) {
@@ -279,7 +292,8 @@ void bench(const BenchFlags& flags, const std::string& command_line) {
   for (const std::string& data : source.data())
     for (const std::int64_t tokens : lengths) {
       progress.show(data);
-      const Workload w = source.make(data, tokens, batch_of(flags, tokens));
+      Workload w = source.make(data, tokens, batch_of(flags, tokens));
+      w.quantized = quantized;
       const Truth truth = truth_of(w, spread_rows(w.query.shape[2], wanted_rows ? wanted_rows : affordable_rows(w)));
       const auto measurements = measure(w, methods, truth, settings, progress, work_at(tokens));
       const auto rows = rows_of(w, measurements, peaks);
@@ -311,6 +325,7 @@ void bench_ranks(const BenchFlags& flags, World& world) {
     json_file.emplace("--json", writes ? flags.json : "");
     require_different_files({&*csv_file, &*json_file});
     require(flags.workload.device == "cpu", "--ranks is for --device cpu");
+    require(flags.quantized.empty(), "--quantized is not for --ranks");
     require(flags.plot.empty() && flags.tokens_per_call.empty() && !flags.sample_above,
             "--plot, --tokens-per-call and --sample-above are not for --ranks");
     methods = methods_of(flags.workload.method);
@@ -345,6 +360,8 @@ void add_bench(CLI::App& app, const std::string& command_line) {
                       fmt::format("Seconds: on a CPU, a method whose call would take longer ({:g}, unless given) is timed on a sample of "
                                   "query rows, and the table says so",
                                   flags->settings.sample_above));
+  command->add_option("--quantized", flags->quantized,
+                      "Operands that come quantised, of query,key,value: on a GPU, quantised before anything is timed");
   command->add_option("--plot", flags->plot, "Draw the methods' speed-up over exact against the length here, an .svg");
   command->add_option("--csv", flags->csv, "Write the rows here as well");
   command->add_option("--json", flags->json, "Write machine, peaks and rows here as well");

@@ -124,11 +124,12 @@ class GpuMeter : public Meter {
 
   double warm_up() override {
     const Tensors& t = *tensors_;
+    quantize_operands();
     if (const std::string why = refusal(); !why.empty()) throw Error(ErrorCode::unsupported, why);
     for (const GpuTensor* x : {&t.out, &t.lse}) check(cudaMemset(x->memory.get(), 0xff, span_bytes(x->tensor)));
     const Event start, first, second;
     start.record();
-    attention(t.query.tensor, t.key.tensor, t.value.tensor, {t.out.tensor, t.lse.tensor}, options_);
+    attention(query(), key(), value(), {t.out.tensor, t.lse.tensor}, options_);
     first.record();
     call_ms_ = first.milliseconds_since(start);
     result_.errors = compare(results(), truth_);
@@ -194,15 +195,28 @@ class GpuMeter : public Meter {
     return static_cast<std::size_t>(quantise_bytes(workload_, *result_.method, !result_.attention_quantises_queries) / 2);
   }
 
-  void call() const {
+  void call() const { attention(query(), key(), value(), tensors_->out.tensor, options_); }
+
+  // Each as a tensor, or quantised before anything is timed.
+  Operand operand(Role role, const Tensor& tensor, const Quantized& quantized) const {
+    return workload_.is_quantized(role) ? Operand(quantized) : Operand(tensor);
+  }
+  Operand query() const { return operand(Role::query, tensors_->query.tensor, query_); }
+  Operand key() const { return operand(Role::key, tensors_->key.tensor, key_); }
+  Operand value() const { return operand(Role::value, tensors_->value.tensor, value_); }
+
+  void quantize_operands() {
+    if (workload_.quantized.empty()) return;
     const Tensors& t = *tensors_;
-    attention(t.query.tensor, t.key.tensor, t.value.tensor, t.out.tensor, options_);
+    const Recipe& recipe = options_.recipe;
+    key_ = quantize(t.key.tensor, Role::key, recipe);  // the others may need it
+    if (workload_.is_quantized(Role::value))
+      value_ = quantize(t.value.tensor, Role::value, recipe, {.keys = recipe.key.sorted ? &key_ : nullptr});
+    if (workload_.is_quantized(Role::query))
+      query_ = quantize(t.query.tensor, Role::query, recipe, {.keys = workload_.is_quantized(Role::key) ? &key_ : nullptr});
   }
 
-  Problem problem() const {
-    const Tensors& t = *tensors_;
-    return describe(t.query.tensor, t.key.tensor, t.value.tensor, t.out.tensor, options_);
-  }
+  Problem problem() const { return describe(query(), key(), value(), tensors_->out.tensor, options_); }
 
   // Why no GPU kernel takes the call, each reason once; empty if one does.
   std::string refusal() const {
@@ -238,6 +252,7 @@ class GpuMeter : public Meter {
   const Truth& truth_;
   std::shared_ptr<const Tensors> tensors_;
   Options options_;
+  Quantized query_, key_, value_;  // those that Workload::quantized names
   double call_ms_ = 0;
   std::vector<std::unique_ptr<Marks>> marks_;
 };

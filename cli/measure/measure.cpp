@@ -42,11 +42,12 @@ void require_unchanged(const Measurement& first, const Output& output, const Tru
 
 double quantise_bytes(const Workload& w, const Method& method, bool with_queries) {
   const Recipe& recipe = method.recipe;
-  const auto moved = [](const Tensor& t, const Quant& q) {
+  const auto moved = [&](Role role, const Tensor& t, const Quant& q) {
     const double elements = static_cast<double>(t.shape[0] * t.shape[1]) * static_cast<double>(t.shape[2] * t.shape[3]);
-    return q.scaling == Scaling::none ? 0 : elements * (bytes(t.type) + bytes(q.type));
+    return q.scaling == Scaling::none || w.is_quantized(role) ? 0 : elements * (bytes(t.type) + bytes(q.type));
   };
-  return (with_queries ? moved(w.query, recipe.query) : 0) + moved(w.key, recipe.key) + moved(w.value, recipe.value);
+  return (with_queries ? moved(Role::query, w.query, recipe.query) : 0) + moved(Role::key, w.key, recipe.key) +
+         moved(Role::value, w.value, recipe.value);
 }
 
 std::vector<Measurement> measure(const Workload& w, std::span<const Method* const> methods, const Truth& truth,

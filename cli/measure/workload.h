@@ -2,6 +2,7 @@
 // What bench and accuracy measure: the flags that describe it, and the tensors that are made from them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -31,7 +32,10 @@ struct Workload {
   Window window = everything;
   int threads = 1;
   std::string kernel{};
-  Device device = Device::cpu;  // that the methods run on; the tensors are in CPU memory in any case
+  Device device = Device::cpu;    // that the methods run on; the tensors are in CPU memory in any case
+  std::vector<Role> quantized{};  // operands that come quantised, and not as tensors: on a GPU
+
+  bool is_quantized(Role role) const { return std::find(quantized.begin(), quantized.end(), role) != quantized.end(); }
 
   std::int64_t pairs() const { return pairs(0, query.shape[2]); }
   std::int64_t pairs(std::int64_t first_query, std::int64_t queries) const;  // visible pairs of query and key, over all heads

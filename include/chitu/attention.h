@@ -229,8 +229,8 @@ inline constexpr std::size_t max_captured_parts = 32;
 void merge(std::span<const Output> parts, const Output& result, const MergeOptions& options = {});
 void merge(const Output& a, const Output& b, const Output& result, const MergeOptions& options = {});  // of two
 
-// The kernels in the order they are tried, up to the first that takes the call, and why each is refused or taken, a line each. Looks at
-// no data, like workspace_size().
+// The kernels in the order they are tried, up to the first that takes the call, and why each is refused or taken, a line each. Then, a line
+// each, how the operands that came quantised lie in memory. Looks at no data, like workspace_size().
 std::string explain(const Operand& query, const Operand& key, const Operand& value, const Output& output, const Options& options = {});
 
 // A kernel of this build: a row of the table that attention() goes through.

@@ -87,6 +87,7 @@ static void test_attention(void) {
 static void test_options(void) {
   const chitu_positions two_positions[] = {{0, 1}, {5, 1}};
   const int32_t device_starts[] = {0, KEYS};
+  const int64_t one_length = KEYS - 20;
   chitu_options o;
   struct {
     chitu_options known;
@@ -124,6 +125,18 @@ static void test_options(void) {
   o.max_queries = o.max_keys = KEYS;
   expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT,
                "device_query_starts are given, but the tensors are on the CPU");
+
+  chitu_options_init(&o, sizeof o);
+  o.method = "exact";
+  o.key_lengths = &one_length;
+  o.key_lengths_count = 1;
+  expect(chitu_attention(&q, &k, &v, &out, &lse, &o) == CHITU_OK, "a length of the one batch entry");
+  expect(largest_difference(1 / sqrtf(DIM), 0, 0, KEYS - 20) < 1e-5, "the keys that count");
+  o.key_lengths = NULL;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "key_lengths is NULL, but its count is 1");
+  o.key_lengths_count = 0;
+  o.device_key_lengths_count = 1;
+  expect_error(chitu_attention(&q, &k, &v, &out, &lse, &o), CHITU_BAD_ARGUMENT, "device_key_lengths is NULL, but its count is 1");
 
   chitu_options_init(&newer.known, sizeof newer);
   newer.known.method = "exact";
@@ -265,6 +278,8 @@ static void test_quantized(void) {
   chitu_quantize_options qo;
   chitu_tensor centre, channels, part;
   chitu_operand a, b, c;
+  size_t bytes;
+  void* block;
   memset(&qo, 0, sizeof qo);
   qo.struct_size = sizeof qo;
   expect(chitu_quantize(&k, CHITU_KEY, "chitu", NULL, &keys) == CHITU_OK, "keys");
@@ -289,9 +304,25 @@ static void test_quantized(void) {
   expect(chitu_quantized_part(keys, CHITU_VALUES, &part) == CHITU_OK && part.dtype == CHITU_I8 && part.shape[2] == KEYS, "integers");
   expect(chitu_quantized_part(keys, CHITU_SCALES, &part) == CHITU_OK && part.dtype == CHITU_F32 && part.data, "scales of the keys");
   expect(chitu_quantized_part(keys, CHITU_CORRECTION, &part) == CHITU_OK && !part.data, "keys have no correction");
-  expect(chitu_quantized_part(keys, CHITU_RANKS, &part) == CHITU_OK && part.dtype == CHITU_U8 && part.shape[2] == KEYS, "ranks of the keys");
+  expect(chitu_quantized_part(keys, CHITU_RANKS, &part) == CHITU_OK && part.dtype == CHITU_U8 && part.shape[2] == KEYS,
+         "ranks of the keys");
   expect(chitu_quantized_part(queries, CHITU_RANKS, &part) == CHITU_OK && !part.data, "queries have no ranks");
   expect_error(chitu_quantized_part(keys, 7, &part), CHITU_BAD_ARGUMENT, "part is 7");
+
+  /* What is there for GPUs says so of CPU memory. */
+  expect(chitu_quantized_bytes(&k, CHITU_KEY, "chitu", NULL, &bytes) == CHITU_OK && bytes == 0, "no block on the CPU");
+  expect(chitu_quantize_workspace_size(&k, CHITU_KEY, "chitu", NULL, &bytes) == CHITU_OK && bytes == 0, "no workspace on the CPU");
+  expect_error(chitu_quantized_bytes(&k, CHITU_KEY, "chitu", NULL, NULL), CHITU_BAD_ARGUMENT, "bytes is NULL");
+  bytes = 1;
+  expect(chitu_quantized_block(keys, &block, &bytes) == CHITU_OK && !block && bytes == 0, "rows are no block");
+  expect_error(chitu_quantized_at(keys, out_data, sizeof out_data, 0, &frozen), CHITU_BAD_ARGUMENT, "not quantised in GPU memory");
+  expect_error(chitu_quantized_to_host(keys, NULL, NULL, &frozen), CHITU_BAD_ARGUMENT, "key is in CPU memory already");
+  expect_error(chitu_quantized_to_device(keys, CHITU_F32, 0, NULL, NULL, NULL, 0, &frozen), CHITU_BAD_ARGUMENT, "from is 0");
+  qo.keys = NULL;
+  qo.memory = out_data;
+  expect_error(chitu_quantize(&k, CHITU_KEY, "chitu", &qo, &frozen), CHITU_BAD_ARGUMENT, "memory is given, but the tensor is on the CPU");
+  qo.memory = NULL;
+  qo.keys = keys;
 
   /* A format version is the first number behind a handle. */
   expect(*(int*)keys == chitu_quantized_version(), "the format's version");
