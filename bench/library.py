@@ -35,7 +35,7 @@ class Library:
         """A function that makes this call, in the current stream, whenever it is called.
 
         query, key, value, out: [batch, heads, tokens, dim]; lse: None, or float32 [batch, heads, queries]."""
-        arguments = (query, key, value, method, "bhsd", causal, None, None, False, out, lse, None, None, None, None, None, threads, None)
+        arguments = (query, key, value, method, "bhsd", causal, None, None, False, out, lse, None, None, None, None, None, threads, None, None, None, None)
 
         def call():
             try:

@@ -37,22 +37,25 @@ def attention(query: Array, key: Array | Quantized, value: Array | Quantized, *,
               causal: bool = False, window: _Window = None, scale: float | None = None, return_lse: Literal[False] = False, out: Any = None,
               lse: Any = None, query_starts: _Starts = None, key_starts: _Starts = None, query_positions: _Positions = None,
               key_positions: _Positions = None, kernel: str | None = None, threads: int = 0, stream: Any = None,
+              key_lengths: _Starts = None, max_queries: int | None = None, max_keys: int | None = None,
               backward: Literal["exact"] | None = None) -> Array: ...
 @overload
 def attention(query: Array, key: Array | Quantized, value: Array | Quantized, *, method: _Method = "chitu", layout: str = "bhsd",
               causal: bool = False, window: _Window = None, scale: float | None = None, return_lse: Literal[True], out: Any = None,
               lse: Any = None, query_starts: _Starts = None, key_starts: _Starts = None, query_positions: _Positions = None,
               key_positions: _Positions = None, kernel: str | None = None, threads: int = 0, stream: Any = None,
+              key_lengths: _Starts = None, max_queries: int | None = None, max_keys: int | None = None,
               backward: Literal["exact"] | None = None) -> tuple[Array, Array]: ...
 @overload
 def attention(query: Quantized, key: Any, value: Any, *, out: Array, method: _Method = "chitu", layout: str = "bhsd", causal: bool = False,
               window: _Window = None, scale: float | None = None, return_lse: bool = False, lse: Any = None, query_starts: _Starts = None,
               key_starts: _Starts = None, query_positions: _Positions = None, key_positions: _Positions = None, kernel: str | None = None,
-              threads: int = 0, stream: Any = None, backward: Literal["exact"] | None = None) -> Array | tuple[Array, Array]: ...
+              threads: int = 0, stream: Any = None, key_lengths: _Starts = None, max_queries: int | None = None, max_keys: int | None = None,
+              backward: Literal["exact"] | None = None) -> Array | tuple[Array, Array]: ...
 def explain(query: Any, key: Any, value: Any, *, method: _Method = "chitu", layout: str = "bhsd", causal: bool = False, window: _Window = None,
             scale: float | None = None, return_lse: bool = False, query_starts: _Starts = None, key_starts: _Starts = None,
             query_positions: _Positions = None, key_positions: _Positions = None, kernel: str | None = None, threads: int = 0,
-            stream: Any = None) -> str: ...
+            stream: Any = None, key_lengths: _Starts = None, max_queries: int | None = None, max_keys: int | None = None) -> str: ...
 def quantize(x: Any, role: Literal["query", "key", "value"], *, method: _Method = "chitu", layout: str = "bhsd", starts: _Starts = None,
              keys: Quantized | None = None, centre: Any = None, channels: Any = None, threads: int = 0) -> Quantized: ...
 @overload

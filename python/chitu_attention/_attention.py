@@ -5,10 +5,10 @@ What drop-in functions and plug-ins build on is attention() itself, by keywords;
 
     attention(query, key, value, *, method="chitu", layout="bhsd", causal=False, window=None, scale=None, return_lse=False, out=None,
               lse=None, query_starts=None, key_starts=None, query_positions=None, key_positions=None, kernel=None, threads=0, stream=None,
-              backward=None) -> out | (out, lse)
+              key_lengths=None, max_queries=None, max_keys=None, backward=None) -> out | (out, lse)
 
 - layout "bshd" for (batch, tokens, heads, dim), "shd" for packed sequences (tokens, heads, dim) with query_starts and key_starts, which
-  are lists or arrays in CPU memory.
+  are lists or arrays in CPU memory, or int32 on the GPU with max_queries and max_keys; key_lengths of a padded batch likewise.
 - lse is float32 (batch, heads, queries) for all layouts, (heads, tokens) where the layout has no "b"; natural logarithm, -inf and zeros
   for a query that sees no key.
 - causal is bottom-right; query_positions=0 makes it top-left.
@@ -34,7 +34,7 @@ def _is_compiling():  # until the first tensor of PyTorch; then it is PyTorch's 
 
 def attention(query, key, value, *, method="chitu", layout="bhsd", causal=False, window=None, scale=None, return_lse=False, out=None,
               lse=None, query_starts=None, key_starts=None, query_positions=None, key_positions=None, kernel=None, threads=0, stream=None,
-              backward=None):
+              key_lengths=None, max_queries=None, max_keys=None, backward=None):
     """softmax(scale * query . key^T) value, with operands quantised as `method` says.
 
     query: (batch, heads, queries, dim); key, value: (batch, kv heads, keys, dim); heads is a multiple of kv heads. float32, float16 or
@@ -50,7 +50,11 @@ def attention(query, key, value, *, method="chitu", layout="bhsd", causal=False,
         and lse -inf.
     out, lse: arrays to write to.
     query_starts, key_starts: packed sequences, batch 1 or a layout such as "shd": lists, or integer arrays in CPU memory, of where each
-        sequence begins; the last is the number of tokens.
+        sequence begins; the last is the number of tokens. Or int32 tensors of PyTorch on the GPU, with max_queries and max_keys: only the
+        GPU reads them, so the call does not wait, and a captured graph can be replayed with others. What is wrong in them is not refused:
+        starts that fall, or lie outside, count as the largest before them, or as the end.
+    key_lengths: of a padded batch: how many keys each entry has, likewise a list or an array, in CPU memory or on the GPU.
+    max_queries, max_keys: bounds of the lengths that are on the GPU; for key_lengths max_keys may be absent. Tokens beyond are left out.
     query_positions, key_positions: where the first token stands in the whole sequence, or (first, step); or a list of such pairs, one for
         each packed sequence or batch entry.
     kernel: a name of kernels(), to insist on it.
@@ -61,17 +65,18 @@ def attention(query, key, value, *, method="chitu", layout="bhsd", causal=False,
     Raises ValueError or TypeError that names the argument, NotImplementedError if no kernel takes the call; explain() tells why."""
     if backward is None and not _is_compiling():
         return _attention(query, key, value, method, layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts,
-                          query_positions, key_positions, kernel, threads, stream)
+                          query_positions, key_positions, kernel, threads, stream, key_lengths, max_queries, max_keys)
     from . import _torch
     return _torch.dispatched(query, key, value, method, layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts,
-                             query_positions, key_positions, kernel, threads, stream, backward)
+                             query_positions, key_positions, kernel, threads, stream, key_lengths, max_queries, max_keys, backward)
 
 
 def explain(query, key, value, *, method="chitu", layout="bhsd", causal=False, window=None, scale=None, return_lse=False,
-            query_starts=None, key_starts=None, query_positions=None, key_positions=None, kernel=None, threads=0, stream=None):
+            query_starts=None, key_starts=None, query_positions=None, key_positions=None, kernel=None, threads=0, stream=None,
+            key_lengths=None, max_queries=None, max_keys=None):
     """Which kernel takes this call of attention(), and why those before it do not: a line each. Computes nothing."""
     return _core.explain(query, key, value, method, layout, causal, window, scale, return_lse, None, None, query_starts, key_starts,
-                         query_positions, key_positions, kernel, threads, stream)
+                         query_positions, key_positions, kernel, threads, stream, key_lengths, max_queries, max_keys)
 
 
 def quantize(x, role, *, method="chitu", layout="bhsd", starts=None, keys=None, centre=None, channels=None, threads=0):

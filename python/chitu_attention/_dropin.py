@@ -74,6 +74,24 @@ def host_list(values, name):
     return values.tolist() if _on_host(values) else _copied(values, name)
 
 
+def _int32_on_gpu(values, tensor):
+    return (isinstance(values, torch.Tensor) and isinstance(tensor, torch.Tensor) and values.is_cuda and values.device == tensor.device
+            and values.dtype == torch.int32 and values.dim() == 1 and values.is_contiguous())
+
+
+def packed(function, q, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, backward):
+    """(attention()'s options for packed sequences, whether a row may see no key). int32 starts on q's GPU stay there, unread: no call waits
+    for the GPU, and a captured graph can be replayed with others."""
+    if backward is None and _int32_on_gpu(cu_seqlens_q, q) and _int32_on_gpu(cu_seqlens_k, q) and max_seqlen_q and max_seqlen_k:
+        if len(cu_seqlens_q) != len(cu_seqlens_k):
+            raise ValueError(f"{function}(): cu_seqlens_q has {len(cu_seqlens_q)} entries, cu_seqlens_k {len(cu_seqlens_k)}; they must be equal")
+        return {"query_starts": cu_seqlens_q, "key_starts": cu_seqlens_k, "max_queries": int(max_seqlen_q), "max_keys": int(max_seqlen_k)}, True
+    query_starts = starts(function, "cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q)
+    key_starts = starts(function, "cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k)
+    may_be_empty = any(queries > keys or keys == 0 for queries, keys in zip(lengths(query_starts), lengths(key_starts)))
+    return {"query_starts": query_starts, "key_starts": key_starts}, may_be_empty
+
+
 def starts(function, name, values, longest_name, longest):
     """cu_seqlens as a list, after a look at max_seqlen, which the original trusts."""
     result = host_list(values, f"{function}(): {name}")
@@ -114,10 +132,24 @@ def _appended(function, k_cache, v_cache, k, v, entries, ends):
     return [end + new for end in ends]
 
 
+def _with_lengths_on_gpu(q, k_cache, v_cache, k, v, cache_seqlens, **options):
+    """with_cache() where the GPU alone reads cache_seqlens."""
+    batch = q.shape[0]
+    if k is not None:
+        at = torch.arange(batch, device=q.device)[:, None], cache_seqlens[:, None].long() + torch.arange(k.shape[1], device=q.device)
+        k_cache[at], v_cache[at] = k, v
+        cache_seqlens = cache_seqlens + k.shape[1]
+    return attention(q, k_cache[:batch], v_cache[:batch], layout="bshd", return_lse=True, key_lengths=cache_seqlens, **options), True
+
+
 def with_cache(function, q, k_cache, v_cache, k, v, cache_seqlens, cache_batch_idx, cache_leftpad, **options):
-    """((out, lse), whether a row may see no key) of attention to the keys that each batch entry has in a cache: one call for neighbours
-    that have as many."""
+    """((out, lse), whether a row may see no key) of attention to the keys that each batch entry has in a cache: one call for all where they
+    are the cache's first entries, else one for neighbours that have as many."""
     batch, (entries_there, capacity) = q.shape[0], k_cache.shape[:2]
+    if (cache_batch_idx is None and cache_leftpad is None and (k is None) == (v is None) and v_cache.shape[:2] == k_cache.shape[:2]
+            and options.get("backward") is None and _int32_on_gpu(cache_seqlens, q) and len(cache_seqlens) == batch <= entries_there
+            and (k is None or k.shape == v.shape == (batch, k.shape[1], *k_cache.shape[2:]))):
+        return _with_lengths_on_gpu(q, k_cache, v_cache, k, v, cache_seqlens, **options)
     entries = list(range(batch)) if cache_batch_idx is None else _one_each(f"{function}(): cache_batch_idx", cache_batch_idx, batch, 0)
     begins = _one_each(f"{function}(): cache_leftpad", cache_leftpad, batch, 0)
     ends = _one_each(f"{function}(): cache_seqlens", cache_seqlens, batch, capacity)
@@ -134,6 +166,9 @@ def with_cache(function, q, k_cache, v_cache, k, v, cache_seqlens, cache_batch_i
         if cache_seqlens is None:
             raise ValueError(f"{function}(): k is given without cache_seqlens, which says where it belongs")
         ends = _appended(function, k_cache, v_cache, k, v, entries, ends)
+    may_be_empty = any(q.shape[1] > end - begin for begin, end in zip(begins, ends))
+    if options.get("backward") is None and not any(begins) and entries == list(range(batch)) and len(set(ends)) > 1:
+        return attention(q, k_cache[:batch], v_cache[:batch], layout="bshd", return_lse=True, key_lengths=ends, **options), may_be_empty
     parts, first = [], 0
     for i in range(1, batch + 1):
         if i < batch and (entries[i] - i, begins[i], ends[i]) == (entries[first] - first, begins[first], ends[first]):
@@ -141,5 +176,4 @@ def with_cache(function, q, k_cache, v_cache, k, v, cache_seqlens, cache_batch_i
         there = slice(entries[first], entries[first] + i - first), slice(begins[first], ends[first])
         parts.append(attention(q[first:i], k_cache[there], v_cache[there], layout="bshd", return_lse=True, **options))
         first = i
-    may_be_empty = any(q.shape[1] > end - begin for begin, end in zip(begins, ends))
     return (parts[0] if len(parts) == 1 else tuple(torch.cat(part) for part in zip(*parts))), may_be_empty

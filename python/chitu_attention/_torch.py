@@ -9,7 +9,8 @@ from . import _attention, _core, _exact
 
 _STRUCTURE = ("Tensor query, Tensor key, Tensor value, str method, str layout, bool causal, SymInt[]? window, float? scale, bool return_lse, "
               "SymInt[]? query_starts, SymInt[]? key_starts, SymInt[]? query_positions, SymInt[]? key_positions, str? kernel, int threads, "
-              "str backward")
+              "str backward, SymInt[]? key_lengths, Tensor? device_query_starts, Tensor? device_key_starts, Tensor? device_key_lengths, "
+              "SymInt? max_queries, SymInt? max_keys")
 _NAMES = ("query", "key", "value", "out", "lse")
 
 # The library lives as long as this module: when it goes, so do its operators.
@@ -35,17 +36,24 @@ def _new_workspace(device, size):
     return torch.empty(size, dtype=torch.uint8, device=torch.device("cuda", device))
 
 
+def _one(host, device):
+    return host if device is None else device
+
+
 def _forward(query, key, value, method, layout, causal, window, scale, return_lse, query_starts, key_starts, query_positions, key_positions,
-             kernel, threads, backward):
-    answer = _core.run(query, key, value, _method(method), layout, causal, window, scale, return_lse, None, None, query_starts, key_starts,
-                       _exact.positions(query_positions), _exact.positions(key_positions), kernel, threads, None)
+             kernel, threads, backward, key_lengths, device_query_starts, device_key_starts, device_key_lengths, max_queries, max_keys):
+    answer = _core.run(query, key, value, _method(method), layout, causal, window, scale, return_lse, None, None,
+                       _one(query_starts, device_query_starts), _one(key_starts, device_key_starts), _exact.positions(query_positions),
+                       _exact.positions(key_positions), kernel, threads, None, _one(key_lengths, device_key_lengths), max_queries, max_keys)
     return answer if return_lse else (answer, query.new_empty(0, dtype=torch.float32))
 
 
 def _forward_out(query, key, value, method, layout, causal, window, scale, return_lse, query_starts, key_starts, query_positions, key_positions,
-                 kernel, threads, backward, out, lse):
-    _core.run(query, key, value, _method(method), layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts,
-              _exact.positions(query_positions), _exact.positions(key_positions), kernel, threads, None)
+                 kernel, threads, backward, key_lengths, device_query_starts, device_key_starts, device_key_lengths, max_queries, max_keys, out,
+                 lse):
+    _core.run(query, key, value, _method(method), layout, causal, window, scale, return_lse, out, lse,
+              _one(query_starts, device_query_starts), _one(key_starts, device_key_starts), _exact.positions(query_positions),
+              _exact.positions(key_positions), kernel, threads, None, _one(key_lengths, device_key_lengths), max_queries, max_keys)
 
 
 def _check_devices(query, **others):
@@ -80,7 +88,7 @@ def _forward_out_autograd(query, key, value, *rest):
 
 
 def _setup_context(ctx, inputs, output):
-    query, key, value, _, layout, causal, window, scale, ctx.return_lse, *more, _, _, ctx.kind = inputs
+    query, key, value, _, layout, causal, window, scale, ctx.return_lse, *more, _, _, ctx.kind, _, _, _, _, _, _ = inputs
     ctx.options = layout, causal, window, scale, *more
     ctx.save_for_backward(query, key, value)
 
@@ -90,7 +98,7 @@ def _backward(ctx, grad_out, grad_lse):
         raise NotImplementedError("quantised attention has no gradient: call it under torch.no_grad(), or ask for backward=\"exact\", whose "
                                   "gradients are those of exact attention")
     gradients = _ops.backward(grad_out, grad_lse if ctx.return_lse else None, *ctx.saved_tensors, *ctx.options)
-    return *gradients, *[None] * 13
+    return *gradients, *[None] * 19
 
 
 def _no_second_backward(ctx, *gradients):
@@ -127,18 +135,17 @@ def _positions(given):
     return list(given)
 
 
-def _starts(given):
+def _lengths(given):
+    """As the operators take it: (list, None), or (None, tensor on a GPU)."""
     if given is None:
-        return None
+        return None, None
     if isinstance(given, torch.Tensor):
-        if given.device.type != "cpu":
-            raise NotImplementedError("query_starts and key_starts must be in CPU memory: give .cpu(), once for all layers")
-        return given.tolist()
-    return list(given)
+        return (given.tolist(), None) if given.device.type == "cpu" else (None, given)
+    return list(given), None
 
 
 def dispatched(query, key, value, method, layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts, query_positions,
-               key_positions, kernel, threads, stream, backward):
+               key_positions, kernel, threads, stream, key_lengths, max_queries, max_keys, backward):
     """A call through PyTorch's dispatcher: when compiling, under a dispatch mode, for gradients."""
     for name, tensor in zip(_NAMES, (query, key, value)):
         if not isinstance(tensor, torch.Tensor):
@@ -152,10 +159,15 @@ def dispatched(query, key, value, method, layout, causal, window, scale, return_
         _guard_gradients((query, key, value, out, lse))
     elif out is not None or lse is not None:
         raise NotImplementedError("out and lse cannot be given with backward=\"exact\"")
+    (query_starts, on_gpu_queries), (key_starts, on_gpu_keys), (key_lengths, on_gpu_lengths) = map(_lengths, (query_starts, key_starts, key_lengths))
+    if backward and any(x is not None for x in (key_lengths, on_gpu_queries, on_gpu_keys, on_gpu_lengths)):
+        raise NotImplementedError("key_lengths, and starts on a GPU, cannot be given with backward=\"exact\": give query_starts and key_starts in CPU "
+                                  "memory")
     text = method if isinstance(method, str) else "recipe:" + ",".join([str(number + 0) for number in method._numbers()])
     sides = None if window is None else [-1 if side is None else side for side in window]
-    arguments = (query, key, value, text, layout, bool(causal), sides, scale, bool(return_lse) or lse is not None, _starts(query_starts),
-                 _starts(key_starts), _positions(query_positions), _positions(key_positions), kernel, threads, backward or "none")
+    arguments = (query, key, value, text, layout, bool(causal), sides, scale, bool(return_lse) or lse is not None, query_starts,
+                 key_starts, _positions(query_positions), _positions(key_positions), kernel, threads, backward or "none", key_lengths,
+                 on_gpu_queries, on_gpu_keys, on_gpu_lengths, max_queries, max_keys)
     if out is None and lse is None:
         result, result_lse = _ops.forward(*arguments)
     else:

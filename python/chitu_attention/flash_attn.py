@@ -11,7 +11,7 @@
 import torch
 
 from ._attention import attention
-from ._dropin import flag, lengths, neutral, starts, window, with_cache
+from ._dropin import flag, neutral, packed, window, with_cache
 
 __all__ = ["flash_attn_func", "flash_attn_kvpacked_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func",
            "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func", "flash_attn_with_kvcache"]
@@ -69,16 +69,15 @@ def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, ma
                            method="chitu", backward=None):
     """q: (tokens, heads, dim) of all sequences in a row; cu_seqlens_q, cu_seqlens_k: where each begins, and the number of tokens.
 
-    Lists or tensors in CPU memory are best. A tensor on a GPU is copied once for as long as it is not written to, which waits for the GPU;
-    while a CUDA graph is captured it is refused. softmax_lse is (heads, tokens)."""
+    Both as lists or in CPU memory, or both as int32 on the GPU, where max_seqlen_q and max_seqlen_k must be bounds: then the call does not
+    wait, and a captured CUDA graph can be replayed with others. Other tensors on a GPU are copied once for as long as they are not written
+    to, which waits for it; while a graph is captured they are refused. softmax_lse is (heads, tokens)."""
     name = "flash_attn_varlen_func"
     _refuse(name, dropout_p, softcap, alibi_slopes)
     neutral(name, "block_table", block_table, None)
-    query_starts = starts(name, "cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q)
-    key_starts = starts(name, "cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k)
+    sequences, empty = packed(name, q, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, backward)
     result = attention(q, k, v, method=method, layout="shd", causal=bool(causal), window=window(name, window_size), scale=softmax_scale,
-                       return_lse=bool(return_attn_probs), query_starts=query_starts, key_starts=key_starts, backward=backward)
-    empty = any(queries > keys or keys == 0 for queries, keys in zip(lengths(query_starts), lengths(key_starts)))
+                       return_lse=bool(return_attn_probs), backward=backward, **sequences)
     return _answer(result, return_attn_probs, empty)
 
 
@@ -105,8 +104,9 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, rotary_cos=None
     """q: (batch, queries, heads, dim); k_cache, v_cache: (entries, capacity, kv heads, dim), of which each batch entry's first cache_seqlens
     tokens are seen, but not the first cache_leftpad of these. k, v: (batch, new tokens, kv heads, dim), written behind them, and seen.
 
-    cache_seqlens, cache_leftpad, cache_batch_idx: best as lists or in CPU memory, as in flash_attn_varlen_func(); entries of different
-    lengths are calls of their own. num_splits asks for nothing here, nor does rotary_interleaved without rotary_cos, which is refused."""
+    cache_seqlens: as int32 on the GPU it stays there, unread, unless cache_leftpad or cache_batch_idx is given; a length that is wrong is
+    then not refused, but made to fit. Else all three are best as lists or in CPU memory; with cache_leftpad or cache_batch_idx, entries of
+    different lengths are calls of their own. num_splits asks for nothing here, nor does rotary_interleaved without rotary_cos, which is refused."""
     name = "flash_attn_with_kvcache"
     _refuse(name, 0.0, softcap, alibi_slopes)
     for argument, value in (("rotary_cos", rotary_cos), ("rotary_sin", rotary_sin), ("block_table", block_table)):

@@ -10,7 +10,7 @@ FlashAttention-2's:
 - method and backward are attention()'s, the only arguments that the originals lack. Gradients are refused without backward="exact"."""
 
 from ._attention import attention
-from ._dropin import flag, neutral, starts, window, with_cache
+from ._dropin import flag, neutral, packed, window, with_cache
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
 
@@ -41,10 +41,9 @@ def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, ma
     _refuse(name, qv, q_descale, k_descale, v_descale, attention_chunk, softcap)
     neutral(name, "seqused_q", seqused_q, None)
     neutral(name, "seqused_k", seqused_k, None)
-    query_starts = starts(name, "cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q)
-    key_starts = starts(name, "cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k)
+    sequences, _ = packed(name, q, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, backward)
     return attention(q, k, v, method=method, layout="shd", causal=bool(causal), window=window(name, window_size), scale=softmax_scale,
-                     return_lse=bool(return_attn_probs), query_starts=query_starts, key_starts=key_starts, backward=backward)
+                     return_lse=bool(return_attn_probs), backward=backward, **sequences)
 
 
 def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, qv=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None,

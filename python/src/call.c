@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Calls of libchitu on Python's arrays. `attention` and `run` take, all by position:
  *   query, key, value, method, layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts, query_positions,
- *   key_positions, kernel, threads, stream
+ *   key_positions, kernel, threads, stream, key_lengths, max_queries, max_keys
  * `attention` first asks whether PyTorch's dispatcher must see the call (gradients, tracing, subclasses, ...), and then hands all of it to
  * the hook `route`. `run` does not ask: it is what the dispatcher calls in the end. It keeps no memory on a GPU either, since PyTorch may
  * run it within a pool of memory that it wants back. */
@@ -9,7 +9,7 @@
 
 #include "core.h"
 
-enum { ARGUMENTS = 18, METHOD = 3, LAYOUT = 4, RETURN_LSE = 8, OUT = 9, LSE = 10, KERNEL = 15, THREADS = 16, STREAM = 17 };
+enum { ARGUMENTS = 21, METHOD = 3, LAYOUT = 4, RETURN_LSE = 8, OUT = 9, LSE = 10, KERNEL = 15, THREADS = 16, STREAM = 17 };
 
 typedef struct {
   Array in[3], out, lse;
@@ -208,7 +208,7 @@ static chitu_status workspace_size(State* state, const Job* job, PyObject* const
   }
   const chitu_tensor* t = key.tensors;
   const chitu_status status = state->workspace_size(&t[0], &t[1], &t[2], &t[3], job->has_lse ? &t[4] : NULL, &key.options, bytes);
-  if (status != CHITU_OK || key.options.recipe || key.options.query_starts || key.options.query_positions_of ||
+  if (status != CHITU_OK || key.options.recipe || key.options.query_starts || key.options.key_lengths || key.options.query_positions_of ||
       key.options.key_positions_of)
     return status;
   Py_INCREF(args[METHOD]);
@@ -304,7 +304,7 @@ static void job_init(Job* job) {
   job->out.has_buffer = job->lse.has_buffer = job->quantized = job->has_lse = false;
   job->out.is_unreadable = job->lse.is_unreadable = false;
   job->out.owner = job->lse.owner = job->out_object = job->lse_object = job->fresh_workspace = NULL;
-  job->call.starts[0] = job->call.starts[1] = NULL;
+  job->call.starts[0] = job->call.starts[1] = job->call.starts[2] = NULL;
   job->call.positions[0] = job->call.positions[1] = NULL;
   job->workspace = -1;
 }

@@ -101,7 +101,7 @@ typedef struct {
 typedef struct {
   chitu_options options;
   chitu_recipe recipe;
-  int64_t* starts[2];
+  int64_t* starts[3];            /* of queries and of keys, and lengths of keys */
   chitu_positions* positions[2]; /* of each sequence */
 } Call;
 
@@ -114,6 +114,8 @@ bool array_arrange(const Array* array, const Layout* layout, chitu_tensor* tenso
 bool array_arrange_lse(const Array* array, const Layout* layout, chitu_tensor* tensor);
 
 /* options.c */
+bool lengths_read(State* state, PyObject* object, const char* name, int64_t** host, size_t* host_count, const int32_t** device,
+                  size_t* device_count);
 bool starts_read(PyObject* object, const char* name, int64_t** starts, size_t* count);
 bool method_read(State* state, PyObject* object, const char** method, chitu_recipe* recipe, const chitu_recipe** which);
 bool threads_read(bool forked, PyObject* object, int32_t* threads);

@@ -133,6 +133,37 @@ bool starts_read(PyObject* object, const char* name, int64_t** starts, size_t* c
   return !PyErr_Occurred();
 }
 
+/* The same, or int32 in GPU memory, which only the GPU reads. */
+bool lengths_read(State* state, PyObject* object, const char* name, int64_t** host, size_t* host_count, const int32_t** device,
+                  size_t* device_count) {
+  if (object == Py_None) return true;
+  const TypeEntry* entry = PyList_Check(object) || PyTuple_Check(object) ? NULL : type_entry(state, Py_TYPE(object));
+  if (!entry && PyErr_Occurred()) return false;
+  dl_tensor dl;
+  if (!entry || !entry->exchange || !entry->exchange->view || entry->exchange->view(object, &dl) != 0) {
+    PyErr_Clear();
+    return starts_read(object, name, host, host_count);
+  }
+  if (dl.device_type != DL_CUDA && dl.device_type != DL_CUDA_MANAGED) return starts_read(object, name, host, host_count);
+  if (dl.code != DL_INT || dl.bits != 32 || dl.lanes != 1 || dl.ndim != 1 || (dl.strides && dl.shape[0] > 1 && dl.strides[0] != 1)) {
+    PyErr_Format(PyExc_TypeError, "%s on a GPU must be one contiguous row of int32", name);
+    return false;
+  }
+  *device = (const int32_t*)((const char*)dl.data + dl.byte_offset);
+  *device_count = (size_t)dl.shape[0];
+  return true;
+}
+
+/* None: 0. */
+static bool count_read(PyObject* object, const char* name, int64_t* count) {
+  if (object == Py_None) return true;
+  *count = PyLong_AsLongLong(object);
+  if (*count == -1 && PyErr_Occurred()) return false;
+  if (*count >= 0) return true;
+  PyErr_Format(PyExc_ValueError, "%s is %lld; it must be 0 or more", name, (long long)*count);
+  return false;
+}
+
 /* A name, or a Recipe, whose attribute _packed has the bytes of a chitu_recipe. */
 bool method_read(State* state, PyObject* object, const char** method, chitu_recipe* recipe, const chitu_recipe** which) {
   *which = NULL;
@@ -185,11 +216,11 @@ bool stream_read(PyObject* object, void** stream) {
 }
 
 /* args: method, layout, causal, window, scale, return_lse, out, lse, query_starts, key_starts, query_positions, key_positions, kernel,
- * threads, stream. Those that are arrays, the layout and the stream are read elsewhere. */
+ * threads, stream, key_lengths, max_queries, max_keys. Those that are arrays, the layout and the stream are read elsewhere. */
 bool call_read(State* state, Call* call, PyObject* const* args) {
   chitu_options* o = &call->options;
   *o = state->defaults;
-  call->starts[0] = call->starts[1] = NULL;
+  call->starts[0] = call->starts[1] = call->starts[2] = NULL;
   call->positions[0] = call->positions[1] = NULL;
   if (!method_read(state, args[0], &o->method, &call->recipe, &o->recipe) || !window_read(args[2], args[3], o)) return false;
   if (args[4] != Py_None) {
@@ -198,8 +229,13 @@ bool call_read(State* state, Call* call, PyObject* const* args) {
     o->has_scale = 1;
     o->scale = (float)scale;
   }
-  if (!starts_read(args[8], "query_starts", &call->starts[0], &o->query_starts_count) ||
-      !starts_read(args[9], "key_starts", &call->starts[1], &o->key_starts_count) ||
+  if (!lengths_read(state, args[8], "query_starts", &call->starts[0], &o->query_starts_count, &o->device_query_starts,
+                    &o->device_query_starts_count) ||
+      !lengths_read(state, args[9], "key_starts", &call->starts[1], &o->key_starts_count, &o->device_key_starts,
+                    &o->device_key_starts_count) ||
+      !lengths_read(state, args[15], "key_lengths", &call->starts[2], &o->key_lengths_count, &o->device_key_lengths,
+                    &o->device_key_lengths_count) ||
+      !count_read(args[16], "max_queries", &o->max_queries) || !count_read(args[17], "max_keys", &o->max_keys) ||
       !positions_read(args[10], "query_positions", &o->has_query_positions, &o->query_positions, &call->positions[0],
                       &o->query_positions_of_count) ||
       !positions_read(args[11], "key_positions", &o->has_key_positions, &o->key_positions, &call->positions[1], &o->key_positions_of_count))
@@ -208,6 +244,7 @@ bool call_read(State* state, Call* call, PyObject* const* args) {
   o->key_positions_of = call->positions[1];
   o->query_starts = call->starts[0];
   o->key_starts = call->starts[1];
+  o->key_lengths = call->starts[2];
   if (args[12] != Py_None) {
     if (!PyUnicode_Check(args[12])) {
       PyErr_Format(PyExc_TypeError, "kernel is %R; it must be None, or a name of kernels()", args[12]);
@@ -222,6 +259,7 @@ bool call_read(State* state, Call* call, PyObject* const* args) {
 void call_release(Call* call) {
   PyMem_Free(call->starts[0]);
   PyMem_Free(call->starts[1]);
+  PyMem_Free(call->starts[2]);
   PyMem_Free(call->positions[0]);
   PyMem_Free(call->positions[1]);
 }

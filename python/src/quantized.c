@@ -181,10 +181,16 @@ PyObject* core_quantize(PyObject* module, PyObject* const* args, Py_ssize_t coun
     o.starts = starts;
     memcpy(q->shape, x.shape, sizeof q->shape);
     q->dtype = x.dtype;
-    chitu_status status;
-    Py_BEGIN_ALLOW_THREADS status = state->quantize(&x, role, method, &o, &q->quantized);
-    Py_END_ALLOW_THREADS made = status == CHITU_OK;
-    if (!made) raise_status(state, status);
+    if (x.device == CHITU_CPU) {
+      chitu_status status;
+      Py_BEGIN_ALLOW_THREADS status = state->quantize(&x, role, method, &o, &q->quantized);
+      Py_END_ALLOW_THREADS made = status == CHITU_OK;
+      if (!made) raise_status(state, status);
+    } else {
+      PyErr_Format(PyExc_NotImplementedError,
+                   "%s is on a GPU, but quantize() of this package takes arrays in CPU memory only; attention() quantises there itself",
+                   role_names[role]);
+    }
   }
   q->source.object = args[0];
   array_release(&vectors[0]);

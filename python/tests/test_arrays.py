@@ -198,6 +198,26 @@ def test_packed():
         assert (out[:, q0:q1] == one[0]).all() and (lse[:, q0:q1] == one_lse[0]).all()
 
 
+def test_key_lengths():
+    """Each entry of a padded batch is as a call of its own; what lies behind its keys is not read."""
+    q, k, v = make(batch=3, queries=60, keys=200)
+    lengths = [200, 0, 77]
+    for i, n in enumerate(lengths):
+        k[i, :, n:] = v[i, :, n:] = np.nan
+    for given in (lengths, tuple(lengths), np.array(lengths)):
+        out, lse = ca.attention(q, k, v, key_lengths=given, causal=True, return_lse=True)
+        for i, n in enumerate(lengths):
+            one, one_lse = ca.attention(q[i:i + 1], k[i:i + 1, :, :n], v[i:i + 1, :, :n], causal=True, return_lse=True)
+            assert (out[i] == one[0]).all() and (lse[i] == one_lse[0]).all()
+    for wrong, text in (([1, 2], "key_lengths have 2 entries"), ([1, 2, 201], r"key_lengths\[2\] is 201"), ([1, -1, 2], r"key_lengths\[1\] is -1")):
+        with pytest.raises(ValueError, match=text):
+            ca.attention(q, k, v, key_lengths=wrong)
+    with pytest.raises(ValueError, match="max_queries is 5"):
+        ca.attention(q, k, v, key_lengths=lengths, max_queries=5)
+    with pytest.raises(ValueError, match="max_keys is -1"):
+        ca.attention(q, k, v, max_keys=-1)
+
+
 def test_quantized_operands():
     q, k, v = make()
     wanted, wanted_lse = ca.attention(q, k, v, return_lse=True)

@@ -438,14 +438,25 @@ def test_starts_on_a_gpu():
     tensors = [x.half().cuda() for x in PACKED]
     rows, keys = (torch.tensor(starts, dtype=torch.int32, device="cuda") for starts in (ROWS, KEYS))
     wanted = flash_attn.flash_attn_varlen_func(*tensors, ROWS, KEYS, 5, 7)
-    assert torch.equal(flash_attn.flash_attn_varlen_func(*tensors, rows, keys, 5, 7), wanted)
+    functions = flash_attn.flash_attn_varlen_func, flash_attn_interface.flash_attn_varlen_func
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outs = [function(*tensors, rows, keys, 5, 7) for function in functions]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for out in outs:
+        torch.testing.assert_close(out, wanted, rtol=0, atol=5e-3)
     with pytest.raises(NotImplementedError, match="cu_seqlens_q is on a GPU while"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        flash_attn.flash_attn_varlen_func(*tensors, rows, keys, 5, 7)
+        flash_attn.flash_attn_varlen_func(*tensors, rows.long(), keys.long(), 5, 7)
+    with pytest.raises(ValueError, match="cu_seqlens_q has 3 entries, cu_seqlens_k 2"):
+        flash_attn.flash_attn_varlen_func(*tensors, rows, keys[:2], 5, 7)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = flash_attn.flash_attn_varlen_func(*tensors, ROWS, KEYS, 5, 7)
-    graph.replay()
-    assert torch.equal(out, wanted)
+        out = flash_attn.flash_attn_varlen_func(*tensors, rows, keys, ROWS[-1], KEYS[-1])
+    for starts in (ROWS, KEYS), ([0, 1, ROWS[-1]], [0, 3, KEYS[-1]]):
+        rows.copy_(torch.tensor(starts[0])), keys.copy_(torch.tensor(starts[1]))
+        graph.replay()
+        torch.testing.assert_close(out, flash_attn.flash_attn_varlen_func(*tensors, *starts, ROWS[-1], KEYS[-1]), rtol=0, atol=5e-3)
 
 
 @pytest.mark.gpu
@@ -455,6 +466,11 @@ def test_cache_on_a_gpu():
     for function in (flash_attn.flash_attn_with_kvcache, flash_attn_interface.flash_attn_with_kvcache):
         got = function(q, *cache, cache_seqlens=lengths, causal=True)
         wanted = [ca.attention(q[i:i + 1], *(x[i:i + 1, :n] for x in cache), layout="bshd", causal=True) for i, n in enumerate((150, 77))]
-        assert torch.equal(got, torch.cat(wanted))
+        torch.testing.assert_close(got, torch.cat(wanted), rtol=0, atol=5e-3)
         with pytest.raises(NotImplementedError, match="cache_seqlens is on a GPU while"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-            function(q, *cache, cache_seqlens=lengths)
+            function(q, *cache, cache_seqlens=lengths.long())
+        new, caches = [make(2, 2, 2, 64, seed=seed).half().cuda() for seed in (3, 4)], [[x.clone() for x in cache] for _ in range(2)]
+        got = function(q, *caches[0], *new, cache_seqlens=lengths, causal=True)
+        wanted = function(q, *caches[1], *new, cache_seqlens=[150, 77], causal=True)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=5e-3)
+        assert all(torch.equal(a, b) for a, b in zip(*caches))

@@ -144,7 +144,8 @@ def test_compiled():
     graphed = torch.compile(lambda *qkv: ca.attention(*qkv) + 1, fullgraph=True, mode="reduce-overhead")
     for _ in range(4):
         assert torch.equal(graphed(q, k, v), ca.attention(q, k, v) + 1)
-    torch.library.opcheck(torch.ops.chitu_attention.forward, (q, k, v, "chitu", "bhsd", True, None, None, True, None, None, None, None, None, 0, "none"))
+    torch.library.opcheck(torch.ops.chitu_attention.forward, (q, k, v, "chitu", "bhsd", True, None, None, True, None, None, None, None, None, 0, "none",
+                                                              None, None, None, None, None, None))
 
 
 def test_autocast_and_gradients():
@@ -162,14 +163,35 @@ def test_refusals():
     q, k, v = make()
     with pytest.raises(ValueError, match="key is on cpu:0, query on cuda:0"):
         ca.attention(q, k.cpu(), v)
-    with pytest.raises(NotImplementedError, match="query_starts are on a GPU"):
+    with pytest.raises(TypeError, match="query_starts on a GPU must be one contiguous row of int32"):
         ca.attention(q, k, v, query_starts=torch.tensor([0, 300], device="cuda"), key_starts=[0, 700])
+    with pytest.raises(ValueError, match="device_query_starts have 2 entries, device_key_starts 0"):
+        ca.attention(q, k, v, query_starts=torch.tensor([0, 300], device="cuda", dtype=torch.int32), key_starts=[0, 700], max_queries=300,
+                     max_keys=700)
     with pytest.raises(ValueError, match="threads is 2"):
         ca.attention(q, k, v, threads=2)
     with pytest.raises(NotImplementedError):
         ca.attention(q.float(), k.float(), v.float())  # the text has each kernel's reason
     with pytest.raises(NotImplementedError, match="key is on a GPU"):
         ca.quantize(k, "key")
+
+
+def test_lengths_on_the_gpu():
+    """Of a padded batch, which no call copies to the host; compiled, too."""
+    q, k, v = make(batch=2)
+    lengths = [k.shape[2] - 200, 5]
+    on_gpu = torch.tensor(lengths, device="cuda", dtype=torch.int32)
+    wanted = torch.cat([ca.attention(q[i:i + 1], k[i:i + 1, :, :n], v[i:i + 1, :, :n], causal=True) for i, n in enumerate(lengths)])
+    k[1, :, 5:] = torch.nan
+    compiled = torch.compile(ca.attention, fullgraph=True)
+    for function in (ca.attention, compiled):
+        for given in (lengths, on_gpu):
+            torch.testing.assert_close(function(q, k, v, causal=True, key_lengths=given), wanted, rtol=0, atol=5e-3)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ca.attention(q, k, v, causal=True, key_lengths=on_gpu, max_keys=600)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_sdpa():

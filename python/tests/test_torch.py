@@ -87,7 +87,9 @@ def test_gradients_are_refused():
 
 def _defaults(**changes):
     arguments = {"method": "chitu", "layout": "bhsd", "causal": False, "window": None, "scale": None, "return_lse": True, "query_starts": None,
-                 "key_starts": None, "query_positions": None, "key_positions": None, "kernel": None, "threads": 0, "backward": "none"}
+                 "key_starts": None, "query_positions": None, "key_positions": None, "kernel": None, "threads": 0, "backward": "none",
+                 "key_lengths": None, "device_query_starts": None, "device_key_starts": None, "device_key_lengths": None, "max_queries": None,
+                 "max_keys": None}
     return tuple({**arguments, **changes}.values())
 
 
@@ -228,6 +230,16 @@ def test_dispatch_modes_and_transforms():
     same(both, torch.stack([wanted, ca.attention(q + 1, k, v)]))
     with pytest.raises(NotImplementedError, match="query requires a gradient"):
         torch.func.grad(lambda x: ca.attention(x, k, v).sum())(q)
+
+
+def test_key_lengths():
+    """Compiled, too. They have no gradients."""
+    q, k, v = make()
+    wanted = ca.attention(q, k[:, :, :9], v[:, :, :9])
+    same(ca.attention(q, k, v, key_lengths=torch.tensor([9])), wanted)
+    same(torch.compile(ca.attention, fullgraph=True)(q, k, v, key_lengths=[9]), wanted)
+    with pytest.raises(NotImplementedError, match="key_lengths, and starts on a GPU, cannot be given"):
+        ca.attention(q, k, v, key_lengths=[9], backward="exact")
 
 
 @pytest.mark.parametrize("mutates", [False, True])
