@@ -117,7 +117,7 @@ class QueryTile {
         first_(tile_.tile * tile_tokens),
         rows_(min(tile_tokens, sequence_.queries - first_)),
         kv_head_(tile_.head / (p.heads / p.kv_heads)),
-        scores_known_(!p.query_details && !p.key_details),
+        as_they_came_(!p.query_details && !p.key_details && !p.value_details),
         ranges_(p.ranges + first_ + (p.layouts ? std::int64_t{sequence_.query_tile} * tile_tokens : 0)) {}
 
   __device__ void run() const {
@@ -199,7 +199,7 @@ class QueryTile {
     find<false>(tile, p_.key, p_.key_details);
     for (int row = warp_; row < rows_; row += warps)
       for_tokens(row, tile, [&](int key) {
-        if (state(row) < RowState::nothing) set(row, scores_known_ && weighs_nothing(row, key) ? RowState::again : RowState::nan);
+        if (state(row) < RowState::nothing) set(row, as_they_came_ && weighs_nothing(row, key) ? RowState::again : RowState::nan);
       });
   }
 
@@ -283,7 +283,7 @@ class QueryTile {
     else if (lane_ < chunks_)
       finite = Chunk<T>(query_row(row) + lane_ * 8).finite();
     if (__all_sync(~0u, finite)) return;
-    if (!scores_known_) return set(row, RowState::nan);
+    if (!as_they_came_) return set(row, RowState::nan);
     int key = seen.x;
     while (key < seen.y && weighs_nothing(row, key)) ++key;
     set(row, key == seen.y ? RowState::nothing : RowState::nan);
@@ -399,7 +399,7 @@ class QueryTile {
   const TileLocation tile_;
   const SequenceLayout sequence_;
   const int first_, rows_, kv_head_;  // first query; queries here
-  const bool scores_known_;           // queries and keys are there as they came
+  const bool as_they_came_;           // no operand came quantised: scores are known, and rows can be computed again
   const int2* const ranges_;          // of the tile's rows
 };
 

@@ -3,6 +3,7 @@
 #include "cuda/schedule.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "cuda/device.h"
 #include "dispatch.h"
@@ -28,7 +29,17 @@ std::vector<SequenceLayout> layouts_of(const Problem& p, const Form& form) {
     all.push_back(at);
     at.query_tile += tiles_of(at.queries);
     at.key_tile += tiles_of(at.keys);
-    at.block += (at.queries + form.block_queries - 1) / form.block_queries;
+  }
+  // Which sequence's blocks are taken when.
+  std::vector<int> order(all.size());
+  std::iota(order.begin(), order.end(), 0);
+  if (all.size() <= most_ordered)
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return all[static_cast<std::size_t>(a)].keys > all[static_cast<std::size_t>(b)].keys; });
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    all[i].taken = order[i];
+    all[i].block = at.block;
+    at.block += (all[static_cast<std::size_t>(order[i])].queries + form.block_queries - 1) / form.block_queries;
   }
   if (p.lengths_on_device()) {  // the host knows no more than how many there can be
     const std::int64_t sequences = narrow(static_cast<std::int64_t>(p.sequences.size()));

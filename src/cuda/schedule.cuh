@@ -18,14 +18,14 @@ struct Block {
 // L2 cache holds their keys and values.
 // - All sequences alike, later rows see more keys: the last rows come first, of as many heads at a time as the cache holds.
 // - All sequences alike, otherwise: one head after another; the heads' partial last blocks, which leave warpgroups idle, come at the end.
-// - Not alike: one sequence after another, in it one head after another.
+// - Not alike: one sequence after another, those with most keys first, in it one head after another.
 template <int block_queries>
 __device__ Block block_of(const Params& p, int item, int opaque) {
   const int all_heads = p.heads + opaque;
   if (p.layouts) {
-    const int sequence = sequence_of(p, item / all_heads, [](const SequenceLayout& s) { return s.block; });
-    const SequenceLayout& s = p.layouts[sequence];
-    const int blocks = (s.queries + block_queries - 1) / block_queries, i = item - s.block * all_heads, head = i / blocks;
+    const SequenceLayout& entry = p.layouts[sequence_of(p, item / all_heads, [](const SequenceLayout& s) { return s.block; })];
+    const int sequence = entry.taken, blocks = (p.layouts[sequence].queries + block_queries - 1) / block_queries,
+              i = item - entry.block * all_heads, head = i / blocks;
     return {sequence, head, (blocks - 1 - (i - head * blocks)) * block_queries};
   }
   const int heads = p.sequences * all_heads, queries = p.same.queries + opaque, full_blocks = queries / block_queries,

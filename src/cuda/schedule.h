@@ -15,6 +15,9 @@ struct Problem;
 
 namespace chitu::cuda {
 
+// In a table of at most so many sequences, those with most keys are taken first.
+constexpr int most_ordered = 256;
+
 // The layout of each sequence of a call. One more follows, the end: its tile and block indices are the totals.
 std::vector<SequenceLayout> layouts_of(const Problem& problem, const Form& form);
 

@@ -5,6 +5,8 @@
 #include <functional>
 #include <string>
 
+#include "cuda/schedule.h"
+#include "problem.h"
 #include "support.h"
 
 namespace chitu::test {
@@ -191,6 +193,56 @@ TEST_P(GpuLengths, GraphsReplayWithOtherLengths) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, GpuLengths, testing::ValuesIn(methods), [](const auto& info) { return test_name(info.param.name); });
+
+// The host's plan of a call needs no GPU.
+TEST(GpuPlan, SequencesWithMostKeysAreTakenFirst) {
+  const Starts queries{0, 500, 500, 900, 1000}, keys{0, 100, 400, 500, 900};
+  const auto tensor = [](std::int64_t tokens) {
+    Tensor t = dense(nullptr, DType::bf16, {1, 2, tokens, 64});
+    t.device = Device::cuda;
+    return t;
+  };
+  const Options o{.query_starts = queries, .key_starts = keys};
+  const Problem p = describe(tensor(1000), tensor(900), tensor(900), tensor(1000), o, Data::unread);
+  cuda::Form form = cuda::form_of(recipes::chitu, 64);
+  form.block_queries = 128;
+  const std::vector<cuda::SequenceLayout> layouts = cuda::layouts_of(p, form);
+  ASSERT_EQ(layouts.size(), 5u);
+  const int taken[] = {3, 1, 0, 2}, blocks[] = {0, 1, 1, 5, 9};  // 400, 300, 100 and 100 keys; 100, 0, 500 and 400 queries
+  for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(layouts[i].taken, taken[i]);
+  for (std::size_t i = 0; i < 5; ++i) EXPECT_EQ(layouts[i].block, blocks[i]);
+}
+
+// With lengths on the GPU the plan has room for whatever they are.
+TEST(GpuPlan, BoundsHoldForAllLengths) {
+  Random random(51);
+  const auto tensor = [](std::int64_t tokens) {
+    Tensor t = dense(nullptr, DType::bf16, {1, 2, tokens, 64});
+    t.device = Device::cuda;
+    return t;
+  };
+  cuda::Form form = cuda::form_of(recipes::chitu, 64);
+  form.block_queries = 192;
+  for (int repeat = 0; repeat < 300; ++repeat) {
+    const std::int64_t tokens = random.below(3000), count = 1 + random.below(9);
+    Starts starts{0};
+    for (std::int64_t i = 1; i < count; ++i) starts.push_back(random.below(tokens + 1));
+    starts.push_back(tokens);
+    std::sort(starts.begin(), starts.end());
+    std::int64_t longest = 1;
+    for (std::size_t i = 0; i + 1 < starts.size(); ++i) longest = std::max(longest, starts[i + 1] - starts[i]);
+    const std::vector<std::int32_t> on_gpu(starts.begin(), starts.end());  // never read
+    const Options known{.query_starts = starts, .key_starts = starts},
+        unknown{.device_query_starts = on_gpu, .device_key_starts = on_gpu, .max_queries = longest, .max_keys = longest};
+    const auto totals = [&](const Options& o) {
+      return cuda::layouts_of(describe(tensor(tokens), tensor(tokens), tensor(tokens), tensor(tokens), o, Data::unread), form).back();
+    };
+    const cuda::SequenceLayout want = totals(known), bound = totals(unknown);
+    ASSERT_GE(bound.query_tile, want.query_tile);
+    ASSERT_GE(bound.key_tile, want.key_tile);
+    ASSERT_GE(bound.block, want.block);
+  }
+}
 
 using Gpu = NeedsGpu<testing::Test>;
 using GpuSmall = NeedsGpu<testing::Test>;

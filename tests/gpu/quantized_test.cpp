@@ -20,7 +20,8 @@ using Starts = std::vector<std::int64_t>;
 constexpr Role roles[] = {Role::query, Role::key, Role::value};
 
 // What is stored of two operands in CPU memory, part by part. Ranks and integers may differ in at most `share` of the numbers.
-void expect_parts(const Quantized& got, const Quantized& want, double share, float tolerance) {
+// Numbers in fp32 may differ by `tolerance` of themselves and `absolute`.
+void expect_parts(const Quantized& got, const Quantized& want, double share, float tolerance, float absolute = 0) {
   ASSERT_EQ(got.values.shape, want.values.shape);
   for (const auto part : quantized_parts) {
     const Tensor &x = got.*part, &y = want.*part;
@@ -39,7 +40,7 @@ void expect_parts(const Quantized& got, const Quantized& want, double share, flo
             if (y.type == DType::f32) {
               const float a = reinterpret_cast<const float*>(from)[c], e = reinterpret_cast<const float*>(to)[c];
               const auto index = std::find(std::begin(quantized_parts), std::end(quantized_parts), part) - std::begin(quantized_parts);
-              ASSERT_LE(std::fabs(a - e), tolerance == 0 ? 0 : tolerance * std::fabs(e) + 1e-5f)
+              ASSERT_LE(std::fabs(a - e), tolerance * std::fabs(e) + absolute)
                   << a << ", not " << e << ": number " << b << " " << h << " " << t << " " << c << " of part " << index;
             } else {
               const auto size = static_cast<std::size_t>(bytes(y.type));
@@ -154,8 +155,8 @@ TEST_P(GpuQuantized, IsWhatTheCpuMakes) {
           const Quantized cpu_key = quantize(k, Role::key, recipe, {.starts = starts});
           const Quantized want = quantize(x, role, recipe, {.starts = starts, .keys = role == Role::query ? &cpu_key : nullptr});
           // The order in which queries' corrections are added up is the GPU's own.
-          expect_parts(to_host(own, {.keys = meets_keys ? &key : nullptr}), want, inexact ? 0.01 : 0,
-                       inexact || role == Role::query ? 1e-4f : 0);
+          expect_parts(to_host(own, {.keys = meets_keys ? &key : nullptr}), want, inexact ? 0.01 : 0, inexact ? 1e-4f : 1e-6f,
+                       role == Role::query ? 1e-3f : 0);
         }
       }
 }

@@ -26,7 +26,9 @@ struct SequenceLayout {
   int query_begin, queries;  // its tokens there
   int key_begin, keys;       // the same for keys and values
   int query_tile, key_tile;  // tiles that a head has in the sequences before it
-  int block;                 // blocks of Form::block_queries queries that a head has before it; only in a table of sequences
+  // Only in a table, and not about this sequence: which sequence's blocks are taken i-th, where this is entry i of the table, and how many
+  // blocks of Form::block_queries queries a head has in those taken before.
+  int taken, block;
   Positions query_positions, key_positions;
 };
 

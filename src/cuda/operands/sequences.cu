@@ -9,7 +9,7 @@
 namespace chitu::cuda {
 namespace {
 
-constexpr int layouts_at_once = 62;
+constexpr int layouts_at_once = 56;
 
 // A part of the table, as the argument of a kernel: the launch copies it, so the host's memory need not live on.
 struct LayoutsPart {
@@ -101,11 +101,42 @@ __device__ void look_at_blocks(const Lengths& p, Seen& seen) {
 }
 static_assert(blocks_looked_at == 32, "a thread of a warp for each block");
 
+// Chooses in which order the sequences' blocks are taken, as layouts_of() does. Returns how many blocks a head has.
+__device__ int order_blocks(const Lengths& p, int (&shared)[2][length_threads]) {
+  static_assert(most_ordered == length_threads);
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool ordered = p.sequences <= most_ordered;
+  const int keys = ordered && thread < p.sequences ? p.layouts[thread].keys : 0;  // its own
+  __syncthreads();                                                                // all lengths are written
+  shared[0][thread] = keys;
+  __syncthreads();
+  if (ordered && thread < p.sequences) {
+    int before = 0;
+    for (int i = 0; i < p.sequences; ++i) before += shared[0][i] > keys || (shared[0][i] == keys && i < thread);
+    p.layouts[before].taken = thread;
+  }
+  __syncthreads();
+  int blocks = 0;
+  for (int first = 0; first < p.sequences; first += length_threads) {
+    const int i = first + thread;
+    int own = 0;
+    if (i < p.sequences) {
+      if (!ordered) p.layouts[i].taken = i;
+      own = (p.layouts[ordered ? p.layouts[i].taken : i].queries + p.block_queries - 1) / p.block_queries;
+    }
+    int sum = own;
+    const int all = scan<false>(sum, shared);
+    if (i < p.sequences) p.layouts[i].block = blocks + sum - own;
+    blocks += all;
+  }
+  return blocks;
+}
+
 // One CTA completes the table.
 __global__ void __launch_bounds__(length_threads) read_lengths_kernel(const __grid_constant__ Lengths p) {
   __shared__ int shared[2][length_threads];
   __shared__ Seen seen;
-  int queries_before = 0, keys_before = 0, query_tiles = 0, key_tiles = 0, blocks = 0;
+  int queries_before = 0, keys_before = 0, query_tiles = 0, key_tiles = 0;
   for (int first = 0; first < p.sequences; first += length_threads) {
     const int i = first + static_cast<int>(threadIdx.x);
     Bounds query{}, key{};
@@ -116,21 +147,21 @@ __global__ void __launch_bounds__(length_threads) read_lengths_kernel(const __gr
       query = bounds_of(p.query_starts, p.queries, p.max_queries, first, p.sequences, queries_before, shared);
       key = bounds_of(p.key_starts, p.keys, p.max_keys, first, p.sequences, keys_before, shared);
     }
-    const int own[3] = {tiles_of(query.length), tiles_of(key.length), (query.length + p.block_queries - 1) / p.block_queries};
-    int sums[3] = {own[0], own[1], own[2]};
-    const int all[3] = {scan<false>(sums[0], shared), scan<false>(sums[1], shared), scan<false>(sums[2], shared)};
+    const int own[2] = {tiles_of(query.length), tiles_of(key.length)};
+    int sums[2] = {own[0], own[1]};
+    const int all[2] = {scan<false>(sums[0], shared), scan<false>(sums[1], shared)};
     if (i < p.sequences) {
       SequenceLayout& s = p.layouts[i];
       s.query_begin = query.begin, s.queries = query.length;
       s.key_begin = key.begin, s.keys = key.length;
       s.query_tile = query_tiles + sums[0] - own[0];
       s.key_tile = key_tiles + sums[1] - own[1];
-      s.block = blocks + sums[2] - own[2];
       const Positions& keys = s.key_positions;
       if (p.last_at_last_key) s.query_positions = {keys.first + (std::int64_t{key.length} - query.length) * keys.step, keys.step};
     }
-    query_tiles += all[0], key_tiles += all[1], blocks += all[2];
+    query_tiles += all[0], key_tiles += all[1];
   }
+  const int blocks = order_blocks(p, shared);
   if (threadIdx.x == 0) {
     SequenceLayout& end = p.layouts[p.sequences];
     end.query_tile = query_tiles, end.key_tile = key_tiles, end.block = blocks;
