@@ -150,7 +150,7 @@ chitu_status chitu_quantize_workspace_size(const chitu_tensor* x, int32_t role, 
 /* Of one on a GPU: its block of memory, which may be copied as it is (docs/numerics.md, "Tiles"). On the CPU it is NULL and 0. */
 chitu_status chitu_quantized_block(const chitu_quantized* quantized, void** memory, size_t* bytes);
 
-/* What `like` describes, on a GPU, but in this copy of its block, which stays the caller's. On success *quantized is the caller's to free. */
+/* What `like` describes, on a GPU, but in this copy of its block, which stays the caller's. *quantized is the caller's to free. */
 chitu_status chitu_quantized_at(const chitu_quantized* like, void* memory, size_t bytes, int32_t device_id, chitu_quantized** quantized);
 
 /* From a GPU to CPU memory and back, bit for bit. keys: of values whose recipe sorts keys, and of queries with corrections, on either
