@@ -61,7 +61,7 @@ void measure(const Method& method, std::int64_t dim) {
 
 int main() {
   for (const char* name : {"chitu", "exact", "sage2"})
-    for (const std::int64_t dim : {64, 128}) measure(*find_method(name), dim);
+    for (const std::int64_t dim : {64, 128}) measure(find_method(name), dim);
 
   void* memory = nullptr;
   check(cudaMalloc(&memory, 1 << 20));
