@@ -126,7 +126,7 @@ struct GpuOperands {
     make(queries, p.queries, query_rows * form.dim * form.score_bytes);
     make(query_scale, p.query_scale, query_rows / form.query_scale_rows);
     make(correction, p.correction, query_rows);
-    make(centre, p.centre, heads * p.dim);
+    make(centre, p.centre, heads * form.dim);
     make(channels, p.channels, heads * form.dim);
     make(key_numbers, p.key_numbers, key_tiles * form.key_bytes());
     make(value_numbers, p.value_numbers, key_tiles * form.value_plane_bytes());
@@ -309,7 +309,8 @@ void expect_same(const Recipe& recipe, const GpuOperands& got, const Tensor& q, 
         if (value.quant.scaling == Scaling::tile) want = load(row(value.channels, i, h, 0), DType::f32, c);
         ASSERT_TRUE(near(channel, want)) << "channel " << c << ": " << channel << ", not " << want;
         if (key.centre.data) {
-          ASSERT_EQ(load(&got.centre[(i * got.p.kv_heads + h) * dim], k.type, c), load(row(key.centre, i, h, 0), DType::f32, c))
+          ASSERT_EQ(load(&got.centre[(i * got.p.kv_heads + h) * (got.p.tuned_quantizer ? padded : dim)], k.type, c),
+                    load(row(key.centre, i, h, 0), DType::f32, c))
               << "centre of channel " << c << " of head " << h << " of sequence " << i;
         }
       }
@@ -520,7 +521,7 @@ TEST_P(ChituQuantizer, LongSequences) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dims, ChituQuantizer, testing::Values(64, 128));
+INSTANTIATE_TEST_SUITE_P(Dims, ChituQuantizer, testing::Values(64, 128, 8, 16, 32, 40, 48, 56, 72, 80, 96, 104, 112, 120));
 
 }  // namespace
 }  // namespace chitu::test
