@@ -379,11 +379,12 @@ void expect_same(const Recipe& recipe, const GpuOperands& got, const Tensor& q, 
   EXPECT_EQ(got.counters[0], 0);
   EXPECT_EQ(got.counters[1] != 0, any_nonfinite);
   // The GPU may round the sums of a rotation and of a sample differently; a channel's λ then differs.
+  // Where one differs in its last bit, a few numbers may follow.
   const auto expect_tally = [&](const Tally& t, const char* what, double part) {
     if (t.different == 0) return;
     std::printf("  %s: %lld of %lld numbers differ, by %lld at most\n", what, static_cast<long long>(t.different),
                 static_cast<long long>(t.numbers), static_cast<long long>(t.largest));
-    EXPECT_TRUE(inexact && t.largest <= 1 && static_cast<double>(t.different) <= part * static_cast<double>(t.numbers)) << what;
+    EXPECT_TRUE(inexact && t.largest <= 1 && static_cast<double>(t.different) <= 24 + part * static_cast<double>(t.numbers)) << what;
   };
   if (got.form.sorted) {
     if (ranks.different)
