@@ -128,7 +128,7 @@ void call_release(Call* call);
 typedef struct {
   PyObject_HEAD chitu_quantized* quantized;
   State* state;
-  Array source; /* an operand that is not quantised views it */
+  Array source;    /* an operand that is not quantised views it */
   PyObject* block; /* on a GPU: PyTorch's memory that holds it; NULL: the library's, or none */
   int64_t shape[4];
   int32_t role, dtype, device, device_id;

@@ -154,8 +154,7 @@ static PyMethodDef quantized_methods[] = {
      "part(name): a memoryview of values, scales, centre, channels, correction, residuals or ranks; None if there is none"},
     {"to_host", quantized_to_host, METH_VARARGS,
      "to_host(keys=None, stream=None, /): the same in CPU memory, bit for bit; it waits for the stream. keys: of values of a recipe that "
-     "sorts "
-     "keys, and of queries with corrections"},
+     "sorts keys, and of queries with corrections"},
     {"_stored", quantized_stored, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -212,7 +212,7 @@ def test_quantized(method, layout):
         out, lse = torch.empty_like(q), torch.empty_like(wanted_lse)
         ca.attention(query, alone, values, out=out, lse=lse, **arguments)
         assert (out - wanted).abs().sum() < 0.01 * wanted.abs().sum() and (lse - wanted_lse).abs().max() < 3e-3
-    assert "taken" in ca.explain(q, alone, values, **arguments)
+    assert "takes it" in ca.explain(q, alone, values, **arguments)
 
 
 def test_quantized_memory():
