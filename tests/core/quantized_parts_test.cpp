@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 
+#include "common/numbers.h"
 #include "support.h"
 
 namespace chitu::test {
