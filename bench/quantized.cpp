@@ -6,6 +6,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -95,6 +96,33 @@ struct Quantizing {
   Quantized run() const { return quantize(x, role, recipe, options); }
 };
 
+// Keys and values at once, with memory of the caller's.
+struct QuantizingBoth {
+  Tensor key, value;
+  Recipe recipe;
+  QuantizeOptions options;
+  QuantizingBoth(const Tensor& key, const Tensor& value, const Recipe& recipe) : key(key), value(value), recipe(recipe) {
+    options.memory_bytes = quantized_bytes(key, Role::key, recipe) + quantized_bytes(value, Role::value, recipe);
+    options.workspace_bytes = quantize_workspace_size(key, Role::key, recipe);
+    options.memory = on_gpu(options.memory_bytes);
+    options.workspace = on_gpu(options.workspace_bytes);
+  }
+  KeysAndValues run() const { return quantize_keys_and_values(key, value, recipe, options); }
+};
+
+// The median time that the host takes to start a call, in us.
+double host_time_of(const std::function<void()>& call) {
+  std::vector<double> all;
+  for (int i = 0; i < 200; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    call();
+    all.push_back(std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - begin).count());
+    check(cudaDeviceSynchronize());
+  }
+  std::nth_element(all.begin(), all.begin() + 100, all.end());
+  return all[100];
+}
+
 void measure(const char* what, const char* method, const Shape& query, const Shape& keys) {
   const Recipe& recipe = find_method(method).recipe;
   const Tensor q = normal(query, 1), k = normal(keys, 2), v = normal(keys, 3);
@@ -104,6 +132,7 @@ void measure(const char* what, const char* method, const Shape& query, const Sha
   const Quantized key = of_key.run();
   const Quantizing of_value(v, Role::value, recipe, &key);
   const Quantized value = of_value.run();
+  const QuantizingBoth of_both(k, v, recipe);
   const Options o{.recipe = recipe};
   const auto with_workspace = [&](const Operand& b, const Operand& c) {
     Options own = o;
@@ -117,12 +146,16 @@ void measure(const char* what, const char* method, const Shape& query, const Sha
   void* const memory = on_gpu(moved);
   const std::vector<double> ms = times_of(
       {[&] { attention(q, k, v, out, of_tensors); }, [&] { attention(q, key, value, out, of_quantized); }, [&] { (void)of_key.run(); },
-       [&] { (void)of_value.run(); },
+       [&] { (void)of_value.run(); }, [&] { (void)of_both.run(); },
        [&] { check(cudaMemcpyAsync(static_cast<std::byte*>(memory) + moved / 2, memory, moved / 2, cudaMemcpyDeviceToDevice, nullptr)); }});
-  std::printf("%-10s %-6s from tensors %.4f ms, from quantised %.4f ms (%.2fx)  quantize key %.4f, value %.4f, copy %.4f ms (%.2fx)\n",
-              what, method, ms[0], ms[1], ms[0] / ms[1], ms[2], ms[3], ms[4], (ms[2] + ms[3]) / ms[4]);
-  for (void* data : {q.data, k.data, v.data, out.data, memory, of_tensors.workspace, of_quantized.workspace, of_key.options.memory,
-                     of_key.options.workspace, of_value.options.memory, of_value.options.workspace})
+  std::printf(
+      "%-10s %-6s from tensors %.4f ms, from quantised %.4f ms (%.2fx)  quantize key %.4f, value %.4f, both at once %.4f, copy %.4f ms "
+      "(%.2fx)  host: key %.1f us, both %.1f us\n",
+      what, method, ms[0], ms[1], ms[0] / ms[1], ms[2], ms[3], ms[4], ms[5], ms[4] / ms[5], host_time_of([&] { (void)of_key.run(); }),
+      host_time_of([&] { (void)of_both.run(); }));
+  for (void* data :
+       {q.data, k.data, v.data, out.data, memory, of_tensors.workspace, of_quantized.workspace, of_key.options.memory,
+        of_key.options.workspace, of_value.options.memory, of_value.options.workspace, of_both.options.memory, of_both.options.workspace})
     check(cudaFree(data));
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <string>
 #include <utility>
@@ -315,12 +316,34 @@ chitu_status chitu_attention_quantized(const chitu_operand* query, const chitu_o
   });
 }
 
+chitu_status chitu_workspace_size_quantized(const chitu_operand* query, const chitu_operand* key, const chitu_operand* value,
+                                            const chitu_tensor* out, const chitu_tensor* lse, const chitu_options* o, size_t* bytes) {
+  return guarded([&] {
+    require(bytes, "bytes is NULL");
+    *bytes = chitu::workspace_size(operand(query, "query"), operand(key, "key"), operand(value, "value"),
+                                   {tensor(out, "out"), tensor_or_none(lse, "lse")}, options(o));
+  });
+}
+
 chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* method, const chitu_quantize_options* given,
                             chitu_quantized** quantized) {
   return guarded([&] {
     require(quantized, "quantized is NULL");
     const QuantizeArguments a(x, role, method, given);
     *quantized = new chitu_quantized(chitu::quantize(a.x, a.role, a.recipe, a.options));
+  });
+}
+
+chitu_status chitu_quantize_keys_and_values(const chitu_tensor* key, const chitu_tensor* value, const char* method,
+                                            const chitu_quantize_options* given, chitu_quantized** quantized_key,
+                                            chitu_quantized** quantized_value) {
+  return guarded([&] {
+    require(quantized_key && quantized_value, quantized_key ? "quantized_value" : "quantized_key", " is NULL");
+    const QuantizeArguments a(key, CHITU_KEY, method, given);
+    chitu::KeysAndValues both = chitu::quantize_keys_and_values(a.x, tensor(value, "value"), a.recipe, a.options);
+    auto first = std::make_unique<chitu_quantized>(std::move(both.key));
+    *quantized_value = new chitu_quantized(std::move(both.value));
+    *quantized_key = first.release();
   });
 }
 

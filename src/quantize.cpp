@@ -82,6 +82,23 @@ Quantized quantize(const Tensor& x, Role role, const Recipe& recipe, const Quant
   });
 }
 
+KeysAndValues quantize_keys_and_values(const Tensor& key, const Tensor& value, const Recipe& recipe, const QuantizeOptions& options) {
+  return with_own_errors([&] {
+    QuantizeOptions of_key = options, of_value = options;
+    of_key.channels = {}, of_value.centre = {};
+    check_call(key, Role::key, recipe, of_key, Data::needed);
+    check_call(value, Role::value, recipe, of_value, Data::needed);
+    require(!options.keys, "keys are given, but values come with their keys here");
+    require(key.shape == value.shape, "value has shape ", AsText(value.shape), "; it must be the key's, ", AsText(key.shape));
+    require(key.device == value.device && key.device_id == value.device_id, "value is on ", device_name(value), ", key on ",
+            device_name(key), "; both must be on one device");
+    if (key.device == Device::cuda) return cuda::quantize_keys_and_values(key, value, recipe, of_key, of_value);
+    const cpu::Backend& backend = cpu::best_backend();
+    return KeysAndValues{cpu::quantize_with(backend, key, Role::key, recipe, of_key),
+                         cpu::quantize_with(backend, value, Role::value, recipe, of_value)};
+  });
+}
+
 std::size_t quantized_bytes(const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& options) {
   return with_own_errors([&] {
     check_call(x, role, recipe, options, Data::unread);

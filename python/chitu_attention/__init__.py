@@ -6,7 +6,7 @@
 
 Arrays may be PyTorch's, NumPy's, CuPy's or JAX's. Importing this package imports none of them."""
 
-from ._attention import Kernel, Method, attention, explain, kernels, merge, methods, quantize, release_workspaces
+from ._attention import Kernel, Method, attention, explain, kernels, merge, methods, quantize, quantize_keys_and_values, release_workspaces
 from ._core import Quantized
 from ._doctor import doctor
 from ._recipe import Quant, Recipe, Weights
@@ -18,7 +18,7 @@ _LAZY = {"flash_attn_func": ".flash_attn", "flash_attn_varlen_func": ".flash_att
          "register_flash_attention": "._registry", "replace": "._sdpa", "report": "._sdpa", "sageattn": ".sageattention", "sageattn_varlen": ".sageattention", "sdpa": "._sdpa"}
 
 __all__ = ["Kernel", "Method", "Quant", "Quantized", "Recipe", "Weights", "attention", "doctor", "explain", "kernels", "merge", "methods",
-           "quantize", "release_workspaces", *_LAZY]
+           "quantize", "quantize_keys_and_values", "release_workspaces", *_LAZY]
 
 
 def __getattr__(name):

@@ -72,7 +72,8 @@ static PyObject* route(State* state, PyObject* const* args) {
   return answer;
 }
 
-/* PyTorch could not show a tensor's memory: it is sparse, has none, or stands for a batch within vmap. Its dispatcher may know what to do. */
+/* PyTorch could not show a tensor's memory: it is sparse, has none, or stands for a batch within vmap. Its dispatcher may know what to do.
+ */
 static bool is_unreadable(const Job* job) {
   for (int i = 0; i < 3; ++i)
     if (job->in[i].is_unreadable) return true;
@@ -102,6 +103,8 @@ static bool operand_read(State* state, Job* job, int i, PyObject* object, const 
     array->exchange = q->source.exchange;
     array->quantized = q->quantized;
     job->quantized = true;
+    array->device = tensor->device = q->device;
+    array->device_id = tensor->device_id = q->device_id;
     memcpy(tensor->shape, q->shape, sizeof q->shape);
     tensor->dtype = q->dtype;
     return true;
@@ -193,7 +196,17 @@ static bool choose_stream(Job* job, bool is_given, void* given, void** stream, b
   return true;
 }
 
+static void operands_of(const Job* job, chitu_operand* operands) {
+  for (int i = 0; i < 3; ++i) operands[i] = (chitu_operand){job->in[i].quantized ? NULL : &job->tensors[i], job->in[i].quantized};
+}
+
 static chitu_status workspace_size(State* state, const Job* job, PyObject* const* args, size_t* bytes) {
+  if (job->quantized) {
+    chitu_operand o[3];
+    operands_of(job, o);
+    const chitu_tensor *out = &job->tensors[3], *lse = job->has_lse ? &job->tensors[4] : NULL;
+    return state->workspace_size_quantized(&o[0], &o[1], &o[2], out, lse, &job->call.options, bytes);
+  }
   Memo key;
   memset(&key, 0, sizeof key);
   memcpy(key.tensors, job->tensors, sizeof key.tensors);
@@ -222,17 +235,22 @@ static chitu_status workspace_size(State* state, const Job* job, PyObject* const
   return CHITU_OK;
 }
 
-static PyObject* new_workspace(State* state, const Job* job, size_t bytes, void** data) {
-  int i = 0; /* a tensor of PyTorch, or there were no current stream */
-  while (!job->in[i].exchange) ++i;
-  PyObject* made = PyObject_CallFunction(state->torch.new_workspace, "in", (int)job->tensors[0].device_id, (Py_ssize_t)bytes);
+/* Memory of PyTorch's, uint8. exchange: that of its tensors. */
+PyObject* torch_memory(State* state, const dl_exchange* exchange, int32_t device_id, size_t bytes, void** data) {
+  PyObject* made = PyObject_CallFunction(state->torch.new_workspace, "in", (int)device_id, (Py_ssize_t)bytes);
   dl_tensor dl;
-  if (made && job->in[i].exchange->view(made, &dl) == 0) {
+  if (made && exchange->view(made, &dl) == 0) {
     *data = (char*)dl.data + dl.byte_offset;
     return made;
   }
   Py_XDECREF(made);
   return NULL;
+}
+
+static PyObject* new_workspace(State* state, const Job* job, size_t bytes, void** data) {
+  int i = 0; /* a tensor of PyTorch, or there were no current stream */
+  while (!job->in[i].exchange) ++i;
+  return torch_memory(state, job->in[i].exchange, job->tensors[0].device_id, bytes, data);
 }
 
 /* One is kept for each device and stream, since calls in a stream come one after another. While a graph is captured, or another thread is
@@ -284,7 +302,7 @@ static chitu_status run(State* state, Job* job) {
   const chitu_tensor *t = job->tensors, *lse = job->has_lse ? &t[4] : NULL;
   if (!job->quantized) return state->attention(&t[0], &t[1], &t[2], &t[3], lse, &job->call.options);
   chitu_operand o[3];
-  for (int i = 0; i < 3; ++i) o[i] = (chitu_operand){job->in[i].quantized ? NULL : &t[i], job->in[i].quantized};
+  operands_of(job, o);
   return state->attention_quantized(&o[0], &o[1], &o[2], &t[3], lse, &job->call.options);
 }
 
@@ -379,7 +397,7 @@ PyObject* core_explain(PyObject* self, PyObject* const* args, Py_ssize_t count) 
       options_read(state, &job, args, is_given, stream, &is_current)) {
     chitu_operand o[3];
     const chitu_tensor *t = job.tensors, *lse = job.has_lse ? &t[4] : NULL;
-    for (int i = 0; i < 3; ++i) o[i] = (chitu_operand){job.in[i].quantized ? NULL : &t[i], job.in[i].quantized};
+    operands_of(&job, o);
     size_t size = 0;
     chitu_status status = state->explain(&o[0], &o[1], &o[2], &t[3], lse, &job.call.options, NULL, 0, &size);
     if (status == CHITU_OK) buffer = PyMem_Malloc(size);

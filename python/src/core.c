@@ -140,6 +140,7 @@ static PyMethodDef methods[] = {
     {"explain", (PyCFunction)(void (*)(void))core_explain, METH_FASTCALL, NULL},
     {"merge", (PyCFunction)(void (*)(void))core_merge, METH_FASTCALL, NULL},
     {"quantize", (PyCFunction)(void (*)(void))core_quantize, METH_FASTCALL, NULL},
+    {"quantize_keys_and_values", (PyCFunction)(void (*)(void))core_quantize_keys_and_values, METH_FASTCALL, NULL},
     {"restored", core_restored, METH_O, NULL},
     {"version", core_version, METH_NOARGS, NULL},
     {"methods", core_methods, METH_NOARGS, NULL},

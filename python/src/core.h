@@ -15,7 +15,8 @@
 /* clang-format off */
 #define CHITU_FUNCTIONS(X) \
   X(abi_version) X(version) X(last_error) X(options_init) X(attention) X(workspace_size) \
-  X(quantize) X(quantized_free) X(quantized_part) X(quantized_view) X(quantized_make) X(attention_quantized) \
+  X(quantize) X(quantize_keys_and_values) X(quantized_bytes) X(quantize_workspace_size) X(quantized_to_host) \
+  X(workspace_size_quantized) X(quantized_free) X(quantized_part) X(quantized_view) X(quantized_make) X(attention_quantized) \
   X(merge_parts) X(explain) X(kernel_count) X(kernel_info) X(method_count) X(method_info)
 /* clang-format on */
 
@@ -127,20 +128,25 @@ void call_release(Call* call);
 typedef struct {
   PyObject_HEAD chitu_quantized* quantized;
   State* state;
-  Array source; /* an operand that is not quantised views it */
+  Array source;    /* an operand that is not quantised views it */
+  PyObject* block; /* on a GPU: PyTorch's memory that holds it; NULL: the library's, or none */
   int64_t shape[4];
-  int32_t role, dtype;
+  int32_t role, dtype, device, device_id;
 } Quantized;
 bool quantized_types(PyObject* module, State* state);
-PyObject* core_quantize(PyObject* module, PyObject* const* args, Py_ssize_t count);
 extern const char* const role_names[3];
 extern const int item_sizes[6]; /* of CHITU_F32 ... */
+
+/* quantize.c */
+PyObject* core_quantize(PyObject* module, PyObject* const* args, Py_ssize_t count);
+PyObject* core_quantize_keys_and_values(PyObject* module, PyObject* const* args, Py_ssize_t count);
 
 /* stored.c */
 PyObject* quantized_stored(PyObject* self, PyObject* unused);
 PyObject* core_restored(PyObject* module, PyObject* stored);
 
 /* call.c */
+PyObject* torch_memory(State* state, const dl_exchange* exchange, int32_t device_id, size_t bytes, void** data);
 PyObject* core_attention(PyObject* module, PyObject* const* args, Py_ssize_t count);
 PyObject* core_run(PyObject* module, PyObject* const* args, Py_ssize_t count);
 PyObject* core_explain(PyObject* module, PyObject* const* args, Py_ssize_t count);

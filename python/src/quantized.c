@@ -62,6 +62,7 @@ static void quantized_dealloc(PyObject* self) {
   if (q->quantized) q->state->quantized_free(q->quantized);
   array_release(&q->source);
   Py_XDECREF(q->source.object);
+  Py_XDECREF(q->block);
   ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
   Py_DECREF(type);
 }
@@ -72,11 +73,12 @@ static PyObject* quantized_part(PyObject* self, PyObject* name) {
   for (; part < part_count && !(PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, part_names[part]) == 0);) ++part;
   if (part == part_count)
     return PyErr_Format(PyExc_ValueError, "name is %R; it must be values, scales, centre, channels, correction, residuals or ranks", name);
+  if (q->device != CHITU_CPU)
+    return PyErr_Format(PyExc_NotImplementedError, "the operand is on a GPU; only parts in CPU memory can be shown: see to_host()");
   chitu_tensor t;
   const chitu_status status = q->state->quantized_part(q->quantized, part, &t);
   if (status != CHITU_OK) return raise_status(q->state, status);
   if (!t.data) Py_RETURN_NONE;
-  if (t.device != CHITU_CPU) return PyErr_Format(PyExc_NotImplementedError, "%U is on a GPU; only parts in CPU memory can be shown", name);
   PyObject* view = ((allocfunc)PyType_GetSlot(q->state->part_type, Py_tp_alloc))(q->state->part_type, 0);
   if (!view) return NULL;
   ((Part*)view)->tensor = t;
@@ -103,6 +105,43 @@ static PyObject* quantized_dtype(PyObject* self, void* unused) {
   return PyUnicode_FromString(dtype_names[((Quantized*)self)->dtype]);
 }
 
+static PyObject* quantized_block(PyObject* self, void* unused) {
+  (void)unused;
+  PyObject* block = ((Quantized*)self)->block;
+  if (!block) block = Py_None;
+  Py_INCREF(block);
+  return block;
+}
+
+/* The same in CPU memory. args: keys, stream. */
+static PyObject* quantized_to_host(PyObject* self, PyObject* args) {
+  Quantized* q = (Quantized*)self;
+  State* state = q->state;
+  PyObject *keys = Py_None, *stream = Py_None;
+  void* s = NULL;
+  if (!PyArg_ParseTuple(args, "|OO", &keys, &stream)) return NULL;
+  if (keys != Py_None && Py_TYPE(keys) != state->quantized_type)
+    return PyErr_Format(PyExc_TypeError, "keys is %R; it must be None, or keys that quantize() made", keys);
+  if (stream != Py_None && !stream_read(stream, &s)) return NULL;
+  const dl_exchange* exchange = q->source.exchange;
+  if (stream == Py_None && exchange && exchange->current_stream && q->device != CHITU_CPU &&
+      exchange->current_stream(DL_CUDA, q->device_id, &s) != 0)
+    return NULL;
+  Quantized* host = (Quantized*)((allocfunc)PyType_GetSlot(state->quantized_type, Py_tp_alloc))(state->quantized_type, 0);
+  if (!host) return NULL;
+  host->state = state;
+  host->role = q->role;
+  host->dtype = q->dtype;
+  memcpy(host->shape, q->shape, sizeof host->shape);
+  chitu_status status;
+  const chitu_quantized* of = keys == Py_None ? NULL : ((const Quantized*)keys)->quantized;
+  Py_BEGIN_ALLOW_THREADS status = state->quantized_to_host(q->quantized, of, s, &host->quantized);
+  Py_END_ALLOW_THREADS if (status == CHITU_OK) return (PyObject*)host;
+  raise_status(state, status);
+  Py_DECREF(host);
+  return NULL;
+}
+
 static PyObject* quantized_repr(PyObject* self) {
   const Quantized* q = (const Quantized*)self;
   const int64_t* s = q->shape;
@@ -113,6 +152,9 @@ static PyObject* quantized_repr(PyObject* self) {
 static PyMethodDef quantized_methods[] = {
     {"part", quantized_part, METH_O,
      "part(name): a memoryview of values, scales, centre, channels, correction, residuals or ranks; None if there is none"},
+    {"to_host", quantized_to_host, METH_VARARGS,
+     "to_host(keys=None, stream=None, /): the same in CPU memory, bit for bit; it waits for the stream. keys: of values of a recipe that "
+     "sorts keys, and of queries with corrections"},
     {"_stored", quantized_stored, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -120,6 +162,8 @@ static PyGetSetDef quantized_getset[] = {
     {"role", quantized_role, NULL, "'query', 'key' or 'value'", NULL},
     {"shape", quantized_shape, NULL, "(batch, heads, tokens, dim)", NULL},
     {"dtype", quantized_dtype, NULL, "of what was quantised", NULL},
+    {"block", quantized_block, NULL,
+     "of an operand of PyTorch's on a GPU: its memory, a tensor of uint8 that may be sent as it is; else None", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 static PyType_Slot quantized_slots[] = {
@@ -139,64 +183,4 @@ bool quantized_types(PyObject* module, State* state) {
   state->quantized_type = (PyTypeObject*)PyType_FromModuleAndSpec(module, &quantized_spec, NULL);
   state->part_type = (PyTypeObject*)PyType_FromModuleAndSpec(module, &part_spec, NULL);
   return state->quantized_type && state->part_type && PyModule_AddObjectRef(module, "Quantized", (PyObject*)state->quantized_type) == 0;
-}
-
-static bool vector_read(State* state, Array* array, PyObject* object, const char* name, chitu_tensor* tensor, const chitu_tensor** which) {
-  static const Layout layout = {{0, 1, 2, 3}, 4};
-  *which = object == Py_None ? NULL : tensor;
-  return object == Py_None || (array_read(state, array, object, name, READ, NULL) && array_arrange(array, &layout, tensor));
-}
-
-/* x, role, method, layout, starts, keys, centre, channels, threads */
-PyObject* core_quantize(PyObject* module, PyObject* const* args, Py_ssize_t count) {
-  State* state = state_of(module);
-  if (count != 9) return PyErr_Format(PyExc_TypeError, "9 arguments are needed, not %zd", count);
-  if (!is_opened(state)) return NULL;
-  int role = 0;
-  while (role < 3 && !(PyUnicode_Check(args[1]) && PyUnicode_CompareWithASCIIString(args[1], role_names[role]) == 0)) ++role;
-  if (role == 3) return PyErr_Format(PyExc_ValueError, "role is %R; it must be 'query', 'key' or 'value'", args[1]);
-  if (args[5] != Py_None && Py_TYPE(args[5]) != state->quantized_type)
-    return PyErr_Format(PyExc_TypeError, "keys is %R; it must be None, or keys that quantize() made", args[5]);
-  Quantized* q = (Quantized*)((allocfunc)PyType_GetSlot(state->quantized_type, Py_tp_alloc))(state->quantized_type, 0);
-  if (!q) return NULL;
-  q->state = state;
-  q->role = role;
-  Layout layout;
-  Array vectors[2];
-  memset(vectors, 0, sizeof vectors);
-  chitu_tensor x, tensors[2];
-  memset(&x, 0, sizeof x);
-  memset(tensors, 0, sizeof tensors);
-  chitu_quantize_options o = {.struct_size = sizeof o, .keys = args[5] == Py_None ? NULL : ((const Quantized*)args[5])->quantized};
-  chitu_recipe recipe;
-  const char* method;
-  int64_t* starts = NULL;
-  bool made = false;
-  Py_INCREF(args[0]); /* released with the array; the memory of an operand that is not quantised is its own */
-  if (array_read(state, &q->source, args[0], role_names[role], READ, NULL) && layout_parse(&layout, args[3]) &&
-      array_arrange(&q->source, &layout, &x) && method_read(state, args[2], &method, &recipe, &o.recipe) &&
-      starts_read(args[4], "starts", &starts, &o.starts_count) &&
-      vector_read(state, &vectors[0], args[6], "centre", &tensors[0], &o.centre) &&
-      vector_read(state, &vectors[1], args[7], "channels", &tensors[1], &o.channels) && threads_read(state->forked, args[8], &o.threads)) {
-    o.starts = starts;
-    memcpy(q->shape, x.shape, sizeof q->shape);
-    q->dtype = x.dtype;
-    if (x.device == CHITU_CPU) {
-      chitu_status status;
-      Py_BEGIN_ALLOW_THREADS status = state->quantize(&x, role, method, &o, &q->quantized);
-      Py_END_ALLOW_THREADS made = status == CHITU_OK;
-      if (!made) raise_status(state, status);
-    } else {
-      PyErr_Format(PyExc_NotImplementedError,
-                   "%s is on a GPU, but quantize() of this package takes arrays in CPU memory only; attention() quantises there itself",
-                   role_names[role]);
-    }
-  }
-  q->source.object = args[0];
-  array_release(&vectors[0]);
-  array_release(&vectors[1]);
-  PyMem_Free(starts);
-  if (made) return (PyObject*)q;
-  Py_DECREF(q);
-  return NULL;
 }

@@ -49,6 +49,8 @@ static PyObject* tuple_of(const chitu_quantized_parts* p, size_t count, PyObject
 PyObject* quantized_stored(PyObject* self, PyObject* unused) {
   (void)unused;
   const Quantized* q = (const Quantized*)self;
+  if (q->device != CHITU_CPU)
+    return PyErr_Format(PyExc_NotImplementedError, "the operand is on a GPU; only one in CPU memory can be stored: see to_host()");
   chitu_quantized_parts p;
   memset(&p, 0, sizeof p);
   p.struct_size = sizeof p;

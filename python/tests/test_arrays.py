@@ -246,6 +246,36 @@ def test_quantized_operands():
         ca.attention(queries, keys, v)
 
 
+@pytest.mark.parametrize("method", list(ca.methods()))
+def test_quantized_keys_and_values(method):
+    q, k, v = make()
+    wanted = ca.attention(q, k, v, method=method)
+    keys, values = ca.quantize_keys_and_values(k, v, method=method)
+    assert (keys.role, values.role) == ("key", "value") and keys.block is None
+    assert (ca.attention(q, keys, values, method=method) == wanted).all()
+    assert keys._stored() == ca.quantize(k, "key", method=method)._stored()
+    assert values._stored() == ca.quantize(v, "value", method=method)._stored()
+    centre, channels = ({name: np.full((1, 2, 1, 32), 2, np.float32)} if part.part(name) is not None else {}
+                        for part, name in ((keys, "centre"), (values, "channels")))
+    keys, values = ca.quantize_keys_and_values(k, v, method=method, **centre, **channels)
+    assert keys._stored() == ca.quantize(k, "key", method=method, **centre)._stored()
+    assert values._stored() == ca.quantize(v, "value", method=method, **channels)._stored()
+
+
+def test_quantize_keys_and_values_refusals():
+    for error, text, arguments in [(ValueError, "value has shape [1, 2, 6, 32]; it must be the key's", {"value": V[:, :, 1:7]}),
+                                   (ValueError, "centre is given", {"method": "fp8", "centre": np.zeros((1, 2, 1, 32), np.float32)}),
+                                   (ValueError, "stream is given", {"stream": 1}), (TypeError, "stream is 'a'", {"stream": "a"}),
+                                   (ValueError, "layout is 'hsdx'", {"layout": "hsdx"}), (TypeError, "value", {"value": 3})]:
+        with pytest.raises(error) as caught:
+            ca.quantize_keys_and_values(**{"key": K, "value": V, **arguments})
+        assert text in str(caught.value)
+    with pytest.raises(ValueError, match="key is in CPU memory already"):
+        ca.quantize(K, "key").to_host()
+    with pytest.raises(TypeError, match="keys is 3"):
+        ca.quantize(K, "key").to_host(3)
+
+
 def test_unquantised_operand_keeps_its_array():
     q, k, v = make()
     wanted = ca.attention(q, k, v, method="exact")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """On a CUDA GPU: python -m pytest python/tests -m gpu."""
 
+import pickle
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -172,8 +174,102 @@ def test_refusals():
         ca.attention(q, k, v, threads=2)
     with pytest.raises(NotImplementedError):
         ca.attention(q.float(), k.float(), v.float())  # the text has each kernel's reason
-    with pytest.raises(NotImplementedError, match="key is on a GPU"):
-        ca.quantize(k, "key")
+    with pytest.raises(NotImplementedError, match="it takes f16 and bf16, but key is f32"):
+        ca.quantize(k.float(), "key")
+    with pytest.raises(ValueError, match="keys are missing"):
+        ca.quantize(v, "value")
+    with pytest.raises(ValueError, match="threads is 2"):
+        ca.quantize(k, "key", threads=2)
+    with pytest.raises(ValueError, match="it must be the key's"):
+        ca.quantize_keys_and_values(k, v[:, :, 1:])
+    with pytest.raises(ValueError, match="centre is on cpu:0"):
+        ca.quantize(k, "key", centre=torch.zeros(1, 2, 1, 128))
+    keys = ca.quantize(k, "key")
+    with pytest.raises(NotImplementedError, match="only parts in CPU memory"):
+        keys.part("values")
+    with pytest.raises(NotImplementedError, match="only one in CPU memory can be stored"):
+        pickle.dumps(keys)
+    with pytest.raises(NotImplementedError, match="needs its key, quantised"):
+        ca.attention(q, k, ca.quantize_keys_and_values(k, v)[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_quantized(method, layout):
+    """Keys and values at once: the bits of a call from the tensors. Each alone: nearly these."""
+    q, k, v = (x if layout == "bhsd" else x.transpose(1, 2).contiguous() for x in make(batch=2))
+    arguments = {"method": method, "layout": layout}
+    wanted, wanted_lse = ca.attention(q, k, v, return_lse=True, **arguments)
+    keys, values = ca.quantize_keys_and_values(k, v, **arguments)
+    out, lse = ca.attention(q, keys, values, return_lse=True, **arguments)
+    assert torch.equal(out, wanted) and torch.equal(lse, wanted_lse)
+    assert (keys.role, values.role, keys.shape, keys.dtype) == ("key", "value", (2, 2, 700, 128), "bfloat16")
+    alone = ca.quantize(k, "key", **arguments)
+    sorted_keys = {"keys": alone} if ca.methods()[method].recipe.key.sorted else {}
+    values = ca.quantize(v, "value", **sorted_keys, **arguments)
+    queries = ca.quantize(q, "query", keys=alone, **arguments)
+    for query in (q, queries):
+        out, lse = torch.empty_like(q), torch.empty_like(wanted_lse)
+        ca.attention(query, alone, values, out=out, lse=lse, **arguments)
+        assert (out - wanted).abs().sum() < 0.01 * wanted.abs().sum() and (lse - wanted_lse).abs().max() < 3e-3
+    assert "takes it" in ca.explain(q, alone, values, **arguments)
+
+
+def test_quantized_memory():
+    """It is PyTorch's, one block, and neither the tensors nor memory that was handed on is needed."""
+    q, k, v = make()
+    wanted = ca.attention(q, k, v)
+    keys, values = ca.quantize_keys_and_values(k, v)
+    assert keys.block.dtype == torch.uint8 and keys.block.device == k.device
+    assert keys.block.data_ptr() + keys.block.numel() == values.block.data_ptr()
+    del k, v
+    junk = [torch.full((1, 2, 700, 128), 3., device="cuda", dtype=torch.bfloat16) for _ in range(8)]
+    block = values.block
+    assert torch.equal(ca.attention(q, keys, values), wanted) and len(junk) == 8
+    del keys, values
+    assert block.sum() > 0
+    assert ca.quantize(q, "query", method="exact").block is None
+
+
+def test_quantized_streams():
+    """Nothing waits; a stream that is named works as well, and a graph replays both calls with new numbers."""
+    q, k, v = make(queries=2048, keys=2048)
+    wanted, other = ca.attention(q, k, v), ca.attention(q, k * 2, v)
+    ca.attention(q, *ca.quantize_keys_and_values(k, v))  # loads kernels, which waits
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)
+        out = ca.attention(q, *ca.quantize_keys_and_values(k, v))
+        assert not stream.query()
+    torch.cuda.synchronize()
+    assert torch.equal(out, wanted)
+    keys, values = ca.quantize_keys_and_values(k, v, stream=stream)
+    assert keys.block is None  # the library's
+    out = ca.attention(q, keys, values, stream=stream)
+    stream.synchronize()
+    assert torch.equal(out, wanted)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ca.attention(q, *ca.quantize_keys_and_values(k, v))
+    for factor, expected in ((1, wanted), (2, other)):
+        k.mul_(factor)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(out, expected)
+
+
+def test_quantized_to_the_host():
+    """Each number is the CPU's, but for rounding; the host's form can be stored."""
+    _, k, v = make()
+    keys, values = ca.quantize_keys_and_values(k, v, method="sage2")
+    for here, x in ((keys.to_host(), k), (values.to_host(), v)):
+        again = pickle.loads(pickle.dumps(here))
+        there = ca.quantize(x.cpu(), here.role, method="sage2")
+        mine, its = (torch.frombuffer(bytearray(y.part("values").tobytes()), dtype=torch.uint8) for y in (again, there))
+        assert (mine != its).float().mean() < 0.01
+    with pytest.raises(ValueError, match="key is in CPU memory already"):
+        keys.to_host().to_host()
 
 
 def test_lengths_on_the_gpu():

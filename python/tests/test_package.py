@@ -68,7 +68,7 @@ def test_stubs_name_what_there_is():
     classes = {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
     imported = {name.asname for node in tree.body if isinstance(node, ast.ImportFrom) for name in node.names}
     assert set(ca.__all__) <= set(functions) | classes | imported
-    for name in ("explain", "kernels", "merge", "methods", "quantize", "doctor"):
+    for name in ("explain", "kernels", "merge", "methods", "quantize", "quantize_keys_and_values", "doctor"):
         stub = functions[name]
         assert [a.arg for a in (*stub.args, *filter(None, [stub.vararg]), *stub.kwonlyargs)] == list(
             inspect.signature(getattr(ca, name)).parameters), name

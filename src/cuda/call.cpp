@@ -180,7 +180,7 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
 }
 
 // Points the arrays of operands that came quantised into their blocks, and says what is to be joined.
-Joined use_blocks(Params& r, const Problem& p) {
+Joined use_blocks(Params& r, const Problem& p, const Form& form) {
   Joined joined{};
   const Params own = r;
   const auto place = [&](const Operand& operand, Role role) {
@@ -199,7 +199,7 @@ Joined use_blocks(Params& r, const Problem& p) {
     r.key_numbers = b.key_numbers, r.centre = b.centre, r.orders = b.orders, r.key_scale = b.key_scale;
     r.nonfinite_keys = b.nonfinite_keys, r.key_details = b.key_details;
     joined.key_any_nonfinite = b.any_nonfinite;
-    joined.key_passes = b.passes;
+    if (!form.scale_each_key) joined.key_passes = b.passes;
   }
   if (is_block(p.value)) {
     const Params b = place(p.value, Role::value);
@@ -297,7 +297,7 @@ Call::Call(const Architecture& architecture, const Problem& p)
   lay_out(params_, p, kernel_.form, layouts_on_gpu_, memory);
   if (!p.alike()) layouts_ = std::move(layouts);
   making_ = {.query = !is_block(p.query), .key = !is_block(p.key), .value = !is_block(p.value)};
-  joined_ = use_blocks(params_, p);
+  joined_ = use_blocks(params_, p, kernel_.form);
   if (p.lengths_on_device()) lengths_ = lengths_of(p, kernel_.form, params_, layouts_on_gpu_);
 }
 

@@ -195,6 +195,16 @@ void write_centre(const Quantized& q, DType from, const Params& p) {
       }
 }
 
+// Whether a tile of it has a number that is not finite. Params::any_nonfinite may also speak of what was made together with it.
+bool is_marked(const Quantized& like, const Params& p) {
+  const std::uint8_t* const marks = like.role == Role::query ? p.nonfinite_queries
+                                    : like.role == Role::key ? p.nonfinite_keys
+                                                             : p.nonfinite_values;
+  bool marked = false;
+  for_tiles(like, [&](const Tile& t) { marked |= marks[t.index] != 0; });
+  return marked;
+}
+
 }  // namespace
 
 Rows rows_by_ranks(const Quantized& key) {
@@ -268,7 +278,7 @@ void write_block(const Quantized& q, DType from, const Rows& rows, std::byte* bl
 
 Quantized read_block(const Quantized& like, const Rows& rows, const Tensor* centre, std::byte* block) {
   const Places at(like, rows, block);
-  require(*at.p.any_nonfinite == 0, name(like.role),
+  require(!is_marked(like, at.p), name(like.role),
           " has NaN or infinity: a GPU keeps where they were, but not the numbers, which a Quantized in CPU memory must have");
   const auto [batch, heads, tokens, dim] = like.values.shape;
   Quantized q;

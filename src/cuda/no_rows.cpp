@@ -23,6 +23,9 @@ std::size_t cuda::quantize_workspace_bytes(const Tensor&, Role, const Recipe&, c
   refuse("quantize_workspace_size()");
 }
 Quantized cuda::quantize(const Tensor&, Role, const Recipe&, const QuantizeOptions&) { refuse("quantize() of a tensor on a GPU"); }
+KeysAndValues cuda::quantize_keys_and_values(const Tensor&, const Tensor&, const Recipe&, const QuantizeOptions&, const QuantizeOptions&) {
+  refuse("quantize_keys_and_values() of tensors on a GPU");
+}
 Quantized cuda::to_host(const Quantized&, const ConvertOptions&) { refuse("to_host()"); }
 Quantized cuda::to_device(const Quantized&, DType, int, const ConvertOptions&) { refuse("to_device()"); }
 

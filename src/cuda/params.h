@@ -113,7 +113,9 @@ struct Lengths {
 };
 void read_lengths(const Lengths& lengths, cudaStream_t stream);
 
-void quantize_chitu(const QuantizeParams& params, bool bf16, cudaStream_t stream);  // keys and values of chitu, dims up to 128
+// Keys and values of chitu, dims up to 128. Neither this nor quantize_any_recipe() prepares for an attention kernel without
+// QuantizeParams::items_taken.
+void quantize_chitu(const QuantizeParams& params, bool bf16, cudaStream_t stream);
 
 // What quantize_any_recipe() makes, and vectors that are given instead of collected ones; in fp32, dense.
 struct Making {
@@ -122,17 +124,21 @@ struct Making {
   const float* channels = nullptr;  // the same, with Scaling::tile
   __host__ __device__ constexpr bool makes(Role role) const { return role == Role::query ? query : role == Role::key ? key : value; }
 };
-// Without Params::items_taken nothing is prepared for an attention kernel.
 void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, const Making& making, bool bf16,
                          cudaStream_t stream);
 
-// Where tiles of `role` are marked as not finite, writes Params::..._details.
-void write_details(const Params& params, Role role, bool bf16, cudaStream_t stream);
+// Keys and values that were made together have one array of passes and one any_nonfinite, in the keys' block: where the values' are.
+struct ValueBlock {
+  PassScales* passes = nullptr;  // null: they were not made together
+  int* any_nonfinite = nullptr;
+};
+// Ends quantize(), for queries or for keys and values: writes Params::..._details where tiles are marked as not finite, fills `values`.
+void write_details(const Params& params, const Making& making, const ValueBlock& values, bool bf16, cudaStream_t stream);
 
 // Operands that came quantised: what becomes one array in Params.
 struct Joined {
   Params params;
-  const PassScales *key_passes, *value_passes;                               // null: of an operand that quantize_any_recipe() makes
+  const PassScales *key_passes, *value_passes;                               // null: made by quantize_any_recipe(), or has none
   const int *query_any_nonfinite, *key_any_nonfinite, *value_any_nonfinite;  // null likewise
   bool prepares;                                                             // no quantizer has prepared for the attention kernel
 };

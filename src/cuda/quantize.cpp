@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// quantize() on a GPU: what it refuses, its memory, its launches. The operand is made by quantize_any_recipe(), alone.
+// quantize() on a GPU: what it refuses, its memory, its launches. One operand alone is made by quantize_any_recipe(). Keys and values
+// together are made by the quantizer that a call from tensors has.
 #include "cuda/quantize.h"
 
 #include <algorithm>
@@ -104,6 +105,45 @@ void check_memory(void* memory, std::size_t given, std::size_t needed, const cha
   require(given >= needed, what, " has ", given, " bytes; this call needs ", needed, " (", function, ")");
 }
 
+// The call's memory: of the results, and for what one kernel leaves to the next. What is not given is allocated.
+struct CallMemory {
+  std::byte* result;
+  std::byte* workspace;
+  std::shared_ptr<std::byte[]> owned;  // of the result
+  std::optional<StreamMemory> own_workspace;
+
+  CallMemory(const QuantizeOptions& o, std::size_t result_bytes, const char* result_function, std::size_t workspace_bytes, int device)
+      : result(static_cast<std::byte*>(o.memory)), workspace(static_cast<std::byte*>(o.workspace)) {
+    const auto stream = static_cast<cudaStream_t>(o.stream);
+    check_memory(o.memory, o.memory_bytes, result_bytes, "memory", result_function);
+    check_memory(o.workspace, o.workspace_bytes, workspace_bytes, "workspace", "quantize_workspace_size()");
+    require((o.memory && o.workspace) || !is_capturing(stream),
+            "the stream is being captured into a graph: give QuantizeOptions::memory and ::workspace");
+    if (!result) result = (owned = allocate(result_bytes)).get();
+    if (!workspace) workspace = own_workspace.emplace(workspace_bytes, device, stream).data();
+  }
+};
+
+// An operand that views x, as with Scaling::none.
+Quantized as_it_came(const Tensor& x, Role role, const Quant& quant, const QuantizeOptions& o) {
+  Quantized q;
+  q.role = role;
+  q.quant = quant;
+  q.starts.assign(o.starts.begin(), o.starts.end());
+  q.from = x.type;
+  q.values = x;
+  return q;
+}
+
+// Puts it into a block, which nobody has filled yet.
+void put_into(Quantized& q, std::byte* block, std::size_t bytes, const std::shared_ptr<std::byte[]>& owned) {
+  if (owned) q.storage.push_back(owned);
+  q.values = {block, q.quant.type, Device::cuda, q.values.device_id, q.values.shape, contiguous_strides(q.values.shape)};
+  q.block_bytes = bytes;
+}
+
+bool is_empty(const Tensor& x) { return x.shape[0] * x.shape[1] * x.shape[2] == 0; }
+
 }  // namespace
 
 std::size_t quantized_bytes(const Tensor& x, Role role, const Recipe& recipe, const QuantizeOptions& o) {
@@ -124,36 +164,22 @@ Quantized quantize(const Tensor& x, Role role, const Recipe& given, const Quanti
   check_tensor(x, role, given);
   check_keys(x, role, given, o);
   const Quant& quant = quant_of(given, role);
-  Quantized q;
-  q.role = role;
-  q.quant = quant;
-  q.starts.assign(o.starts.begin(), o.starts.end());
-  q.from = x.type;
-  q.values = x;
+  Quantized q = as_it_came(x, role, quant, o);
   if (quant.scaling == Scaling::none) return q;
   check_device(x, role, o);
 
-  // Memory: of the result, and for what one kernel leaves to the next.
   const auto stream = static_cast<cudaStream_t>(o.stream);
   const DeviceGuard guard(x.device_id);
-  q.block_bytes = cuda::quantized_bytes(x, role, given, o);
-  const std::size_t needed = quantize_workspace_bytes(x, role, given, o);
-  check_memory(o.memory, o.memory_bytes, q.block_bytes, "memory", "quantized_bytes()");
-  check_memory(o.workspace, o.workspace_bytes, needed, "workspace", "quantize_workspace_size()");
-  require((o.memory && o.workspace) || !is_capturing(stream),
-          "the stream is being captured into a graph: give QuantizeOptions::memory and ::workspace");
-  if (!o.memory) q.storage.push_back(allocate(q.block_bytes));
-  std::optional<StreamMemory> own;
-  std::byte* workspace = static_cast<std::byte*>(o.workspace);
-  if (!workspace) workspace = own.emplace(needed, x.device_id, stream).data();
-  q.values = {o.memory ? o.memory : q.storage.back().get(), quant.type, Device::cuda, x.device_id, x.shape, contiguous_strides(x.shape)};
-  if (x.shape[0] * x.shape[1] * x.shape[2] == 0) return q;
+  const std::size_t bytes = cuda::quantized_bytes(x, role, given, o);
+  const CallMemory memory(o, bytes, "quantized_bytes()", quantize_workspace_bytes(x, role, given, o), x.device_id);
+  put_into(q, memory.result, bytes, memory.owned);
+  if (is_empty(x)) return q;
 
   // Where everything lies.
   OperandPlan plan = plan_of_call(x, role, o);
   Params& p = plan.params;
   SequenceLayout* layouts = nullptr;
-  place_workspace(p, !o.starts.empty(), layouts, workspace);
+  place_workspace(p, !o.starts.empty(), layouts, memory.workspace);
   place_block(p, role, quant, static_cast<std::byte*>(q.values.data));
   Recipe recipe = given;
   if (role == Role::query && !o.keys) recipe.key.centre = Centre::none;  // then it has no corrections
@@ -170,15 +196,60 @@ Quantized quantize(const Tensor& x, Role role, const Recipe& given, const Quanti
   // Launches.
   const bool bf16 = x.type == DType::bf16;
   if (!plan.layouts.empty()) write_layouts(plan.layouts.data(), static_cast<int>(plan.layouts.size()), layouts, stream);
-  quantize_any_recipe(p, recipe, form_of(recipe, p.dim),
-                      {.query = role == Role::query,
-                       .key = role == Role::key,
-                       .value = role == Role::value,
-                       .centre = static_cast<const float*>(o.centre.data),
-                       .channels = static_cast<const float*>(o.channels.data)},
-                      bf16, stream);
-  write_details(p, role, bf16, stream);
+  const Making making{.query = role == Role::query,
+                      .key = role == Role::key,
+                      .value = role == Role::value,
+                      .centre = static_cast<const float*>(o.centre.data),
+                      .channels = static_cast<const float*>(o.channels.data)};
+  quantize_any_recipe(p, recipe, form_of(recipe, p.dim), making, bf16, stream);
+  write_details(p, making, {}, bf16, stream);
   return q;
+}
+
+KeysAndValues quantize_keys_and_values(const Tensor& key, const Tensor& value, const Recipe& recipe, const QuantizeOptions& of_key,
+                                       const QuantizeOptions& of_value) {
+  if (recipe.key.scaling == Scaling::none || recipe.value.scaling == Scaling::none)  // at most one block
+    return {cuda::quantize(key, Role::key, recipe, of_key), cuda::quantize(value, Role::value, recipe, of_value)};
+  check_tensor(key, Role::key, recipe);
+  check_tensor(value, Role::value, recipe);
+  if (key.type != value.type)
+    refuse(std::string("it takes key and value in one type, but they are ") + name(key.type) + ", " + name(value.type));
+  check_device(key, Role::key, of_key);
+  check_device(value, Role::value, of_value);
+
+  const auto stream = static_cast<cudaStream_t>(of_key.stream);
+  const DeviceGuard guard(key.device_id);
+  const std::size_t key_bytes = cuda::quantized_bytes(key, Role::key, recipe, of_key),
+                    value_bytes = cuda::quantized_bytes(value, Role::value, recipe, of_value);
+  const CallMemory memory(of_key, key_bytes + value_bytes, "quantized_bytes() of both",
+                          quantize_workspace_bytes(key, Role::key, recipe, of_key), key.device_id);
+  KeysAndValues both{as_it_came(key, Role::key, recipe.key, of_key), as_it_came(value, Role::value, recipe.value, of_value)};
+  put_into(both.key, memory.result, key_bytes, memory.owned);
+  put_into(both.value, memory.result + key_bytes, value_bytes, memory.owned);
+  if (is_empty(key)) return both;
+
+  // Where everything lies. The keys come last: their block has what both share.
+  OperandPlan plan = plan_of(key, Role::key, of_key.starts);
+  Params& p = plan.params;
+  p.value = plan_of(value, Role::value, of_value.starts).params.value;
+  SequenceLayout* layouts = nullptr;
+  place_workspace(p, !of_key.starts.empty(), layouts, memory.workspace);
+  place_block(p, Role::value, recipe.value, memory.result + key_bytes);
+  const ValueBlock values{p.passes, p.any_nonfinite};
+  place_block(p, Role::key, recipe.key, memory.result);
+
+  // Launches. quantize_chitu() samples always.
+  const bool bf16 = key.type == DType::bf16;
+  const Making making{.query = false,
+                      .centre = static_cast<const float*>(of_key.centre.data),
+                      .channels = static_cast<const float*>(of_value.channels.data)};
+  if (!plan.layouts.empty()) write_layouts(plan.layouts.data(), static_cast<int>(plan.layouts.size()), layouts, stream);
+  if (recipe == recipes::chitu && (p.dim == 64 || p.dim == 128) && !making.centre && !making.channels)
+    quantize_chitu(p, bf16, stream);
+  else
+    quantize_any_recipe(p, recipe, form_of(recipe, p.dim), making, bf16, stream);
+  write_details(p, making, values, bf16, stream);
+  return both;
 }
 
 namespace {

@@ -274,7 +274,7 @@ static void test_recipes(void) {
 }
 
 static void test_quantized(void) {
-  chitu_quantized *keys = NULL, *values = NULL, *queries = NULL, *frozen = NULL;
+  chitu_quantized *keys = NULL, *values = NULL, *queries = NULL, *frozen = NULL, *both[2] = {NULL, NULL};
   chitu_quantize_options qo;
   chitu_tensor centre, channels, part;
   chitu_operand a, b, c;
@@ -291,6 +291,20 @@ static void test_quantized(void) {
   expect(chitu_attention(&q, &k, &v, &out, &lse, NULL) == CHITU_OK, "as they came");
   expect(chitu_attention_quantized(&a, &b, &c, &out2, &lse2, NULL) == CHITU_OK, "quantised beforehand");
   expect(memcmp(out_data, out_2, sizeof out_data) == 0 && memcmp(lse_data, lse_2, sizeof lse_data) == 0, "the same bits");
+  expect(chitu_quantize_keys_and_values(&k, &v, "chitu", NULL, &both[0], &both[1]) == CHITU_OK, "keys and values at once");
+  b.quantized = both[0], c.quantized = both[1];
+  memset(out_2, 0, sizeof out_2);
+  expect(chitu_attention_quantized(&a, &b, &c, &out2, &lse2, NULL) == CHITU_OK, "made at once");
+  expect(memcmp(out_data, out_2, sizeof out_data) == 0, "made at once: the same bits");
+  bytes = 1;
+  expect(chitu_workspace_size_quantized(&a, &b, &c, &out2, &lse2, NULL, &bytes) == CHITU_OK && bytes == 0, "no workspace on the CPU");
+  expect_error(chitu_workspace_size_quantized(&a, &b, &c, &out2, &lse2, NULL, NULL), CHITU_BAD_ARGUMENT, "bytes is NULL");
+  expect_error(chitu_quantize_keys_and_values(&k, &q, "chitu", NULL, &both[0], &both[1]), CHITU_BAD_ARGUMENT, "it must be the key's");
+  expect_error(chitu_quantize_keys_and_values(&k, &v, "chitu", &qo, &both[0], &both[1]), CHITU_BAD_ARGUMENT, "keys are given");
+  expect_error(chitu_quantize_keys_and_values(&k, &v, "chitu", NULL, &both[0], NULL), CHITU_BAD_ARGUMENT, "quantized_value is NULL");
+  chitu_quantized_free(both[0]);
+  chitu_quantized_free(both[1]);
+  b.quantized = keys;
   c.quantized = NULL;
   c.tensor = &v;
   memset(out_2, 0, sizeof out_2);

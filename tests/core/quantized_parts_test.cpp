@@ -2,9 +2,12 @@
 // A Quantized that was stored, sent and put together again may have come to harm: each part is damaged, and must be refused by name.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 
+#include "common/numbers.h"
 #include "support.h"
 
 namespace chitu::test {
@@ -225,6 +228,52 @@ TEST_F(Parts, MayBeViews) {
   q.scales.shape[2] = q.quant.groups.count(16);
   std::erase_if(q.nonfinite, [](const NonFinite& n) { return n.token >= 16; });
   EXPECT_NO_THROW(attention(q, k, v, {part, part_lse}, options_));
+}
+
+// Keys and values at once are those of two calls, with given vectors too.
+TEST(KeysAndValues, AtOnceAreThoseOfTwoCalls) {
+  Random random(23);
+  const std::vector<std::int64_t> packed{0, 77, 77, 300};
+  for (const Method& method : methods)
+    for (const auto& starts : {std::vector<std::int64_t>{}, packed}) {
+      const Recipe& recipe = method.recipe;
+      SCOPED_TRACE(method.name);
+      const std::int64_t batch = starts.empty() ? 2 : 1, sequences = starts.empty() ? 2 : 3;
+      const Array k = normal(random, DType::f32, {batch, 2, 300, 64});
+      Array v = normal(random, DType::f32, {batch, 2, 300, 64}), vector(DType::f32, {sequences, 2, 1, 64});
+      v.set(0, 1, 200, 3, 100);  // a key that needs a residual plane
+      vector.fill([&](auto...) { return 0.5f + std::fabs(random.normal()); });
+      QuantizeOptions of_key{.starts = starts}, of_value{.starts = starts}, o{.starts = starts};
+      for (const bool given : {false, true}) {
+        if (given && recipe.key.centre != Centre::none) o.centre = of_key.centre = vector.tensor();
+        if (given && recipe.value.scaling == Scaling::tile) o.channels = of_value.channels = vector.tensor();
+        const KeysAndValues both = quantize_keys_and_values(k, v, recipe, o);
+        const Quantized key = quantize(k, Role::key, recipe, of_key), value = quantize(v, Role::value, recipe, of_value);
+        EXPECT_EQ(both.key.role, Role::key);
+        EXPECT_EQ(both.value.role, Role::value);
+        EXPECT_EQ(both.value.residual_of, value.residual_of);
+        for (const auto& [got, want] : {std::pair{&both.key, &key}, {&both.value, &value}})
+          for (const auto part : quantized_parts) {
+            const Tensor &x = (*got).*part, &y = (*want).*part;
+            ASSERT_EQ(x.shape, y.shape);
+            for (std::int64_t b = 0; y.data && b < y.shape[0]; ++b)
+              for (std::int64_t h = 0; h < y.shape[1]; ++h)
+                for (std::int64_t t = 0; t < y.shape[2]; ++t)
+                  ASSERT_EQ(std::memcmp(row(x, b, h, t), row(y, b, h, t), static_cast<std::size_t>(y.shape[3] * bytes(y.type))), 0);
+          }
+      }
+    }
+}
+
+TEST(KeysAndValues, ThatDoNotFitAreRefused) {
+  Random random(24);
+  const Array k = normal(random, DType::f32, {1, 2, 30, 64}), v = normal(random, DType::f32, {1, 2, 31, 64});
+  expect_error([&] { (void)quantize_keys_and_values(k, v, recipes::chitu); }, ErrorCode::bad_argument,
+               {"value has shape [1, 2, 31, 64]", "it must be the key's, [1, 2, 30, 64]"});
+  const Quantized key = quantize(k, Role::key, recipes::chitu);
+  expect_error([&] { (void)quantize_keys_and_values(k, k, recipes::chitu, {.keys = &key}); }, ErrorCode::bad_argument, {"keys are given"});
+  expect_error([&] { (void)quantize_keys_and_values(k, k, recipes::sage2, {.channels = k.tensor()}); }, ErrorCode::bad_argument,
+               {"channels are given"});
 }
 
 }  // namespace

@@ -115,6 +115,10 @@ struct Case {
     if (recipe.key.sorted) o.keys = &of;
     return quantize(value.tensor(), Role::value, recipe, o);
   }
+  KeysAndValues both(const Recipe& recipe, QuantizeOptions o = {}) const {
+    o.starts = key_starts;
+    return quantize_keys_and_values(key.tensor(), value.tensor(), recipe, o);
+  }
   Quantized queries(const Recipe& recipe, const Quantized& of, QuantizeOptions o = {}) const {
     o.starts = query_starts;
     if (recipe.key.scaling != Scaling::none) o.keys = &of;
@@ -202,6 +206,65 @@ TEST_P(GpuQuantized, AttentionIsThatOfTheTensors) {
         }
 }
 
+// Keys and values that were quantised together are what a call makes of the tensors: the result is the same to the bit.
+TEST_P(GpuQuantized, KeysAndValuesTogetherAreThoseOfACall) {
+  const Recipe& recipe = GetParam().recipe;
+  for (const DType type : {DType::bf16, DType::f16})
+    for (const std::int64_t dim : {64, 72, 128, 256})
+      for (const bool packed : {false, true}) {
+        SCOPED_TRACE(std::string(name(type)) + ", dim " + std::to_string(dim) + (packed ? ", packed" : ""));
+        Random random(71);
+        const Case c(random, type, packed ? 1 : 2, 700, 900, dim, packed ? Starts{0, 1, 300, 300, 700} : Starts{},
+                     packed ? Starts{0, 77, 77, 300, 900} : Starts{});
+        const KeysAndValues both = c.both(recipe);
+        for (const Window& window : {everything, causal}) {
+          const Options o{.recipe = recipe, .window = window};
+          const GpuResult want = c.attend(c.query.tensor(), c.key.tensor(), c.value.tensor(), o),
+                          got = c.attend(c.query.tensor(), both.key, both.value, o);
+          EXPECT_EQ(got.out, want.out);
+          EXPECT_EQ(got.lse, want.lse);
+        }
+        if (recipe.key.scaling == Scaling::none) continue;
+        const Quantized query = c.queries(recipe, both.key);
+        const GpuResult want = c.attend(c.query.tensor(), both.key, both.value, {.recipe = recipe}),
+                        got = c.attend(query, both.key, both.value, {.recipe = recipe});
+        EXPECT_LE(relative_l1(got.out, want.out), 6e-3);
+        EXPECT_LE(difference(got.lse, to_double(want.lse)).largest, 3e-3);
+      }
+}
+
+// The same numbers as on the CPU, but for rounding; with given vectors too, and one head's residual planes.
+TEST_P(GpuQuantized, KeysAndValuesTogetherAreWhatTheCpuMakes) {
+  const Recipe& recipe = GetParam().recipe;
+  if (recipe.key.scaling == Scaling::none || recipe.value.scaling == Scaling::none) return;
+  const bool inexact = recipe.key.rotated || recipe.value.scaling == Scaling::tile, vectors = recipe.value.scaling == Scaling::tile;
+  for (const std::int64_t dim : {64, 72, 128})
+    for (const Starts& starts : {Starts{}, Starts{0, 1, 130, 130, 500}})
+      for (const bool given : {false, true}) {
+        if (given && !vectors) continue;
+        SCOPED_TRACE("dim " + std::to_string(dim) + (starts.empty() ? "" : ", packed") + (given ? ", vectors given" : ""));
+        Random random(72);
+        const std::int64_t sequences = starts.empty() ? 2 : 4;
+        const Array k = normal(random, DType::bf16, {starts.empty() ? 2 : 1, 2, 500, dim});
+        Array v = normal(random, DType::bf16, k.tensor().shape), centre(DType::f32, {sequences, 2, 1, dim}),
+              channels(DType::f32, {sequences, 2, 1, dim});
+        v.set(0, 1, 200, 3, 100);
+        centre.fill([&](auto, auto h, auto, auto x) { return static_cast<float>(h) - static_cast<float>(x % 4) / 4; });
+        channels.fill([&](auto...) { return 0.5f + std::fabs(random.normal()); });
+        const GpuArray gpu_k(k), gpu_v(v), gpu_centre(centre), gpu_channels(channels);
+        QuantizeOptions here{.starts = starts}, there{.starts = starts};
+        if (given) {
+          here.centre = centre.tensor(), here.channels = channels.tensor();
+          there.centre = gpu_centre.tensor(), there.channels = gpu_channels.tensor();
+        }
+        const KeysAndValues got = quantize_keys_and_values(gpu_k.tensor(), gpu_v.tensor(), recipe, there),
+                            want = quantize_keys_and_values(k, v, recipe, here);
+        expect_parts(to_host(got.key), want.key, inexact ? 0.01 : 0, inexact ? 1e-4f : 1e-6f);
+        expect_parts(to_host(got.value, {.keys = recipe.key.sorted ? &got.key : nullptr}), want.value, inexact ? 0.01 : 0,
+                     inexact ? 1e-4f : 1e-6f);
+      }
+}
+
 // Few queries and many keys are split along the keys; one text's keys serve many queries.
 TEST_P(GpuQuantized, LongAndShortKeys) {
   for (const auto& [queries, keys] : {std::pair{3, 9000}, {1000, 77}}) {
@@ -234,9 +297,11 @@ TEST_P(GpuQuantized, NaNAndInfinityReachTheirRows) {
   };
   const Quantized key = quantize(gpu_k.tensor(), Role::key, recipe), query = quantize(gpu_q.tensor(), Role::query, recipe, {.keys = &key}),
                   value = quantize(gpu_v.tensor(), Role::value, recipe, {.keys = recipe.key.sorted ? &key : nullptr});
+  const KeysAndValues both = quantize_keys_and_values(gpu_k.tensor(), gpu_v.tensor(), recipe);
   for (const Window& window : {everything, causal}) {
     const std::vector<float> want = attend(gpu_q.tensor(), gpu_k.tensor(), gpu_v.tensor(), window);
-    for (const std::vector<float>& got : {attend(gpu_q.tensor(), key, value, window), attend(query, key, value, window)})
+    for (const std::vector<float>& got : {attend(gpu_q.tensor(), key, value, window), attend(query, key, value, window),
+                                          attend(gpu_q.tensor(), both.key, both.value, window)})
       for (std::size_t i = 0; i < want.size(); ++i) {
         const std::size_t row = i / 128 % 600, channel = i % 128;
         const bool edge = window == causal && row >= 300 && row < 384 && i / 128 / 600 < 2;  // of the tile with two such values
@@ -251,6 +316,17 @@ TEST_P(GpuQuantized, NaNAndInfinityReachTheirRows) {
       }
   }
   expect_error([&] { (void)to_host(key); }, ErrorCode::bad_argument, {"NaN or infinity"});
+  expect_error([&] { (void)to_host(both.key); }, ErrorCode::bad_argument, {"NaN or infinity"});
+  // Each says it of itself, not of what was made together with it.
+  const Array finite = normal(random, DType::bf16, {1, 2, 600, 128});
+  const GpuArray gpu_finite(finite);
+  if (recipe.value.scaling == Scaling::none) return;
+  const KeysAndValues bad_keys = quantize_keys_and_values(gpu_k.tensor(), gpu_finite.tensor(), recipe),
+                      bad_values = quantize_keys_and_values(gpu_finite.tensor(), gpu_v.tensor(), recipe);
+  (void)to_host(bad_keys.value, {.keys = recipe.key.sorted ? &bad_keys.key : nullptr});
+  (void)to_host(bad_values.key);
+  expect_error([&] { (void)to_host(bad_keys.key); }, ErrorCode::bad_argument, {"NaN or infinity"});
+  expect_error([&] { (void)to_host(bad_values.value); }, ErrorCode::bad_argument, {"NaN or infinity"});
 }
 
 // Captured once with the caller's memory, replayed with other numbers.
@@ -352,6 +428,16 @@ TEST_F(Gpu, QuantizedOperandsThatDoNotFitAreRefused) {
   quantize_refused(Role::key, {.memory = memory, .memory_bytes = 256}, "memory has 256 bytes; this call needs");
   quantize_refused(Role::key, {.memory = static_cast<std::byte*>(memory) + 8, .memory_bytes = 1 << 30}, "no multiple of 256");
   quantize_refused(Role::key, {.workspace = memory, .workspace_bytes = 1}, "workspace has 1 bytes");
+
+  const auto both_refused = [&](const Tensor& v, const QuantizeOptions& o, ErrorCode code, const std::string& text) {
+    expect_error([&] { (void)quantize_keys_and_values(c.key.tensor(), v, recipe, o); }, code, {text});
+  };
+  const std::size_t bytes = quantized_bytes(c.key.tensor(), Role::key, recipe) + quantized_bytes(c.value.tensor(), Role::value, recipe);
+  const GpuArray f16(normal(random, DType::f16, {1, 2, 500, 128}));
+  both_refused(c.query.tensor(), {}, ErrorCode::bad_argument, "it must be the key's");
+  both_refused(f16.tensor(), {}, ErrorCode::unsupported, "in one type");
+  both_refused(c.value.tensor(), {.keys = &key}, ErrorCode::bad_argument, "keys are given");
+  both_refused(c.value.tensor(), {.memory = memory, .memory_bytes = bytes - 1}, ErrorCode::bad_argument, "quantized_bytes() of both");
 }
 
 TEST_F(GpuSmall, QuantizedOperands) {
@@ -360,9 +446,11 @@ TEST_F(GpuSmall, QuantizedOperands) {
       Random random(70);
       const Case c(random, DType::bf16, 1, 150, 200, dim, {0, 50, 150}, {0, 60, 200});
       const Quantized key = c.keys(recipe), value = c.values(recipe, key), query = c.queries(recipe, key);
+      const KeysAndValues both = c.both(recipe);
       const Options o{.recipe = recipe, .window = causal};
       const GpuResult want = c.attend(c.query.tensor(), c.key.tensor(), c.value.tensor(), o);
-      for (const GpuResult& got : {c.attend(c.query.tensor(), key, value, o), c.attend(query, key, value, o)})
+      for (const GpuResult& got :
+           {c.attend(c.query.tensor(), key, value, o), c.attend(query, key, value, o), c.attend(c.query.tensor(), both.key, both.value, o)})
         EXPECT_LE(relative_l1(got.out, want.out), 6e-3);
     }
 }

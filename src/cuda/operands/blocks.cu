@@ -6,6 +6,7 @@
 #include "cuda/launch.h"
 #include "cuda/operands/numbers.cuh"
 #include "cuda/operands/sequences.cuh"
+#include "cuda/ptx/async.h"
 
 namespace chitu::cuda {
 namespace {
@@ -14,19 +15,34 @@ constexpr int detail_threads = 128, join_threads = 256;
 
 struct DetailsJob {
   Params params;
-  Role role;
+  Making making;
+  ValueBlock values;
 };
+
+// Keys and values that were made together have one array of passes, and one any_nonfinite: the keys'. The values get their part.
+__device__ __forceinline__ void hand_out(const DetailsJob& job) {
+  const Params& p = job.params;
+  const int thread = static_cast<int>(blockIdx.x * detail_threads + threadIdx.x), threads = static_cast<int>(gridDim.x) * detail_threads,
+            passes = 2 * p.key_tiles * p.kv_heads;
+  if (thread == 0) *job.values.any_nonfinite = *p.any_nonfinite;
+  for (int i = thread; i < passes; i += threads)
+    reinterpret_cast<int4*>(job.values.passes + i)[1] = reinterpret_cast<const int4*>(p.passes + i)[1];
+}
 
 // A CTA takes one marked tile after another. As a rule there is none.
 template <class T, bool is_query>
 __global__ void __launch_bounds__(detail_threads) details_kernel(const __grid_constant__ DetailsJob job) {
   const Params& p = job.params;
+  ptx::wait_for_previous();
+  if (!is_query && job.values.passes) hand_out(job);
   if (*p.any_nonfinite == 0) return;
-  const bool is_value = job.role == Role::value;
-  const View& in = is_query ? p.query : is_value ? p.value : p.key;
-  const std::uint8_t* const marked = is_query ? p.nonfinite_queries : is_value ? p.nonfinite_values : p.nonfinite_keys;
-  const int count = is_query ? p.query_tiles * p.heads : p.key_tiles * p.kv_heads, chunks = p.dim / 8;
-  for (int index = static_cast<int>(blockIdx.x); index < count; index += static_cast<int>(gridDim.x)) {
+  const int count = is_query ? p.query_tiles * p.heads : p.key_tiles * p.kv_heads, chunks = p.dim / 8, keys = job.making.key ? count : 0,
+            units = is_query ? count : keys + (job.making.value ? count : 0);
+  for (int unit = static_cast<int>(blockIdx.x); unit < units; unit += static_cast<int>(gridDim.x)) {
+    const bool is_value = !is_query && unit >= keys;
+    const int index = is_value ? unit - keys : unit;
+    const View& in = is_query ? p.query : is_value ? p.value : p.key;
+    const std::uint8_t* const marked = is_query ? p.nonfinite_queries : is_value ? p.nonfinite_values : p.nonfinite_keys;
     if (!marked[index]) continue;
     NonFiniteTile& details = (is_query ? p.query_details : is_value ? p.value_details : p.key_details)[index];
     for (int i = static_cast<int>(threadIdx.x); i < static_cast<int>(sizeof(NonFiniteTile) / 4); i += detail_threads)
@@ -78,15 +94,14 @@ __global__ void __launch_bounds__(join_threads) join_kernel(const __grid_constan
 
 }  // namespace
 
-void write_details(const Params& p, Role role, bool bf16, cudaStream_t stream) {
-  const bool is_query = role == Role::query;
-  const int tiles = is_query ? p.query_tiles * p.heads : p.key_tiles * p.kv_heads;
-  const Grid grid{.blocks = static_cast<unsigned>(std::min(tiles, 256)), .threads = detail_threads};
-  const DetailsJob job{p, role};
+void write_details(const Params& p, const Making& making, const ValueBlock& values, bool bf16, cudaStream_t stream) {
+  const int tiles = making.query ? p.query_tiles * p.heads : p.key_tiles * p.kv_heads;
+  const Grid grid{.blocks = static_cast<unsigned>(std::min(tiles, 256)), .threads = detail_threads, .overlaps = true};
+  const DetailsJob job{p, making, values};
   if (bf16)
-    launch(is_query ? details_kernel<__nv_bfloat16, true> : details_kernel<__nv_bfloat16, false>, grid, stream, job);
+    launch(making.query ? details_kernel<__nv_bfloat16, true> : details_kernel<__nv_bfloat16, false>, grid, stream, job);
   else
-    launch(is_query ? details_kernel<__half, true> : details_kernel<__half, false>, grid, stream, job);
+    launch(making.query ? details_kernel<__half, true> : details_kernel<__half, false>, grid, stream, job);
 }
 
 void join_operands(const Joined& joined, cudaStream_t stream) {

@@ -83,7 +83,7 @@ void start(const QuantizeParams& p, cudaStream_t stream) {
           .channels = p.channels,
           .any_nonfinite = p.any_nonfinite});
   const int tiles_of_unit = 128 / dim, units = (p.key_tiles * p.kv_heads + tiles_of_unit - 1) / tiles_of_unit,
-            preparing = std::clamp(range_count(p) / quantize_threads, 1, 128);
+            preparing = p.items_taken ? std::clamp(range_count(p) / quantize_threads, 1, 128) : 0;
   launch(
       quantize_kernel<T, dim, padded>,
       {.blocks = static_cast<unsigned>(units + preparing), .threads = quantize_threads, .shared_bytes = sizeof(Shared), .overlaps = true},
