@@ -125,6 +125,7 @@ Json json_of(const Workload& w, const Truth& truth, const Row& r) {
               {"attention_tflops", known(r.attention_tflops)},
               {"quantise_gb_s", known(r.quantise_gb_s)},
               {"sm_mhz", m.sm_mhz ? Json(*m.sm_mhz) : Json()},
+              {"joules", m.joules ? Json(*m.joules) : Json()},
               {"peak_percent", known(r.peak_percent)},
               {"speedup", known(r.speedup)}});
   return row;
@@ -157,7 +158,8 @@ std::vector<std::string> gpu_cells(const Row& r) {
           cell(r.tflops, "{:.0f}"),
           cell(r.speedup, "{:.2f}x"),
           std::to_string(m.runs),
-          m.sm_mhz ? std::to_string(*m.sm_mhz) : "-"};
+          m.sm_mhz ? std::to_string(*m.sm_mhz) : "-",
+          m.joules ? fmt::format("{:.3g}", *m.joules) : "-"};
 }
 
 Table table_of(const Workload& w, const std::vector<Row>& rows) {
@@ -167,7 +169,7 @@ Table table_of(const Workload& w, const std::vector<Row>& rows) {
   };
   Table table{.header = {"method", "max diff", "mean diff", "rel L1", "LSE max", "LSE mean"}, .rows = {}};
   append(table.header, gpu ? std::vector<std::string>{"quantise ms", "min ... max", "GB/s", "of a copy", "attention ms", "min ... max",
-                                                      "TFLOPS", "total ms", "min ... max", "TFLOPS", "speed-up", "runs", "SM MHz"}
+                                                      "TFLOPS", "total ms", "min ... max", "TFLOPS", "speed-up", "runs", "SM MHz", "J"}
                            : std::vector<std::string>{"quantise ms", "attention ms", "total ms", "min ... max", "TFLOPS", "of peak",
                                                       "speed-up", "timed rows"});
   for (const Row& r : rows) {
@@ -207,7 +209,8 @@ void print_heading(const BenchFlags& flags, const std::string& machine, Device d
             "GB/s: each tensor that the quantise step quantises, read once and written once in its new type, over its time. Of a copy: "
             "its time over that of a copy in GPU memory which moves as many bytes.\n"
             "TFLOPS: 4 x dim operations for each visible pair of query and key, over the time before it. SM MHz: the clock, read under "
-            "this work.\n");
+            "this work. J: joules of a whole call, the mean power of the GPU over half a second of calls back to back times the time of "
+            "one; - where the driver has no energy counter.\n");
   fmt::print("Differences: to double precision, on the output in the type of the data.\n");
 }
 

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <thread>
 
+#include "cli/measure/energy.h"
 #include "cuda/call.h"
 #include "cuda/launch.h"
 #include "dispatch.h"
@@ -21,8 +22,8 @@ using cuda::check;
 
 constexpr int device = 0;
 
-// The driver's management library, which is installed beside it. It is opened at run time; without it the clock and the version are
-// unknown.
+// The driver's management library, which is installed beside it. It is opened at run time; without it the clock, the energy and the
+// version are unknown.
 class Nvml {
  public:
   explicit Nvml(int index) {
@@ -47,6 +48,13 @@ class Nvml {
     unsigned mhz = 0;
     if (!device_ || call<int(void*, int, unsigned*)>("nvmlDeviceGetClockInfo", device_, sm_clock, &mhz) != 0) return {};
     return static_cast<int>(mhz);
+  }
+
+  // What the GPU has used since its driver was loaded.
+  std::optional<std::uint64_t> millijoules() const {
+    unsigned long long used = 0;
+    if (!device_ || call<int(void*, unsigned long long*)>("nvmlDeviceGetTotalEnergyConsumption", device_, &used) != 0) return {};
+    return used;
   }
 
  private:
@@ -90,6 +98,11 @@ class Event {
   ~Event() { (void)cudaEventDestroy(event_); }
   void record() const { check(cudaEventRecord(event_)); }
   void wait() const { check(cudaEventSynchronize(event_)); }
+  bool passed() const {
+    const cudaError_t state = cudaEventQuery(event_);
+    if (state != cudaErrorNotReady) check(state);
+    return state == cudaSuccess;
+  }
   double milliseconds_since(const Event& start) const {
     wait();
     float ms = 0;
@@ -170,6 +183,7 @@ class GpuMeter : public Meter {
 
   Measurement finish() override {
     result_.sm_mhz = clock_under_way();
+    result_.joules = joules_under_way();
     require_unchanged(result_, results(), truth_);
     std::vector<double> quantise, attend, total, copy;
     for (const auto& m : marks_) {
@@ -186,9 +200,11 @@ class GpuMeter : public Meter {
   }
 
  private:
-  static constexpr double long_ms = 1000;  // a call this long needs no second one to warm up
-  static constexpr double lead_ms = 20;    // of other calls, queued before a timed span on an idle GPU
-  static constexpr double clock_ms = 200;  // of work under way while the clock is read
+  static constexpr double long_ms = 1000;          // a call this long needs no second one to warm up
+  static constexpr double lead_ms = 20;            // of other calls, queued before a timed span on an idle GPU
+  static constexpr double clock_ms = 200;          // of work under way while the clock is read
+  static constexpr double batch_ms = 10;           // of calls queued at a time while energy is read
+  static constexpr double energy_limit_ms = 3000;  // a counter that has not moved enough by then tells nothing
 
   // Reading and writing so many bytes moves as much as the quantise step must.
   std::size_t copied_bytes() const {
@@ -240,12 +256,45 @@ class GpuMeter : public Meter {
 
   // The clock while the last run is under way. If that run would be over too soon, more calls follow it.
   std::optional<int> clock_under_way() const {
-    static const Nvml nvml(device);
     marks_.back()->start.wait();
     const auto begin = std::chrono::steady_clock::now();
     for (double ms = call_ms_; ms < clock_ms; ms += call_ms_) call();
     std::this_thread::sleep_until(begin + std::chrono::duration<double, std::milli>(clock_ms / 2));
-    return nvml.sm_mhz();
+    return nvml().sm_mhz();
+  }
+
+  // The mean power under calls back to back, times the time of one of them.
+  std::optional<double> joules_under_way() const {
+    if (!nvml().millijoules()) return {};
+    check(cudaDeviceSynchronize());
+    const auto begin = std::chrono::steady_clock::now();
+    const auto now = [&] { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count(); };
+    EnergyReadings readings;
+    const auto read = [&] {
+      if (const auto used = nvml().millijoules()) readings.add(now(), *used);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    };
+    const int batch = std::max(1, static_cast<int>(batch_ms / std::max(call_ms_, 1e-3)));
+    const Event start;
+    const std::array<Event, 2> ends;  // two batches are queued at any time, so that the GPU never rests
+    start.record();
+    std::int64_t batches = 0;
+    for (; batches < 2 || (!readings.enough() && now() < energy_limit_ms); ++batches) {
+      const Event& end = ends[static_cast<std::size_t>(batches % 2)];
+      for (bool waits = batches >= 2; waits; waits = !end.passed()) read();
+      for (int i = 0; i < batch; ++i) call();
+      end.record();
+    }
+    const Event& last = ends[static_cast<std::size_t>((batches - 1) % 2)];
+    while (!readings.enough() && !last.passed()) read();  // two long calls may last beyond the limit
+    const double call_ms = last.milliseconds_since(start) / static_cast<double>(batches * batch);
+    if (!readings.enough()) return {};
+    return readings.watts() * call_ms / 1000;
+  }
+
+  static const Nvml& nvml() {
+    static const Nvml library(device);
+    return library;
   }
 
   const Workload& workload_;

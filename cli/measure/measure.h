@@ -39,6 +39,7 @@ struct Measurement {
   std::optional<std::int64_t> sampled_rows{};
   bool attention_quantises_queries = false;  // on a GPU: then the quantise step makes keys and values only
   std::optional<int> sm_mhz{};               // a GPU's clock under this work; absent where the driver does not tell
+  std::optional<double> joules{};            // that the whole GPU uses in a call, calls back to back; absent where the driver does not tell
   std::string refused{};                     // why the GPU does not run the method; the rest is then not a number. Never on a CPU
 };
 

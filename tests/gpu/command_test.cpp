@@ -120,6 +120,10 @@ TEST_F(GpuCommand, BenchWritesCompleteAndConsistentRows) {
     if (row.at("sm_mhz").is_number()) {
       EXPECT_GT(row.at("sm_mhz").get<int>(), 100);
     }
+    if (row.at("joules").is_number()) {  // between what an idle GPU and one at 2 kW would use
+      EXPECT_GT(row.at("joules").get<double>(), .02 * ms);
+      EXPECT_LT(row.at("joules").get<double>(), 2 * ms);
+    }
     if (method == "exact") exact_ms[row.at("tokens")] = ms;
     if (exact_ms.count(row.at("tokens"))) {
       EXPECT_NEAR(row.at("speedup"), exact_ms[row.at("tokens")] / ms, 1e-9);
