@@ -40,13 +40,16 @@ bool fits_tensor_map(const Tensor& t) {
   return true;
 }
 
-// Finds the first kernel that takes the call; null if none does. A kernel that quantises queries copies them by a tensor map, and some
-// strides have none. A kernel that leaves all three operands to quantize_any_recipe() then takes the call.
+// Finds the first kernel that takes the call; null if none does. Kernels that read the caller's tensors copy them by tensor maps, and some
+// strides have none. Nor do direct kernels take a scale of 0 or below, for which the quantizer changes the queries' sign. A kernel that
+// leaves all three operands to quantize_any_recipe() then takes the call.
 const AttentionKernel* find_kernel(const Architecture& architecture, const Problem& p) {
   const Tensor& q = p.query.tensor();
+  const bool maps = fits_tensor_map(q), all_maps = maps && fits_tensor_map(p.key.tensor()) && fits_tensor_map(p.value.tensor());
   const auto takes = [&](const AttentionKernel& k) {
-    return *k.recipe == p.options.recipe && k.input == q.type && k.dim == padded_dim(p.dim()) &&
-           (!k.quantizes_queries || (k.dim == p.dim() && fits_tensor_map(q)));
+    if (*k.recipe != p.options.recipe || k.input != q.type) return false;
+    if (k.direct) return p.dim() <= k.dim && p.scale() > 0 && all_maps;
+    return k.dim == padded_dim(p.dim()) && (!k.quantizes_queries || (k.dim == p.dim() && maps));
   };
   const auto found = std::find_if(architecture.kernels.begin(), architecture.kernels.end(), takes);
   return found == architecture.kernels.end() ? nullptr : &*found;
@@ -134,11 +137,18 @@ Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vec
 }
 
 // Gives the arrays their places; returns the bytes of all.
-std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayout*& layouts, std::byte* memory) {
+std::size_t lay_out(Params& r, const Problem& p, const AttentionKernel& kernel, SequenceLayout*& layouts, std::byte* memory) {
+  const Form& form = kernel.form;
   const bool table = !p.alike();
   const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads, queries = r.tuned_quantizer ? 0 : query_tiles * tile_tokens,
                      key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads;
   Arena arena(memory);
+  arena.take(r.items_taken, table || !kernel.direct);
+  arena.take(r.pieces, std::int64_t{split_item_count(r)} * r.split.pieces * (form.block_queries / 16) * piece_vectors(form.dim) * 32);
+  arena.take(r.pieces_done, std::int64_t{split_item_count(r)} * most_warps);
+  arena.take(layouts, table ? r.sequences : 0);
+  r.layouts = table ? layouts : nullptr;
+  if (kernel.direct) return arena.bytes();
   std::uint16_t* centre;
   arena.take(r.queries, queries * form.dim * form.score_bytes);
   arena.take(r.query_scale, queries / form.query_scale_rows);
@@ -151,17 +161,12 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   arena.take(r.orders, form.sorted ? key_tiles * tile_tokens : 0);
   arena.take(r.key_scale, form.scale_each_key ? key_tiles * tile_tokens : 0);
   arena.take(r.ranges, std::int64_t{tile_tokens} * (table ? r.query_tiles : tiles_of(r.same.queries)));
-  arena.take(r.items_taken, 1);
-  arena.take(r.pieces, std::int64_t{split_item_count(r)} * r.split.pieces * (form.block_queries / 16) * piece_vectors(form.dim) * 32);
-  arena.take(r.pieces_done, std::int64_t{split_item_count(r)} * most_warps);
   arena.take(r.any_nonfinite, 1);
   arena.take(r.nonfinite_queries, query_tiles);
   arena.take(r.nonfinite_keys, key_tiles);
   arena.take(r.nonfinite_values, key_tiles);
   arena.take(r.statistics, r.tuned_quantizer ? 0 : statistics_count(r));
-  arena.take(layouts, table ? r.sequences : 0);
   r.centre = centre;
-  r.layouts = table ? layouts : nullptr;
   return arena.bytes();
 }
 
@@ -199,22 +204,22 @@ std::size_t workspace_bytes(const Architecture& architecture, const Problem& p) 
   const AttentionKernel& kernel = *find_kernel(architecture, p);
   Params r = params_of(p, kernel, layouts_of(p, kernel.form));
   SequenceLayout* layouts = nullptr;
-  return lay_out(r, p, kernel.form, layouts, nullptr);
+  return lay_out(r, p, kernel, layouts, nullptr);
 }
 
 Call::Call(const Problem& p) : Call(architecture_of(p), p) {}
 
 Call::Call(const Architecture& architecture, const Problem& p)
     : kernel_(*find_kernel(architecture, p)),
-      query_(p.query.tensor()),
+      operands_{p.query.tensor(), p.key.tensor(), p.value.tensor()},
       stream_(static_cast<cudaStream_t>(p.options.stream)),
-      guard_(query_.device_id) {
+      guard_(operands_.query.device_id) {
   std::vector<SequenceLayout> layouts = layouts_of(p, kernel_.form);
   params_ = params_of(p, kernel_, layouts);
   std::byte* memory = static_cast<std::byte*>(p.options.workspace);
   require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
-  if (!memory) memory = memory_.emplace(lay_out(params_, p, kernel_.form, layouts_on_gpu_, nullptr), query_.device_id, stream_).data();
-  lay_out(params_, p, kernel_.form, layouts_on_gpu_, memory);
+  if (!memory) memory = memory_.emplace(lay_out(params_, p, kernel_, layouts_on_gpu_, nullptr), operands_.query.device_id, stream_).data();
+  lay_out(params_, p, kernel_, layouts_on_gpu_, memory);
   if (!p.alike()) {
     layouts.pop_back();
     layouts_ = std::move(layouts);
@@ -223,15 +228,18 @@ Call::Call(const Architecture& architecture, const Problem& p)
 
 void Call::quantize() const {
   if (!layouts_.empty()) write_layouts(layouts_.data(), params_.sequences, layouts_on_gpu_, stream_);
-  if (params_.tuned_quantizer)
+  if (kernel_.direct) {
+    if (params_.layouts || split_item_count(params_) > 0) clear_counters(params_, stream_);
+  } else if (params_.tuned_quantizer)
     quantize_chitu(params_, is_bf16(), stream_);
   else
     quantize_any_recipe(params_, *kernel_.recipe, kernel_.form, is_bf16(), stream_);
 }
 
 void Call::attend() const {
-  const int processors = multiprocessors(query_.device_id);
-  kernel_.start(params_, query_, processors, stream_);
+  const int processors = multiprocessors(operands_.query.device_id);
+  kernel_.start(params_, operands_, processors, stream_);
+  if (kernel_.direct) return;
   spoil_nonfinite(params_, is_bf16(), processors, stream_);
 }
 

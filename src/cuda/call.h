@@ -27,13 +27,13 @@ class Call {
   Call(const Architecture& architecture, const Problem& problem);
   void quantize() const;
   void attend() const;
-  bool attention_quantizes_queries() const { return params_.tuned_quantizer; }  // then quantize() makes keys and values only
+  bool attention_quantizes_queries() const { return params_.tuned_quantizer || kernel_.direct; }  // then quantize() makes keys and values only, or nothing
 
  private:
-  bool is_bf16() const { return query_.type == DType::bf16; }
+  bool is_bf16() const { return operands_.query.type == DType::bf16; }
 
   const AttentionKernel& kernel_;
-  Tensor query_;
+  Operands operands_;
   cudaStream_t stream_;
   DeviceGuard guard_;
   std::vector<SequenceLayout> layouts_;  // of a call whose sequences are not all alike

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "chitu/tensor.h"
 #include "cuda/operands/layout.h"
 #include "cuda/schedule.h"
 
@@ -62,6 +63,11 @@ struct Params : QuantizeParams {
   double* statistics;     // [statistics_count()]
 };
 
+// The tensors of a call, for whoever reads them by tensor maps.
+struct Operands {
+  Tensor query, key, value;
+};
+
 // Items of the attention kernel that are taken in pieces.
 __host__ __device__ inline int split_item_count(const QuantizeParams& p) { return p.blocks * p.heads - p.split.whole; }
 
@@ -85,6 +91,7 @@ void write_layouts(const SequenceLayout* layouts, int count, SequenceLayout* to,
 void quantize_chitu(const QuantizeParams& params, bool bf16, cudaStream_t stream);  // keys and values of chitu, dim 64 or 128
 void quantize_any_recipe(const Params& params, const Recipe& recipe, const Form& form, bool bf16, cudaStream_t stream);
 std::int64_t statistics_count(const Params& params);  // what quantize_any_recipe() needs of Params::statistics
+void clear_counters(const QuantizeParams& params, cudaStream_t stream);  // of a direct kernel, in place of a quantizer: items, pieces
 // ... then AttentionKernel::start(), then, for inputs that were not finite:
 void spoil_nonfinite(const Params& params, bool bf16, int processors, cudaStream_t stream);
 
