@@ -217,8 +217,10 @@ Call::Call(const Architecture& architecture, const Problem& p)
   std::vector<SequenceLayout> layouts = layouts_of(p, kernel_.form);
   params_ = params_of(p, kernel_, layouts);
   std::byte* memory = static_cast<std::byte*>(p.options.workspace);
-  require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
-  if (!memory) memory = memory_.emplace(lay_out(params_, p, kernel_, layouts_on_gpu_, nullptr), operands_.query.device_id, stream_).data();
+  const std::size_t bytes = lay_out(params_, p, kernel_, layouts_on_gpu_, nullptr);
+  require(memory || bytes == 0 || !is_capturing(stream_),
+          "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
+  if (!memory && bytes > 0) memory = memory_.emplace(bytes, operands_.query.device_id, stream_).data();
   lay_out(params_, p, kernel_, layouts_on_gpu_, memory);
   if (!p.alike()) {
     layouts.pop_back();

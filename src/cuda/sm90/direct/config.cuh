@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "common/visible.h"
+#include "cuda/operands/numbers.cuh"
 #include "cuda/params.h"
 #include "cuda/sm90/direct/kernels.h"
 #include "cuda/weights/softmax.cuh"
@@ -22,7 +23,7 @@ struct Config {
   using Input = std::conditional_t<input == DType::bf16, __nv_bfloat16, __half>;
 
   static constexpr int warpgroups = shape.warpgroups, warps = 4 * warpgroups, consumers = 32 * warps, threads = consumers + 128;
-  static constexpr int registers = warpgroups == 3 ? 160 : 232, producer_registers = warpgroups == 3 ? 32 : 40;
+  static constexpr int registers = warpgroups == 3 ? 152 : 232, producer_registers = warpgroups == 3 ? 56 : 40;
   static_assert(warps <= most_warps);
 
   // What weights/ reads of a Config: nothing is quantised, and the output has all channels in one part.
@@ -41,12 +42,13 @@ struct Config {
     int4 what;               // rows (0: no more work), first tile, end of tiles; a piece's number among those of all split items, else -1
     int4 place;              // sequence, query head, first row in the sequence, the sequence's queries
     int4 source;             // in the tensors: batch entry, kv head, first key, first query
+    int4 number;             // how many items the CTA has had before it
   };
 
   // How shared memory is divided: two blocks of queries if two tiles still fit, and as many tiles as the rest holds.
   static constexpr int most_shared = 232448, fixed_bytes = 2 * sizeof(Item) + rows * 8 + 256 + 1024;
   static constexpr int room(int blocks) { return (most_shared - fixed_bytes - blocks * query_bytes) / (2 * tile_bytes); }
-  static constexpr int query_slots = room(2) >= 2 ? 2 : 1, slots = room(query_slots) > 4 ? 4 : room(query_slots);
+  static constexpr int query_slots = room(2) >= 2 ? 2 : 1, slots = room(query_slots) >= 4 ? 4 : room(query_slots) >= 2 ? 2 : 0;
   static_assert(slots >= 2, "a tile's keys are brought while the tile before is in use");
 
   struct Shared {
@@ -59,6 +61,17 @@ struct Config {
     std::uint64_t key_full[slots], key_empty[slots], value_full[slots], value_empty[slots];
   };
   static_assert(sizeof(Shared) <= most_shared, "more than a CTA may have");
+
+  // Items, blocks and tiles are counted from the kernel's start. They go round their slots, of which there are 1, 2 or 4, and a barrier of a
+  // slot flips its parity once a round.
+  template <int count>
+  struct Ring {
+    static __device__ std::uint32_t slot(std::uint32_t number) { return number & (count - 1); }
+    static __device__ std::uint32_t parity(std::uint32_t number) { return number / count & 1; }
+  };
+  using Items = Ring<2>;
+  using Blocks = Ring<query_slots>;
+  using Tiles = Ring<slots>;
 
   // The members of Shared as addresses.
   struct At {

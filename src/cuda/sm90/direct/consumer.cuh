@@ -3,7 +3,7 @@
 //
 // Barriers, each with a parity that flips when it completes:
 //   item_written   the items warp arrives; the tiles thread waits. It is written what the item is.
-//   item_empty     all threads of the warpgroups and the tiles thread arrive; the items warp waits. The item is read.
+//   item_empty     all threads of the warpgroups and the tiles thread arrive; the items warp waits. The item is done with.
 //   query_full     the items warp and its copies' bytes arrive; the warpgroups wait. The item and its queries are there.
 //   query_empty    all threads of the warpgroups arrive; the items warp waits. The last scores of the item are computed.
 //   key_full, value_full     the tiles thread and its copies' bytes arrive; the warpgroups wait. A tile's keys, or its values, are there.
@@ -15,7 +15,6 @@
 #include "cuda/ptx/convert.h"
 #include "cuda/ptx/shared.h"
 #include "cuda/ptx/wgmma16.h"
-#include "cuda/sm90/config.cuh"
 #include "cuda/sm90/direct/config.cuh"
 #include "cuda/sm90/direct/finish.cuh"
 #include "cuda/weights/join.cuh"
@@ -44,45 +43,38 @@ struct Consumer {
 
   // An item as this warpgroup has it.
   struct Work {
-    Keys queries;  // its 64 rows
-    float scale;   // a score times this is an exponent of 2
-    int tile, end;
-    int2 whole;  // the tiles that every row sees in full: the first, and their end
-    int count;   // of the warp's 16 rows those that exist, if positive
-    int piece;
-    int sequence, head, row;
+    std::uint32_t slot;  // the item's; that of its queries follows from it
+    Keys queries;        // its 64 rows
+    int tile, end;       // tiles that the warpgroup sees
   };
 
   const Params& p;
   const typename C::At at;
   const int warpgroup;
-  Ring<2, 0> items;
-  Ring<C::query_slots, 0> blocks;
-  Ring<C::slots, 0> keys, values;
+  std::uint32_t tiles = 0;  // the next tile's number, among all that have come
 
   __device__ void run() {
+    std::uint32_t round = 0;  // the item's number
 #pragma unroll 1
-    for (;; items.advance(), blocks.advance()) {
-      // Wait for an item.
-      ptx::barrier_wait(at.query_full(blocks.slot()), blocks.parity());
-      items.keep_uniform(), blocks.keep_uniform(), keys.keep_uniform(), values.keep_uniform();
-      const std::uint32_t item = at.item(items.slot());
+    for (;;) {
+      // Wait for an item. The shuffles tell the compiler that all threads of a warp agree.
+      round = __shfl_sync(~0u, round, 0), tiles = __shfl_sync(~0u, tiles, 0);
+      ptx::barrier_wait(at.query_full(C::Blocks::slot(round)), C::Blocks::parity(round));
+      const std::uint32_t slot = C::Items::slot(round), item = at.item(slot);
       const int4 what = ptx::load_int4(item + offsetof(Item, what));
       if (what.x == 0) return;  // there is no more work
-      const int4 place = ptx::load_int4(item + offsetof(Item, place));
-      const int4 share = ptx::load_int4(item + offsetof(Item, share) + warpgroup * 16);
-      ptx::barrier_arrive(at.item_empty(items.slot()));
       if (warpgroup * 64 >= what.x) {  // it has no rows for this warpgroup
-        ptx::barrier_arrive(at.query_empty(blocks.slot()));
+        ptx::barrier_arrive(at.query_empty(C::Blocks::slot(slot)));
+        ptx::barrier_arrive(at.item_empty(slot));
         pass_tiles(what.z - what.y);
+        ++round;
         continue;
       }
 
       // Begin it: hand back the tiles before those that the warpgroup sees, write down what its rows see.
+      const int2 share = ptx::load_int2(item + offsetof(Item, share) + warpgroup * 16);
       pass_tiles(share.x - what.y);
-      const int warp = static_cast<int>(threadIdx.x) / 32;
-      const Work work{Keys::at(at.query(blocks.slot()) + warpgroup * 64 * 128), fmaxf(p.scale * log2_e, 1e-37f), share.x, share.y,
-                      make_int2(share.z, share.w), what.x - warp * 16, what.w, place.x, place.y, place.z + warp * 16};
+      const Work work{slot, Keys::at(at.query(C::Blocks::slot(slot)) + warpgroup * 64 * 128), share.x, share.y};
       write_ranges(work);
       Rows<C> rows;
       rows.clear_output();
@@ -91,16 +83,20 @@ struct Consumer {
       if (work.tile < work.end)
         attend(work, rows);
       else
-        ptx::barrier_arrive(at.query_empty(blocks.slot()));
+        ptx::barrier_arrive(at.query_empty(C::Blocks::slot(slot)));
 
       // Hand back the tiles behind those that the warpgroup sees.
-      pass_tiles(what.z - share.y);
+      pass_tiles(ptx::load_int4(item + offsetof(Item, what)).z - work.end);
 
       // Sum over the lanes of a row. A piece of an item joins the others; only the warp that finds all pieces done stores rows.
       float rounded[2] = {}, sums[2] = {};
       rows.sums(rounded, sums);
-      if (work.piece >= 0 && !join<C>(p, work.piece, rows, rounded, sums)) continue;
-      finish<C>(p, at, work, rows, sums);
+      const int piece = ptx::load_int4(item + offsetof(Item, what)).w;
+      if (piece < 0 || join<C>(p, piece, rows, rounded, sums)) finish<C>(p, at, item, rows, sums);
+
+      // Hand it back. Its number is read from it, to save a register until here.
+      round = ptx::load_int(item + offsetof(Item, number)) + 1;
+      ptx::barrier_arrive(at.item_empty(slot));
     }
   }
 
@@ -109,7 +105,9 @@ struct Consumer {
     const int t = ptx::thread_index_again(), lane = t & 31;
     __syncwarp();  // the item before is read
     if (lane < 16) {
-      const int2 seen = lane < work.count ? range_of(p, work.sequence, work.row + lane) : make_int2(0, 0);
+      const int4 place = ptx::load_int4(at.item(work.slot) + offsetof(Item, place));
+      const int query = place.z + (t >> 5) * 16 + lane;
+      const int2 seen = query < place.w ? range_of(p, place.x, query) : make_int2(0, 0);
       ptx::store_int2(at.range() + ((t >> 5) * 16 + lane) * 8, seen.x, seen.y);
     }
     __syncwarp();
@@ -125,7 +123,7 @@ struct Consumer {
       // The first tile's weights.
       start_scores(work, s);
       ptx::wgmma_wait(s);
-      keys_done(tile + 1 == work.end);
+      keys_done(work, tile + 1 == work.end);
       float factor[2];
       soften(work, tile, s, rows, factor);
       pack(s, weights);
@@ -134,30 +132,30 @@ struct Consumer {
 #pragma unroll 1
       while (++tile < work.end) {
         start_scores(work, s);
-        start_values(weights, rows);
+        start_values(tiles - 1, weights, rows);
         ptx::wgmma_wait_but<1>(s);
-        keys_done(tile + 1 == work.end);
+        keys_done(work, tile + 1 == work.end);
         const bool raised = soften(work, tile, s, rows, factor);
         ptx::wgmma_wait(rows.output);
-        values_done();
+        values_done(tiles - 2);
         if (raised) rescale(rows, factor);
         pack(s, weights);
       }
-      start_values(weights, rows);
+      start_values(tiles - 1, weights, rows);
       ptx::wgmma_wait(rows.output);
-      values_done();
+      values_done(tiles - 1);
     } else {
 #pragma unroll 1
       for (; tile < work.end; ++tile) {
         start_scores(work, s);
         ptx::wgmma_wait(s);
-        keys_done(tile + 1 == work.end);
+        keys_done(work, tile + 1 == work.end);
         float factor[2];
         if (soften(work, tile, s, rows, factor)) rescale(rows, factor);
         pack(s, weights);
-        start_values(weights, rows);
+        start_values(tiles - 1, weights, rows);
         ptx::wgmma_wait(rows.output);
-        values_done();
+        values_done(tiles - 1);
       }
     }
   }
@@ -166,11 +164,14 @@ struct Consumer {
   // `factor`.
   __device__ __forceinline__ bool soften(const Work& work, int tile, float (&s)[scores], Rows<C>& rows, float (&factor)[2]) {
     // Rows that do not exist must not decide when others are rescaled: their scores count as 0.
-    const int row = static_cast<int>(threadIdx.x) % 32 / 4;
-    const float scale[2] = {row < work.count ? work.scale : 0.f, row + 8 < work.count ? work.scale : 0.f};
+    const int row = ptx::thread_index_again() >> 5 << 4 | ptx::thread_index_again() >> 2 & 7;
+    const int count = ptx::load_int(at.item(work.slot) + offsetof(Item, what));
+    const float factor_of_scores = fmaxf(p.scale * log2_e, 1e-37f);  // a score times this is an exponent of 2
+    const float scale[2] = {row < count ? factor_of_scores : 0.f, row + 8 < count ? factor_of_scores : 0.f};
 #pragma unroll
     for (int i = 0; i < scores; ++i) s[i] = changed_score(s[i], p.scale, score_place(work, tile, i));
-    if (tile < work.whole.x || tile >= work.whole.y) [[unlikely]]
+    const int2 whole = ptx::load_int2(at.item(work.slot) + offsetof(Item, share) + warpgroup * 16 + 8);
+    if (tile < whole.x || tile >= whole.y) [[unlikely]]
       mask<false>(s, at.range(), tile, 0);
 
     // References.
@@ -209,10 +210,12 @@ struct Consumer {
 
   // The head and the positions of one of the thread's scores. It costs nothing while changed_score() needs none of them.
   __device__ __forceinline__ ScorePlace score_place(const Work& work, int tile, int i) const {
-    const SequenceLayout s = sequence_layout(p, work.sequence);
-    const int lane = static_cast<int>(threadIdx.x) % 32, query = work.row + lane / 4 + 8 * (i >> 1 & 1),
+    const int4 place = static_cast<const Item*>(__cvta_shared_to_generic(at.item(work.slot)))->place;
+    const SequenceLayout s = sequence_layout(p, place.x);
+    const int lane = static_cast<int>(threadIdx.x) % 32,
+              query = place.z + static_cast<int>(threadIdx.x) / 32 * 16 + lane / 4 + 8 * (i >> 1 & 1),
               key = tile * C::keys + (i >> 2) * 8 + lane % 4 * 2 + (i & 1);
-    return {work.head, s.query_positions.first + query * s.query_positions.step, s.key_positions.first + key * s.key_positions.step,
+    return {place.y, s.query_positions.first + query * s.query_positions.step, s.key_positions.first + key * s.key_positions.step,
             s.key_positions.step};
   }
 
@@ -220,8 +223,9 @@ struct Consumer {
 
   // s = Q K^T
   __device__ __forceinline__ void start_scores(const Work& work, float (&s)[scores]) const {
-    ptx::barrier_wait(at.key_full(keys.slot()), keys.parity());
-    const Keys tile = Keys::at(at.key(keys.slot()));
+    const std::uint32_t slot = C::Tiles::slot(tiles);
+    ptx::barrier_wait(at.key_full(slot), C::Tiles::parity(tiles));
+    const Keys tile = Keys::at(at.key(slot));
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < C::dim / 16; ++k) {
@@ -232,10 +236,11 @@ struct Consumer {
     ptx::wgmma_commit();
   }
 
-  // O += P V
-  __device__ __forceinline__ void start_values(const std::uint32_t (&weights)[scores / 2], Rows<C>& rows) const {
-    ptx::barrier_wait(at.value_full(values.slot()), values.parity());
-    const Values tile = Values::at(at.value(values.slot()));
+  // O += P V, with the values of tile `number` of all that have come.
+  __device__ __forceinline__ void start_values(std::uint32_t number, const std::uint32_t (&weights)[scores / 2], Rows<C>& rows) const {
+    const std::uint32_t slot = C::Tiles::slot(number);
+    ptx::barrier_wait(at.value_full(slot), C::Tiles::parity(number));
+    const Values tile = Values::at(at.value(slot));
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < C::keys / 16; ++k)
@@ -246,25 +251,21 @@ struct Consumer {
   // ---- the rings
 
   // Hands a tile's keys back. last: of the item, so that its queries go back as well.
-  __device__ __forceinline__ void keys_done(bool last) {
-    ptx::barrier_arrive(at.key_empty(keys.slot()));
-    keys.advance();
-    if (last) ptx::barrier_arrive(at.query_empty(blocks.slot()));
+  __device__ __forceinline__ void keys_done(const Work& work, bool last) {
+    ptx::barrier_arrive(at.key_empty(C::Tiles::slot(tiles++)));
+    if (last) ptx::barrier_arrive(at.query_empty(C::Blocks::slot(work.slot)));
   }
-  __device__ __forceinline__ void values_done() {
-    ptx::barrier_arrive(at.value_empty(values.slot()));
-    values.advance();
-  }
+  __device__ __forceinline__ void values_done(std::uint32_t number) const { ptx::barrier_arrive(at.value_empty(C::Tiles::slot(number))); }
 
   // Hands back tiles of which the warpgroup sees nothing, without reading them.
   __device__ __forceinline__ void pass_tiles(int count) {
 #pragma unroll 1
     for (; count > 0; --count) {
-      ptx::barrier_wait(at.key_full(keys.slot()), keys.parity());
-      ptx::barrier_arrive(at.key_empty(keys.slot()));
-      keys.advance();
-      ptx::barrier_wait(at.value_full(values.slot()), values.parity());
-      values_done();
+      const std::uint32_t slot = C::Tiles::slot(tiles), parity = C::Tiles::parity(tiles++);
+      ptx::barrier_wait(at.key_full(slot), parity);
+      ptx::barrier_arrive(at.key_empty(slot));
+      ptx::barrier_wait(at.value_full(slot), parity);
+      ptx::barrier_arrive(at.value_empty(slot));
     }
   }
 };

@@ -21,26 +21,29 @@ __device__ __forceinline__ uint4 transposed(const std::uint32_t (&w)[4], int q) 
 }
 
 // Each warp normalises its own 16 rows and stores them from its registers: the four lanes of a row trade numbers until each has 16 bytes
-// that follow each other. Rows with numbers that are not finite are then computed again. work: Consumer::Work.
-template <class C, class Work>
-__device__ __forceinline__ void finish(const Params& p, const typename C::At at, const Work& work, const Rows<C>& rows,
+// that follow each other. Rows with numbers that are not finite are then computed again. item: its address in shared memory.
+template <class C>
+__device__ __forceinline__ void finish(const Params& p, const typename C::At at, std::uint32_t item, const Rows<C>& rows,
                                        const float (&sums)[2]) {
+  using Item = typename C::Item;
   const int t = ptx::thread_index_again(), quad = t & 3;
-  const SequenceLayout s = sequence_layout(p, work.sequence);
+  const int4 place = ptx::load_int4(item + offsetof(Item, place));  // sequence, head, row, queries
+  const SequenceLayout s = sequence_layout(p, place.x);
+  const int first = place.z + (t >> 5) * 16;  // the warp's first row
   unsigned bad[2];  // a bit for each lane that has such a number
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = (t >> 2 & 7) + 8 * r;
-    const bool exists = row < work.count;
+    const bool exists = first + row < place.w;
 
     // Log-sum-exp. Rows that see no key have zeros and minus infinity.
     if (p.lse.data && quad == 0 && exists)
-      static_cast<float*>(p.lse.data)[query_offset(p.lse, s, work.head, work.row + row)] =
+      static_cast<float*>(p.lse.data)[query_offset(p.lse, s, place.y, first + row)] =
           sums[r] == 0 ? -infinity : ln_2 * (rows.reference[r] + __log2f(sums[r]));
 
     // Normalise, round and store.
     const float inverse = sums[r] == 0 ? 0.f : ptx::reciprocal(sums[r]);
-    auto* const out = static_cast<std::uint16_t*>(p.out.data) + query_offset(p.out, s, work.head, work.row + row);
+    auto* const out = static_cast<std::uint16_t*>(p.out.data) + query_offset(p.out, s, place.y, first + row);
     float trace = 0;  // times 0, a number that is not finite is NaN
 #pragma unroll
     for (int i = 0; i < C::dim; i += 32) {
@@ -64,7 +67,7 @@ __device__ __forceinline__ void finish(const Params& p, const typename C::At at,
 #pragma unroll 1
     for (int row = 0; row < 16; ++row)
       if ((row < 8 ? bad[0] : bad[1]) >> row % 8 * 4 & 15)
-        repair<C>(p, work.sequence, work.head, work.row + row, ptx::load_int2(at.range() + ((t >> 5) * 16 + row) * 8));
+        repair<C>(p, place.x, place.y, first + row, ptx::load_int2(at.range() + ((t >> 5) * 16 + row) * 8));
   }
 }
 

@@ -18,7 +18,7 @@ struct Shape {
 constexpr Shape shape_of(int dim) {
   switch (dim) {
     case 64:
-      return {3, 128, true};
+      return {3, 112, true};
     case 80:
     case 96:
       return {2, 128, true};
