@@ -85,21 +85,34 @@ __device__ __forceinline__ void wgmma_wait_but(D& d) {
                CHITU_NUMBERS_##count "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b_at ", p, 1, 1, 1; }" \
                : CHITU_REGISTERS_##count : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(add))
 // clang-format on
-#define CHITU_SHARED_OF(type)                                        \
-  if constexpr (count == 32) CHITU_SHARED(32, 64, type, 32, 33, 34); \
-  else if constexpr (count == 40) CHITU_SHARED(40, 80, type, 40, 41, 42); \
-  else if constexpr (count == 48) CHITU_SHARED(48, 96, type, 48, 49, 50); \
-  else if constexpr (count == 56) CHITU_SHARED(56, 112, type, 56, 57, 58); \
-  else if constexpr (count == 64) CHITU_SHARED(64, 128, type, 64, 65, 66); \
-  else if constexpr (count == 88) CHITU_SHARED(88, 176, type, 88, 89, 90); \
-  else if constexpr (count == 96) CHITU_SHARED(96, 192, type, 96, 97, 98);
-#define CHITU_IN_REGISTERS_OF(type) \
-  if constexpr (count == 32) CHITU_IN_REGISTERS(32, 64, type, 32, 33, 34, 35, 36, 37); \
-  else if constexpr (count == 40) CHITU_IN_REGISTERS(40, 80, type, 40, 41, 42, 43, 44, 45); \
-  else if constexpr (count == 48) CHITU_IN_REGISTERS(48, 96, type, 48, 49, 50, 51, 52, 53); \
-  else if constexpr (count == 64) CHITU_IN_REGISTERS(64, 128, type, 64, 65, 66, 67, 68, 69); \
-  else if constexpr (count == 96) CHITU_IN_REGISTERS(96, 192, type, 96, 97, 98, 99, 100, 101); \
-  else if constexpr (count == 128) CHITU_IN_REGISTERS(128, 256, type, 128, 129, 130, 131, 132, 133);
+#define CHITU_SHARED_OF(type)                \
+  if constexpr (count == 32)                 \
+    CHITU_SHARED(32, 64, type, 32, 33, 34);  \
+  else if constexpr (count == 40)            \
+    CHITU_SHARED(40, 80, type, 40, 41, 42);  \
+  else if constexpr (count == 48)            \
+    CHITU_SHARED(48, 96, type, 48, 49, 50);  \
+  else if constexpr (count == 56)            \
+    CHITU_SHARED(56, 112, type, 56, 57, 58); \
+  else if constexpr (count == 64)            \
+    CHITU_SHARED(64, 128, type, 64, 65, 66); \
+  else if constexpr (count == 88)            \
+    CHITU_SHARED(88, 176, type, 88, 89, 90); \
+  else if constexpr (count == 96)            \
+    CHITU_SHARED(96, 192, type, 96, 97, 98);
+#define CHITU_IN_REGISTERS_OF(type)                              \
+  if constexpr (count == 32)                                     \
+    CHITU_IN_REGISTERS(32, 64, type, 32, 33, 34, 35, 36, 37);    \
+  else if constexpr (count == 40)                                \
+    CHITU_IN_REGISTERS(40, 80, type, 40, 41, 42, 43, 44, 45);    \
+  else if constexpr (count == 48)                                \
+    CHITU_IN_REGISTERS(48, 96, type, 48, 49, 50, 51, 52, 53);    \
+  else if constexpr (count == 64)                                \
+    CHITU_IN_REGISTERS(64, 128, type, 64, 65, 66, 67, 68, 69);   \
+  else if constexpr (count == 96)                                \
+    CHITU_IN_REGISTERS(96, 192, type, 96, 97, 98, 99, 100, 101); \
+  else if constexpr (count == 128)                               \
+    CHITU_IN_REGISTERS(128, 256, type, 128, 129, 130, 131, 132, 133);
 
 // d (+)= a b^T: a [64, 16] and b [2 count, 16], rows of 16-bit numbers of type `type` in shared memory.
 template <DType type, bool add, int count>

@@ -55,8 +55,10 @@ constexpr std::array<AttentionKernel, sizeof...(dims)> direct_kernels() {
 // chitu's tuned quantiser leaves the queries to the attention kernel.
 constexpr std::array tuned{kernel<chitu, DType::f16, 64, true>(), kernel<chitu, DType::bf16, 64, true>(),
                            kernel<chitu, DType::f16, 128, true>(), kernel<chitu, DType::bf16, 128, true>()};
-constexpr auto table = joined(tuned, direct_kernels<DType::f16, 64, 80, 96, 128, 192, 256>(), direct_kernels<DType::bf16, 64, 80, 96, 128, 192, 256>(), kernels_of<recipes::chitu>(), kernels_of<int8>(), kernels_of<sage>(), kernels_of<int8_half, sage>(),
-                              kernels_of<sage2>(), kernels_of<fp8>(), kernels_of<exact>());
+constexpr auto table =
+    joined(tuned, direct_kernels<DType::f16, 64, 80, 96, 128, 192, 256>(), direct_kernels<DType::bf16, 64, 80, 96, 128, 192, 256>(),
+           kernels_of<recipes::chitu>(), kernels_of<int8>(), kernels_of<sage>(), kernels_of<int8_half, sage>(), kernels_of<sage2>(),
+           kernels_of<fp8>(), kernels_of<exact>());
 
 }  // namespace
 

@@ -23,7 +23,12 @@ struct Config {
   using Input = std::conditional_t<input == DType::bf16, __nv_bfloat16, __half>;
 
   static constexpr int warpgroups = shape.warpgroups, warps = 4 * warpgroups, consumers = 32 * warps, threads = consumers + 128;
-  static constexpr int registers = warpgroups == 3 ? 152 : 232, producer_registers = warpgroups == 3 ? 56 : 40;
+  static constexpr int registers = warpgroups == 2 ? 232
+                                   : dim > 96      ? 160
+                                                   : 152,
+                       producer_registers = warpgroups == 2 ? 40
+                                            : dim > 96      ? 32
+                                                            : 56;
   static_assert(warps <= most_warps);
 
   // What weights/ reads of a Config: nothing is quantised, and the output has all channels in one part.
@@ -62,8 +67,8 @@ struct Config {
   };
   static_assert(sizeof(Shared) <= most_shared, "more than a CTA may have");
 
-  // Items, blocks and tiles are counted from the kernel's start. They go round their slots, of which there are 1, 2 or 4, and a barrier of a
-  // slot flips its parity once a round.
+  // Items, blocks and tiles are counted from the kernel's start. They go round their slots, of which there are 1, 2 or 4, and a barrier of
+  // a slot flips its parity once a round.
   template <int count>
   struct Ring {
     static __device__ std::uint32_t slot(std::uint32_t number) { return number & (count - 1); }

@@ -37,7 +37,7 @@ __device__ __forceinline__ float largest_of_row(const float (&s)[count], int row
 template <class C>
 struct Consumer {
   using Item = typename C::Item;
-  using Keys = ptx::Matrix<128>;                 // and queries
+  using Keys = ptx::Matrix<128>;                  // and queries
   using Values = ptx::Matrix<128, C::key_panel>;  // a product spans their panels
   static constexpr int scores = C::keys / 2;
 
@@ -62,7 +62,7 @@ struct Consumer {
       ptx::barrier_wait(at.query_full(C::Blocks::slot(round)), C::Blocks::parity(round));
       const std::uint32_t slot = C::Items::slot(round), item = at.item(slot);
       const int4 what = ptx::load_int4(item + offsetof(Item, what));
-      if (what.x == 0) return;  // there is no more work
+      if (what.x == 0) return;         // there is no more work
       if (warpgroup * 64 >= what.x) {  // it has no rows for this warpgroup
         ptx::barrier_arrive(at.query_empty(C::Blocks::slot(slot)));
         ptx::barrier_arrive(at.item_empty(slot));
@@ -243,8 +243,7 @@ struct Consumer {
     const Values tile = Values::at(at.value(slot));
     ptx::wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < C::keys / 16; ++k)
-      ptx::weighted16<C::input>(rows.output[0], weights + 4 * k, tile.plus(k * 16 * 128).descriptor());
+    for (int k = 0; k < C::keys / 16; ++k) ptx::weighted16<C::input>(rows.output[0], weights + 4 * k, tile.plus(k * 16 * 128).descriptor());
     ptx::wgmma_commit();
   }
 

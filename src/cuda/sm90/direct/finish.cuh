@@ -30,7 +30,7 @@ __device__ __forceinline__ void finish(const Params& p, const typename C::At at,
   const int4 place = ptx::load_int4(item + offsetof(Item, place));  // sequence, head, row, queries
   const SequenceLayout s = sequence_layout(p, place.x);
   const int first = place.z + (t >> 5) * 16;  // the warp's first row
-  unsigned bad[2];  // a bit for each lane that has such a number
+  unsigned bad[2];                            // a bit for each lane that has such a number
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = (t >> 2 & 7) + 8 * r;

@@ -31,7 +31,8 @@ __device__ __forceinline__ void write_place(const Params& p, int item, int lane,
   if (lane != 0) return;
   ptx::store_int4(to + offsetof(Item, place), block.sequence, block.head, block.row, field(&SequenceLayout::queries));
   ptx::store_int4(to + offsetof(Item, source), p.layouts ? field(&SequenceLayout::batch) : block.sequence,
-                  block.head / ((p.heads + opaque) / p.kv_heads), field(&SequenceLayout::key_begin), field(&SequenceLayout::query_begin) + block.row);
+                  block.head / ((p.heads + opaque) / p.kv_heads), field(&SequenceLayout::key_begin),
+                  field(&SequenceLayout::query_begin) + block.row);
 }
 
 // Writes Item::share and Item::what. The warp's lanes 2 w and 2 w + 1 look at the first and the last row of warpgroup w.

@@ -120,8 +120,9 @@ __device__ __noinline__ void repair(const Params& p, int sequence, int head, int
     *reinterpret_cast<uint4*>(static_cast<std::uint16_t*>(p.out.data) + query_offset(p.out, s, head, query) + lane * 8) =
         make_uint4(words[0], words[1], words[2], words[3]);
   if (lane == 0 && p.lse.data)
-    static_cast<float*>(p.lse.data)[query_offset(p.lse, s, head, query)] =
-        lost ? std::numeric_limits<float>::quiet_NaN() : sum == 0 ? -infinity : maximum + logf(sum);
+    static_cast<float*>(p.lse.data)[query_offset(p.lse, s, head, query)] = lost       ? std::numeric_limits<float>::quiet_NaN()
+                                                                           : sum == 0 ? -infinity
+                                                                                      : maximum + logf(sum);
   __syncwarp();
 }
 
