@@ -41,7 +41,7 @@ endfunction()
 # A main loop for each family of architectures, and what all of them share, compiled once for all.
 set(sm90_architectures 90a)
 chitu_gpu(sm90 ARCHITECTURES ${sm90_architectures} SOURCES
-  sm90/kernels.cu sm90/instances/chitu.cu sm90/instances/exact.cu sm90/instances/fp8.cu sm90/instances/int8.cu sm90/instances/sage.cu
+  sm90/kernels.cu sm90/instances/chitu.cu sm90/instances/direct_bf16.cu sm90/instances/direct_f16.cu sm90/instances/exact.cu sm90/instances/fp8.cu sm90/instances/int8.cu sm90/instances/sage.cu
   sm90/instances/sage2.cu)
 chitu_gpu(shared ARCHITECTURES ${sm90_architectures} SOURCES
   merge.cu nonfinite.cu operands/any_recipe.cu operands/blocks.cu operands/chitu.cu operands/sequences.cu operands/statistics.cu)

@@ -13,11 +13,12 @@ namespace chitu::cuda {
 struct AttentionKernel {
   const Recipe* recipe;
   DType input;             // of query, key and value: f16 or bf16
-  int dim;                 // channels, padded: 64, 128 or 256
+  int dim;                 // channels, padded: 64, 128 or 256; a direct kernel takes all dims up to it
   bool quantizes_queries;  // it reads them as the caller's tensor has them (Params::tuned_quantizer)
   Form form;               // how it wants the operands
-  void (*start)(const Params& params, const Tensor& query, int processors, cudaStream_t stream);
-  bool pads = false;  // with quantizes_queries: it takes dims below `dim`, else `dim` itself. Other kernels take both
+  void (*start)(const Params& params, const Operands& operands, int processors, cudaStream_t stream);
+  bool pads = false;    // with quantizes_queries: it takes dims below `dim`, else `dim` itself. Other kernels take both
+  bool direct = false;  // it reads all three operands as the caller's tensors have them, deals with NaN and infinity, and stores nothing
 };
 
 struct Architecture {

@@ -33,16 +33,29 @@ bool fits_tensor_map(const Tensor& t) {
 // The type of the tensors that operands came from.
 DType input_of(const Operand& operand) { return is_block(operand) ? operand.quantized()->from : operand.tensor().type; }
 
+// Whether a direct kernel takes the call as well as the operands' types and dims. It copies all three by tensor maps. For a scale of 0 or
+// below the quantizer changes the queries' sign. Many keys pay for the pass that stores them anew, because the other kernel's main loop is
+// faster then (docs/kernels/sm90-log.md, "The direct kernel").
+bool is_direct_call(const Problem& p) {
+  const std::int64_t many_keys = p.dim() <= 64 ? 8192 : p.dim() <= 128 ? 12288 : most_tokens;
+  const auto shorter = [](const Sequence& a, const Sequence& b) { return a.keys < b.keys; };
+  const Sequence& longest = p.alike() ? p.sequences.front() : *std::max_element(p.sequences.begin(), p.sequences.end(), shorter);
+  return !is_block(p.query) && !is_block(p.key) && !is_block(p.value) && !p.lengths_on_device() && p.scale() > 0 &&
+         longest.keys <= many_keys && fits_tensor_map(p.query.tensor()) && fits_tensor_map(p.key.tensor()) &&
+         fits_tensor_map(p.value.tensor());
+}
+
 // Finds the first kernel that takes the call; null if none does. A kernel that quantises queries copies them by a tensor map, and some
 // strides have none. Its keys and values come quantised both, or neither; both only if the dim is not padded, because their centre would
 // be. A kernel that leaves operands to quantize_any_recipe() takes the other calls.
 const AttentionKernel* find_kernel(const Architecture& architecture, const Problem& p) {
-  const Tensor& q = p.query.tensor();
   const bool pads = p.dim() < padded_dim(p.dim()),
              leaves_queries = !is_block(p.query) && is_block(p.key) == is_block(p.value) && !(pads && is_block(p.key));
   const auto takes = [&](const AttentionKernel& k) {
-    return *k.recipe == p.options.recipe && k.input == input_of(p.query) && k.dim == padded_dim(p.dim()) &&
-           (!k.quantizes_queries || (k.pads == pads && leaves_queries && fits_tensor_map(q)));
+    if (*k.recipe != p.options.recipe || k.input != input_of(p.query)) return false;
+    if (k.direct) return p.dim() <= k.dim && is_direct_call(p);
+    return k.dim == padded_dim(p.dim()) &&
+           (!k.quantizes_queries || (k.pads == pads && leaves_queries && fits_tensor_map(p.query.tensor())));
   };
   const auto found = std::find_if(architecture.kernels.begin(), architecture.kernels.end(), takes);
   return found == architecture.kernels.end() ? nullptr : &*found;
@@ -141,7 +154,8 @@ Params params_of(const Problem& p, const AttentionKernel& kernel, const std::vec
 }
 
 // Gives the arrays their places; returns the bytes of all.
-std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayout*& layouts, std::byte* memory) {
+std::size_t lay_out(Params& r, const Problem& p, const AttentionKernel& kernel, SequenceLayout*& layouts, std::byte* memory) {
+  const Form& form = kernel.form;
   const bool table = !p.alike();
   const bool query_made = !is_block(p.query), key_made = !is_block(p.key), value_made = !is_block(p.value);
   const std::int64_t query_tiles = std::int64_t{r.query_tiles} * r.heads,
@@ -149,6 +163,13 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
                      key_tiles = std::int64_t{r.key_tiles} * r.kv_heads, kv_heads = std::int64_t{r.sequences} * r.kv_heads,
                      keys = key_made ? key_tiles : 0, values = value_made ? key_tiles : 0;
   Arena arena(memory);
+  arena.take(r.items_taken, table || !kernel.direct);
+  const std::int64_t pieces = std::int64_t{r.split_items} * (chooses_split(p, form) ? 2 : r.split.pieces);
+  arena.take(r.pieces, pieces * (form.block_queries / 16) * piece_vectors(form.dim) * 32);
+  arena.take(r.pieces_done, std::int64_t{r.split_items} * most_warps);
+  arena.take(layouts, table ? r.sequences + 1 : 0);
+  r.layouts = table ? layouts : nullptr;
+  if (kernel.direct) return arena.bytes();
   std::uint16_t* centre;
   arena.take(r.queries, queries * form.dim * form.score_bytes);
   arena.take(r.query_scale, queries / form.query_scale_rows);
@@ -162,20 +183,14 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   arena.take(r.orders, form.sorted ? keys * tile_tokens : 0);
   arena.take(r.key_scale, form.scale_each_key ? keys * tile_tokens : 0);
   arena.take(r.ranges, std::int64_t{tile_tokens} * (table ? r.query_tiles : tiles_of(r.same.queries)));
-  arena.take(r.items_taken, 1);
-  const std::int64_t pieces = std::int64_t{r.split_items} * (chooses_split(p, form) ? 2 : r.split.pieces);
-  arena.take(r.pieces, pieces * (form.block_queries / 16) * piece_vectors(form.dim) * 32);
-  arena.take(r.pieces_done, std::int64_t{r.split_items} * most_warps);
   arena.take(r.any_nonfinite, 1);
   arena.take(r.nonfinite_queries, query_made ? query_tiles : 0);
   arena.take(r.nonfinite_keys, keys);
   arena.take(r.nonfinite_values, values);
   arena.take(r.statistics, r.tuned_quantizer ? 0 : statistics_count(r));
-  arena.take(layouts, table ? r.sequences + 1 : 0);
   arena.take(r.split_on_gpu, chooses_split(p, form) ? 1 : 0);
   if (!chooses_split(p, form)) r.split_on_gpu = nullptr;
   r.centre = centre;
-  r.layouts = table ? layouts : nullptr;
   return arena.bytes();
 }
 
@@ -278,24 +293,27 @@ std::size_t workspace_bytes(const Architecture& architecture, const Problem& p) 
   const AttentionKernel& kernel = *find_kernel(architecture, p);
   Params r = params_of(p, kernel, layouts_of(p, kernel.form));
   SequenceLayout* layouts = nullptr;
-  return lay_out(r, p, kernel.form, layouts, nullptr);
+  return lay_out(r, p, kernel, layouts, nullptr);
 }
 
 Call::Call(const Problem& p) : Call(architecture_of(p), p) {}
 
 Call::Call(const Architecture& architecture, const Problem& p)
     : kernel_(*find_kernel(architecture, p)),
-      query_(p.query.tensor()),
+      operands_{p.query.tensor(), p.key.tensor(), p.value.tensor()},
       input_(input_of(p.query)),
       stream_(static_cast<cudaStream_t>(p.options.stream)),
-      guard_(query_.device_id) {
+      guard_(operands_.query.device_id) {
   std::vector<SequenceLayout> layouts = layouts_of(p, kernel_.form);
   params_ = params_of(p, kernel_, layouts);
   std::byte* memory = static_cast<std::byte*>(p.options.workspace);
-  require(memory || !is_capturing(stream_), "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
-  if (!memory) memory = memory_.emplace(lay_out(params_, p, kernel_.form, layouts_on_gpu_, nullptr), query_.device_id, stream_).data();
-  lay_out(params_, p, kernel_.form, layouts_on_gpu_, memory);
+  const std::size_t bytes = lay_out(params_, p, kernel_, layouts_on_gpu_, nullptr);
+  require(memory || bytes == 0 || !is_capturing(stream_),
+          "the stream is being captured into a graph: give Options::workspace, workspace_size() bytes");
+  if (!memory && bytes > 0) memory = memory_.emplace(bytes, operands_.query.device_id, stream_).data();
+  lay_out(params_, p, kernel_, layouts_on_gpu_, memory);
   if (!p.alike()) layouts_ = std::move(layouts);
+  if (kernel_.direct) return;
   making_ = {.query = !is_block(p.query), .key = !is_block(p.key), .value = !is_block(p.value)};
   joined_ = use_blocks(params_, p, kernel_.form);
   if (p.lengths_on_device()) lengths_ = lengths_of(p, kernel_.form, params_, layouts_on_gpu_);
@@ -303,6 +321,10 @@ Call::Call(const Architecture& architecture, const Problem& p)
 
 void Call::quantize() const {
   if (!layouts_.empty()) write_layouts(layouts_.data(), params_.sequences + 1, layouts_on_gpu_, stream_);
+  if (kernel_.direct) {
+    if (params_.layouts || params_.split_items > 0) clear_counters(params_, stream_);
+    return;
+  }
   if (lengths_.layouts) read_lengths(lengths_, stream_);
   const bool any_recipe = !params_.tuned_quantizer && (making_.query || making_.key || making_.value);
   if (any_recipe) quantize_any_recipe(params_, *kernel_.recipe, kernel_.form, making_, is_bf16(), stream_);
@@ -315,8 +337,9 @@ void Call::quantize() const {
 }
 
 void Call::attend() const {
-  const int processors = multiprocessors(query_.device_id);
-  kernel_.start(params_, query_, processors, stream_);
+  const int processors = multiprocessors(operands_.query.device_id);
+  kernel_.start(params_, operands_, processors, stream_);
+  if (kernel_.direct) return;
   spoil_nonfinite(params_, is_bf16(), processors, stream_);
 }
 

@@ -31,13 +31,15 @@ class Call {
   Call(const Architecture& architecture, const Problem& problem);
   void quantize() const;
   void attend() const;
-  bool attention_quantizes_queries() const { return params_.tuned_quantizer; }  // then quantize() makes keys and values only
+  bool attention_quantizes_queries() const {
+    return params_.tuned_quantizer || kernel_.direct;
+  }  // then quantize() makes keys and values only, or nothing
 
  private:
   bool is_bf16() const { return input_ == DType::bf16; }
 
   const AttentionKernel& kernel_;
-  Tensor query_;
+  Operands operands_;
   DType input_;  // of the tensors that operands came from
   cudaStream_t stream_;
   DeviceGuard guard_;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "chitu/tensor.h"
 #include "cuda/operands/layout.h"
 #include "cuda/schedule.h"
 
@@ -66,6 +67,11 @@ struct Params : QuantizeParams {
 
   // Of operands that came quantised, else null: [tiles x heads], read where a tile is marked in nonfinite_...
   NonFiniteTile *query_details, *key_details, *value_details;
+};
+
+// The tensors of a call, for whoever reads them by tensor maps.
+struct Operands {
+  Tensor query, key, value;
 };
 
 // The number of QuantizeParams::ranges.
@@ -144,7 +150,8 @@ struct Joined {
 };
 void join_operands(const Joined& joined, cudaStream_t stream);
 
-std::int64_t statistics_count(const Params& params);  // what quantize_any_recipe() needs of Params::statistics
+std::int64_t statistics_count(const Params& params);                     // what quantize_any_recipe() needs of Params::statistics
+void clear_counters(const QuantizeParams& params, cudaStream_t stream);  // of a direct kernel, in place of a quantizer: items, pieces
 // ... then AttentionKernel::start(), then, for inputs that were not finite:
 void spoil_nonfinite(const Params& params, bool bf16, int processors, cudaStream_t stream);
 

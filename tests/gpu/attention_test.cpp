@@ -599,7 +599,9 @@ TEST_F(Gpu, TakesManyShortSequences) {
       std::vector<std::uint16_t> bits(tokens * dim);
       const auto* from = static_cast<const std::uint16_t*>(out.tensor().data) + entry * tokens * dim;
       ASSERT_EQ(cudaMemcpy(bits.data(), from, bits.size() * 2, cudaMemcpyDeviceToHost), cudaSuccess);
-      for (std::size_t i = 0; i < bits.size(); ++i) ASSERT_EQ(f16_to_f32(bits[i]), expected.out[i]) << entry;
+      // No tensor map has a stride of 0, so `exact` has gone through another kernel here: the last bit may differ.
+      for (std::size_t i = 0; i < bits.size(); ++i)
+        ASSERT_NEAR(f16_to_f32(bits[i]), expected.out[i], recipe == recipes::exact ? 1e-4F + std::abs(expected.out[i]) / 512 : 0) << entry;
     }
   }
 }

@@ -5,6 +5,7 @@
 
 #include "cuda/launch.h"
 #include "cuda/params.h"
+#include "cuda/ptx/async.h"
 
 namespace chitu::cuda {
 namespace {
@@ -178,10 +179,22 @@ __global__ void __launch_bounds__(length_threads) read_lengths_kernel(const __gr
   if (threadIdx.x == 0) *p.split = split;
 }
 
+// Counters of items and pieces, for kernels that no quantizer prepares.
+__global__ void __launch_bounds__(256) clear_counters_kernel(const __grid_constant__ QuantizeParams p) {
+  ptx::let_next_start();
+  ptx::wait_for_previous();
+  if (threadIdx.x == 0) *p.items_taken = 0;
+  for (int i = threadIdx.x; i < p.split_items * most_warps; i += 256) p.pieces_done[i] = 0;
+}
+
 }  // namespace
 
 void read_lengths(const Lengths& lengths, cudaStream_t stream) {
   launch(read_lengths_kernel, {.blocks = 1, .threads = length_threads}, stream, lengths);
+}
+
+void clear_counters(const QuantizeParams& params, cudaStream_t stream) {
+  launch(clear_counters_kernel, {.blocks = 1, .threads = 256, .overlaps = true}, stream, params);
 }
 
 void write_layouts(const SequenceLayout* layouts, int count, SequenceLayout* to, cudaStream_t stream) {

@@ -44,6 +44,9 @@ __device__ __forceinline__ int4 load_int4(std::uint32_t from) {
 __device__ __forceinline__ void store_int4(std::uint32_t to, int x, int y, int z, int w) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 }
+__device__ __forceinline__ void store_int2(std::uint32_t to, int x, int y) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(to), "r"(x), "r"(y) : "memory");
+}
 __device__ __forceinline__ uint4 load_uint4(std::uint32_t from) {
   const int4 x = load_int4(from);
   return make_uint4(x.x, x.y, x.z, x.w);

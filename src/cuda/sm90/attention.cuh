@@ -59,14 +59,14 @@ __global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_c
 }
 
 template <class C>
-void start(const Params& params, const Tensor& query, int processors, cudaStream_t stream) {
+void start(const Params& params, const Operands& operands, int processors, cudaStream_t stream) {
   const std::int64_t items = params.split_on_gpu ? processors : params.split.whole + std::int64_t{params.split_items} * params.split.pieces;
   launch(attention_kernel<C>,
          {.blocks = static_cast<unsigned>(items < processors ? items : processors),
           .threads = C::threads,
           .shared_bytes = sizeof(typename C::Shared),
           .overlaps = true},
-         stream, Launch{params, C::quantizes_queries ? query_map(query, C::form.block_queries) : CUtensorMap{}, 0.f});
+         stream, Launch{params, C::quantizes_queries ? tensor_map(operands.query, C::form.block_queries) : CUtensorMap{}, 0.f});
 }
 
 }  // namespace chitu::cuda::sm90

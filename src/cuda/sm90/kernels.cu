@@ -5,6 +5,7 @@
 #include <array>
 
 #include "cuda/architecture.h"
+#include "cuda/sm90/direct/kernels.h"
 
 namespace chitu::cuda::sm90 {
 namespace {
@@ -41,12 +42,26 @@ constexpr auto joined(const Arrays&... arrays) {
 
 using namespace recipes;
 
+// The kernels that take 16-bit operands as they are, for one type, in the order of their dims: the first that holds a call's dim takes it.
+template <DType input, int... dims>
+constexpr std::array<AttentionKernel, sizeof...(dims)> direct_kernels() {
+  return {AttentionKernel{.recipe = &exact,
+                          .input = input,
+                          .dim = dims,
+                          .quantizes_queries = false,
+                          .form = direct::form_of(dims),
+                          .start = direct::start<direct::Config<input, dims>>,
+                          .direct = true}...};
+}
+
 // chitu's tuned quantiser leaves the queries to the attention kernel.
 template <bool padded>
 constexpr std::array tuned{kernel<chitu, DType::f16, 64, true, padded>(), kernel<chitu, DType::bf16, 64, true, padded>(),
                            kernel<chitu, DType::f16, 128, true, padded>(), kernel<chitu, DType::bf16, 128, true, padded>()};
-constexpr auto table = joined(tuned<false>, tuned<true>, kernels_of<recipes::chitu>(), kernels_of<int8>(), kernels_of<sage>(),
-                              kernels_of<int8_half, sage>(), kernels_of<sage2>(), kernels_of<fp8>(), kernels_of<exact>());
+constexpr auto table =
+    joined(tuned<false>, tuned<true>, direct_kernels<DType::f16, 64, 80, 96, 128, 192, 256>(),
+           direct_kernels<DType::bf16, 64, 80, 96, 128, 192, 256>(), kernels_of<recipes::chitu>(), kernels_of<int8>(), kernels_of<sage>(),
+           kernels_of<int8_half, sage>(), kernels_of<sage2>(), kernels_of<fp8>(), kernels_of<exact>());
 
 }  // namespace
 

@@ -22,6 +22,6 @@ template <const Recipe& recipe, DType input, int dim, bool quantizes_queries = f
 struct Config;
 
 template <class C>
-void start(const Params& params, const Tensor& query, int processors, cudaStream_t stream);
+void start(const Params& params, const Operands& operands, int processors, cudaStream_t stream);
 
 }  // namespace chitu::cuda::sm90

@@ -7,7 +7,7 @@
 
 namespace chitu::cuda::sm90 {
 
-CUtensorMap query_map(const Tensor& t, int block_queries) {
+CUtensorMap tensor_map(const Tensor& t, int tokens) {
   static const auto encode = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found{};
@@ -18,7 +18,7 @@ CUtensorMap query_map(const Tensor& t, int block_queries) {
   cuuint64_t sizes[4], strides[3];  // innermost first; strides in bytes, of all but the innermost
   for (std::size_t i = 0; i < 4; ++i) sizes[i] = static_cast<cuuint64_t>(t.shape[3 - i]);
   for (std::size_t i = 0; i < 3; ++i) strides[i] = static_cast<cuuint64_t>(t.shape[2 - i] > 1 ? t.stride[2 - i] : t.shape[3]) * 2;
-  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(block_queries), 1, 1}, steps[4] = {1, 1, 1, 1};
+  const cuuint32_t box[4] = {64, static_cast<cuuint32_t>(tokens), 1, 1}, steps[4] = {1, 1, 1, 1};
   CUtensorMap map;
   const CUresult r = encode(&map, t.type == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4, t.data,
                             sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,

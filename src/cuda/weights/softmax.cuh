@@ -112,20 +112,20 @@ __device__ __forceinline__ void mask_sorted(Number (&s)[64], std::uint32_t range
 
 // Makes scores unseen that are outside their row's range of keys. Only tiles at the edge of some row's range need it. ranges: the address
 // in shared memory of the first key and the end for each row of the CTA; warp w has rows 16 w ... order: the same of the tile's order, with
-// Form::sorted.
-template <bool sorted, class Number>
-__device__ __forceinline__ void mask(Number (&s)[64], std::uint32_t ranges, int tile, std::uint32_t order) {
+// Form::sorted. A tile has 2 count keys: 128, but in the direct kernels.
+template <bool sorted, class Number, int count>
+__device__ __forceinline__ void mask(Number (&s)[count], std::uint32_t ranges, int tile, std::uint32_t order) {
   if constexpr (sorted) {
     mask_sorted(s, ranges, tile, order);
     return;
   }
-  const int t = ptx::thread_index_again(), row = (t >> 5) * 16 + (t >> 2 & 7), key = tile * tile_tokens + 2 * (t & 3);
+  const int t = ptx::thread_index_again(), row = (t >> 5) * 16 + (t >> 2 & 7), key = tile * (2 * count) + 2 * (t & 3);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int2 range = ptx::load_int2(ranges + (row + 8 * r) * 8);
     const int begin = range.x - key, end = range.y - key;
 #pragma unroll
-    for (int i = 0; i < 16; ++i)
+    for (int i = 0; i < count / 4; ++i)
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         if (8 * i + e < begin || 8 * i + e >= end) s[4 * i + 2 * r + e] = unseen_score<Number>();

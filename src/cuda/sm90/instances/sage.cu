@@ -3,8 +3,8 @@
 
 namespace chitu::cuda::sm90 {
 
-template void start<Config<recipes::sage, DType::f16, 64>>(const Params&, const Tensor&, int, cudaStream_t);
-template void start<Config<recipes::sage, DType::f16, 128>>(const Params&, const Tensor&, int, cudaStream_t);
-template void start<Config<recipes::sage, DType::f16, 256>>(const Params&, const Tensor&, int, cudaStream_t);
+template void start<Config<recipes::sage, DType::f16, 64>>(const Params&, const Operands&, int, cudaStream_t);
+template void start<Config<recipes::sage, DType::f16, 128>>(const Params&, const Operands&, int, cudaStream_t);
+template void start<Config<recipes::sage, DType::f16, 256>>(const Params&, const Operands&, int, cudaStream_t);
 
 }  // namespace chitu::cuda::sm90
