@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Times this library on a GPU against the attention of others: PyTorch's scaled_dot_product_attention by FlashAttention and by cuDNN,
-cuDNN's FP8 (package nvidia-cudnn-frontend), FlashAttention-3 (flash_attn_interface), SageAttention (sageattention).
+cuDNN's FP8 (package nvidia-cudnn-frontend), FlashAttention-3 (flash_attn_interface, or fa3-fwd from PyPI), SageAttention
+(sageattention), comfy-kitchen.
 
 All run in one process on the same tensors, in turn, timed by the GPU's events; "total" begins with 16-bit tensors, so quantising is in
 it; "kernel" is attention alone where an interface offers it apart. What is not installed, or refuses a call, is listed with the reason.
@@ -9,6 +10,7 @@ Kernels that drive the GPU to its power limit make those after them slower: --in
 
     pip install .
     bench/peers.py --csv peers.csv
+    bench/peers.py --calls bench/calls.json --methods exact,chitu
 
 Prints Markdown; the CSV has a row for each time, and the machine in its first line.
 """
@@ -25,173 +27,11 @@ import time
 
 import torch
 
+from contenders import HALF, Call, contenders_of, read_calls
 from library import Library
 
 DEVICE = "cuda"
-HALF = {"bf16": torch.bfloat16, "f16": torch.float16}
-E4M3_LARGEST = 448
 WRONG = 0.2  # relative L1 on normal tensors that no method here comes near
-
-
-class Absent(Exception):
-    """Why a contender cannot run: not installed, or this call refused."""
-
-
-class Contender:
-    """Something that computes attention. total() begins with the 16-bit tensors; kernel(), if there is one, with quantised ones.
-
-    `sixteen_bit`: it is not this library's, and its products take 16-bit operands. All contenders are compared with the fastest of these.
-    out() gives the last result as [batch, heads, tokens, dim], lse() its log-sum-exp or None."""
-
-    def __init__(self, name, dtype, sixteen_bit, total, kernel=None, out=None, lse=None):
-        self.name, self.dtype, self.sixteen_bit, self.total, self.kernel = name, dtype, sixteen_bit, total, kernel
-        self.out, self.lse = out or (lambda: total()), lse or (lambda: None)
-
-
-def ours(library, method, build):
-    def make(tensors, dtype, causal):
-        query, key, value = tensors[dtype]
-        out, lse = torch.empty_like(query), torch.empty(query.shape[:3], device=query.device)
-        call = library.attention(query, key, value, out, method, causal=causal)
-        with_lse = library.attention(query, key, value, out, method, lse=lse, causal=causal)
-        return Contender(f"chitu {method}{build}", dtype, False, call, out=lambda: with_lse(), lse=lambda: lse.unsqueeze(-1))
-
-    return make
-
-
-def torch_sdpa(backend):
-    def make(tensors, dtype, causal):
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-
-        chosen = {"flash": SDPBackend.FLASH_ATTENTION, "cuDNN": SDPBackend.CUDNN_ATTENTION}[backend]
-        query, key, value = tensors[dtype]
-
-        def total():
-            with sdpa_kernel([chosen]):
-                return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
-
-        return Contender(f"torch SDPA {backend}", dtype, True, total)
-
-    return make
-
-
-def scale_of(x):
-    """The one scale of a tensor in e4m3, as a tensor: the largest size becomes the largest of the format."""
-    smallest, largest = torch.aminmax(x)
-    return torch.maximum(-smallest, largest).float().clamp(min=1e-12) / E4M3_LARGEST
-
-
-def to_e4m3(x):
-    """Converts by PyTorch's own operations: the numbers, and the scale to multiply them with."""
-    scale = scale_of(x)
-    return (x * (1 / scale).to(x.dtype)).to(torch.float8_e4m3fn), scale
-
-
-def cudnn_fp8(tensors, dtype, causal):
-    try:
-        import cudnn
-    except ImportError as error:
-        raise Absent("nvidia-cudnn-frontend is not installed") from error
-    query, key, value = tensors[dtype]
-    fp32 = cudnn.data_type.FLOAT
-    graph = cudnn.pygraph(io_data_type=cudnn.data_type.FP8_E4M3, intermediate_data_type=fp32, compute_data_type=fp32)
-    operand = dict(dim=list(query.shape), stride=list(query.stride()), data_type=cudnn.data_type.FP8_E4M3)
-    number = dict(dim=[1, 1, 1, 1], stride=[1, 1, 1, 1], data_type=fp32)
-    inputs = [graph.tensor(name=name, **operand) for name in ("query", "key", "value")]
-    scales = [graph.tensor(name=name, **number)
-              for name in ("query_scale", "key_scale", "value_scale", "weights_scale", "to_weights", "to_out")]
-    nodes = graph.sdpa_fp8(*inputs, *scales, generate_stats=False, attn_scale=1 / math.sqrt(query.shape[3]), use_causal_mask=causal)
-    # On Hopper the output is e4m3 as well. Its scale is fixed: a mean of values stays below their largest.
-    nodes[0].set_output(True).set_dim(list(query.shape)).set_stride(list(query.stride())).set_data_type(cudnn.data_type.FP8_E4M3)
-    for maximum in nodes[2:]:
-        maximum.set_output(False).set_dim([1, 1, 1, 1]).set_stride([1, 1, 1, 1]).set_data_type(fp32)
-    graph.validate()
-    graph.build_operation_graph()
-    graph.create_execution_plans([cudnn.heur_mode.A])
-    graph.check_support()
-    graph.build_plans()
-    out = torch.empty_like(query, dtype=torch.float8_e4m3fn)
-    workspace = torch.empty(max(graph.get_workspace_size(), 1), device=query.device, dtype=torch.uint8)
-    one = lambda x: torch.full((1, 1, 1, 1), x, device=query.device, dtype=torch.float32)
-    weights_scale, to_weights, to_out = one(1 / 256), one(256), one(1)
-
-    def run(quantised):
-        pack = {inputs[i]: quantised[i][0] for i in range(3)} | {scales[i]: quantised[i][1].view(1, 1, 1, 1) for i in range(3)}
-        pack |= {scales[3]: weights_scale, scales[4]: to_weights, scales[5]: to_out, nodes[0]: out}
-        graph.execute(pack, workspace)
-
-    quantised = [to_e4m3(x) for x in (query, key, value)]
-    to_out.copy_((1 / quantised[2][1]).view(1, 1, 1, 1))  # the values' own scale
-
-    def result():
-        run(quantised)
-        return out.float() / to_out
-
-    return Contender("cuDNN FP8", dtype, False, lambda: run([to_e4m3(x) for x in (query, key, value)]), lambda: run(quantised), result)
-
-
-def flash_attention_3(fp8):
-    def make(tensors, dtype, causal):
-        try:
-            from flash_attn_interface import flash_attn_func
-        except ModuleNotFoundError as error:  # a package that is there and does not load is listed with its own reason
-            raise Absent("flash_attn_interface is not installed") from error
-        # Its order is [batch, tokens, heads, dim]; the copies are made outside of the times.
-        query, key, value = (x.transpose(1, 2).contiguous() for x in tensors[dtype])
-
-        def run(q, k, v, **scales):  # its kernels write the log-sum-exp whether it is asked for or not
-            return flash_attn_func(q, k, v, causal=causal, return_attn_probs=True, **scales)
-
-        if not fp8:
-            total = lambda: run(query, key, value)
-            return Contender("FlashAttention-3", dtype, True, total, out=lambda: total()[0].transpose(1, 2),
-                             lse=lambda: total()[1].unsqueeze(-1))
-
-        def run_fp8(quantised):
-            (q, q_scale), (k, k_scale), (v, v_scale) = quantised
-            spread = lambda scale: scale.expand(key.shape[0], key.shape[2])
-            return run(q, k, v, q_descale=spread(q_scale), k_descale=spread(k_scale), v_descale=spread(v_scale))
-
-        quantised = [to_e4m3(x) for x in (query, key, value)]
-        kernel = lambda: run_fp8(quantised)
-        return Contender("FlashAttention-3 FP8", dtype, False, lambda: run_fp8([to_e4m3(x) for x in (query, key, value)]), kernel,
-                         lambda: kernel()[0].transpose(1, 2), lambda: kernel()[1].unsqueeze(-1))
-
-    return make
-
-
-def sage_attention(tensors, dtype, causal):
-    try:
-        from sageattention import core, sageattn
-    except ModuleNotFoundError as error:
-        raise Absent("sageattention is not installed") from error
-    from sageattention.sm90_compile import qk_int8_sv_f8_accum_f32_fuse_v_scale_attn_inst_buf as attention
-
-    query, key, value = tensors[dtype]
-    call = lambda **more: sageattn(query, key, value, tensor_layout="HND", is_causal=causal, **more)
-    # What sageattn does on Hopper before its kernel: keys less their mean, values padded to whole blocks.
-    q, q_scale, k, k_scale = core.per_thread_int8_triton(query, key, key.mean(dim=2, keepdim=True), tensor_layout="HND", BLKQ=64, WARPQ=16,
-                                                         BLKK=128, WARPK=128)
-    padded = torch.nn.functional.pad(value, (0, 0, 0, -value.shape[2] % 128))
-    v, v_scale, _ = core.per_channel_fp8(padded, tensor_layout="HND", smooth_v=False)
-    out, per_thread, hnd, lse = torch.empty_like(query), 3, 1, 0
-
-    def kernel():
-        attention(q, k, v, out, q_scale, k_scale, v_scale, hnd, int(causal), per_thread, query.shape[3] ** -0.5, lse)
-
-    return Contender("SageAttention", dtype, False, call, kernel, out=lambda: (kernel(), out)[1],
-                     lse=lambda: call(return_lse=True)[1].unsqueeze(-1))
-
-
-def contenders_of(libraries, methods):
-    """(name, type, function that makes it); libraries: {what their names end with: Library}"""
-    everyone = [(f"chitu {m}{build}", dtype, ours(library, m, build)) for m in methods for build, library in libraries.items()
-                for dtype in HALF]
-    everyone += [(f"torch SDPA {b}", dtype, torch_sdpa(b)) for b in ("flash", "cuDNN") for dtype in HALF]
-    everyone += [("FlashAttention-3", dtype, flash_attention_3(False)) for dtype in HALF]
-    everyone += [("FlashAttention-3 FP8", "bf16", flash_attention_3(True)), ("cuDNN FP8", "bf16", cudnn_fp8),
-                 ("SageAttention", "bf16", sage_attention), ("SageAttention", "f16", sage_attention)]
-    return everyone
 
 
 def one_line(error):
@@ -199,21 +39,16 @@ def one_line(error):
     return text if len(text) <= 300 else text[:300] + " ..."
 
 
-def tensors_for(batch, heads, length, dim, seed):
-    generator = torch.Generator(device=DEVICE).manual_seed(seed)
-    normal = [torch.randn(batch, heads, length, dim, device=DEVICE, generator=generator) for _ in range(3)]
-    return {name: [x.to(dtype) for x in normal] for name, dtype in HALF.items()}
-
-
-def truth_of(query, key, value, rows, causal):
+def truth_of(query, key, value, rows, call):
     """Exact attention in float64 of some rows of each head, and its log-sum-exp; a batch entry at a time, to save memory."""
     outs, lses = [], []
+    last = rows + call.keys - call.queries if call.causal else torch.full_like(rows, call.keys)
     for q, k, v in zip(query, key, value):
-        scores = q[:, rows].double() @ k.double().transpose(1, 2) / math.sqrt(q.shape[2])
-        if causal:
-            scores.masked_fill_(torch.arange(k.shape[1], device=k.device) > rows[:, None], -math.inf)
+        k, v = (x.double().repeat_interleave(call.heads // call.kv_heads, 0) for x in (k, v))
+        scores = q[:, rows].double() @ k.transpose(1, 2) / math.sqrt(call.dim)
+        scores.masked_fill_(torch.arange(call.keys, device=k.device) > last[:, None], -math.inf)
         lses.append(torch.logsumexp(scores, -1, keepdim=True))
-        outs.append(torch.softmax(scores, -1) @ v.double())
+        outs.append(torch.softmax(scores, -1) @ v)
     return torch.stack(outs), torch.stack(lses)
 
 
@@ -249,12 +84,12 @@ def measure(contenders, runs, in_a_row, rest):
     return {call: [begin.elapsed_time(end) for begin, end in pairs] for call, pairs in marks.items()}
 
 
-def ready(everyone, tensors, causal):
+def ready(everyone, tensors, call):
     """The contenders that can run, after one call each; and (name, type, reason) of the others."""
     present, absent = [], []
     for name, dtype, make in everyone:
         try:
-            contender = make(tensors, dtype, causal)
+            contender = make(tensors, dtype, call)
             contender.total()
             if contender.kernel:
                 contender.kernel()
@@ -268,12 +103,12 @@ def ready(everyone, tensors, causal):
     return present, absent
 
 
-def rows_of(shape, present, absent, times, truths, rows):
+def rows_of(call, present, absent, times, truths, rows):
     """A flat dictionary for each contender, absent ones too."""
-    batch, heads, length, dim, causal = shape
-    pairs = length * (length + 1) / 2 if causal else length * length
-    operations = 4 * batch * heads * pairs * dim
-    what = dict(dim=dim, heads=heads, batch=batch, length=length, causal=int(causal))
+    operations = 4 * call.batch * call.heads * call.pairs() * call.dim
+    what = dict(dim=call.dim, heads=call.heads, batch=call.batch, length=call.keys, causal=int(call.causal))
+    if call.name:
+        what = dict(call=call.name, **what, kv_heads=call.kv_heads, queries=call.queries)
     errors = {c: errors_of(c, truths[c.dtype], rows) if truths else (None, None) for c in present}
     wrong = [c for c in present if truths and not errors[c][0] < WRONG]  # NaN is wrong
     fastest = min((statistics.median(times[c, "total"]) for c in present if c.sixteen_bit and c not in wrong), default=None)
@@ -293,9 +128,11 @@ def rows_of(shape, present, absent, times, truths, rows):
     return result + [dict(what, contender=name, dtype=dtype, absent=reason) for name, dtype, reason in absent]
 
 
-def print_table(shape, rows):
-    batch, heads, length, dim, causal = shape
-    print(f"\n## dim {dim}, {heads} heads, batch {batch}, {length} tokens, {'causal' if causal else 'not causal'}\n")
+def print_table(call, rows):
+    grouped = "" if call.kv_heads == call.heads else f" ({call.kv_heads} of keys)"
+    tokens = f"{call.keys} tokens" if call.queries == call.keys else f"{call.queries} queries, {call.keys} keys"
+    print(f"\n## {call.name + ': ' if call.name else ''}dim {call.dim}, {call.heads} heads{grouped}, batch {call.batch}, {tokens}, "
+          f"{'causal' if call.causal else 'not causal'}\n")
     print("| | type | total ms | min ... max | TFLOPS | kernel ms | TFLOPS | to the others' fastest 16-bit | rel L1 | LSE max |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     number = lambda x, form: "-" if x is None else format(x, form)
@@ -315,6 +152,19 @@ def print_table(shape, rows):
     sys.stdout.flush()
 
 
+def print_summary(table):
+    """The worst and the geometric mean of each contender's speed against the others' fastest 16-bit attention, over all calls."""
+    print("\n## All calls, to the others' fastest 16-bit\n\n| | type | calls | worst | | geometric mean |\n| --- | --- | ---: | ---: | --- | ---: |")
+    ratios = {}
+    for r in table:
+        if not r["absent"] and r["speedup"]:
+            ratios.setdefault((r["contender"], r["dtype"]), []).append((r["speedup"], r["call"]))
+    for (name, dtype), of in ratios.items():
+        worst, call = min(of)
+        print(f"| {name} | {dtype} | {len(of)} | {worst:.2f}x | {call} | {statistics.geometric_mean(x for x, _ in of):.2f}x |")
+    sys.stdout.flush()
+
+
 def output_of(command):
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() or "unknown"
@@ -322,7 +172,8 @@ def output_of(command):
         return "unknown"
 
 
-MODULES = {"nvidia-cudnn-frontend": "cudnn", "flash-attn-3": "flash_attn_interface", "sageattention": "sageattention"}
+MODULES = {"nvidia-cudnn-frontend": "cudnn", "flash-attn-3": "flash_attn_interface", "fa3-fwd": "fa3_fwd_interface",
+           "sageattention": "sageattention", "comfy-kitchen": "comfy_kitchen"}
 
 
 def package(name):
@@ -364,13 +215,16 @@ def shapes_of(flags):
             for length in flags.lengths:
                 if length <= flags.tokens and flags.tokens % length:
                     raise SystemExit(f"--tokens {flags.tokens} is no multiple of {length}, one of --lengths")
-                yield max(flags.tokens // length, 1), heads, length, dim, causal
+                yield Call(max(flags.tokens // length, 1), heads, heads, length, length, dim, causal)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", default="", help="PATH,... of libchitu.so; of several builds the names end with the path; else the package's")
     parser.add_argument("--methods", default="all", help="this library's: all, or NAME,... (those that no kernel takes are listed)")
+    parser.add_argument("--types", type=lambda words: words.split(","), default=list(HALF), help="bf16, f16 or both")
+    parser.add_argument("--calls", help="a list of calls as bench/calls.json is one, in place of --lengths ... --causal")
+    parser.add_argument("--decode", action="store_true", help="with --calls: those with one query, which are left out otherwise")
     parser.add_argument("--lengths", type=counts, default=[1024, 4096, 16384], help="tokens, like 1K,4K,16K")
     parser.add_argument("--dims", type=counts, default=[128, 64], help="channels of a head")
     parser.add_argument("--tokens", type=count, default=32768, help="of a call: the batch is this over each length, at least 1")
@@ -383,9 +237,11 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--csv", help="write the rows here as well")
     flags = parser.parse_args()
+    if not flags.types or set(flags.types) - set(HALF):
+        parser.error(f"--types are bf16 and f16, not {','.join(flags.types)}")
     if flags.runs < 1 or flags.in_a_row < 1 or flags.rows < 0 or flags.rest < 0:
         parser.error("--runs and --in-a-row must be 1 or more, --rows and --rest 0 or more")
-    shapes = list(shapes_of(flags))
+    calls = read_calls(flags.calls, flags.decode) if flags.calls else list(shapes_of(flags))
     paths = flags.library.split(",")
     libraries = {f" ({path})" if paths[1:] else "": Library(path) for path in paths}
     library = next(iter(libraries.values()))
@@ -401,18 +257,19 @@ def main():
     print(f"{heading}\n\nRandom normal tensors, medians of {flags.runs} runs {turns}. total: from 16-bit tensors, quantising included. TFLOPS: "
           "4 x dim operations for each visible pair of query and key.")
     table = []
-    for shape in shapes:
-        batch, heads, length, dim, causal = shape
-        tensors = tensors_for(batch, heads, length, dim, flags.seed)
-        present, absent = ready(contenders_of(libraries, methods), tensors, causal)
+    for call in calls:
+        tensors = call.tensors(DEVICE, flags.seed)
+        present, absent = ready(contenders_of(libraries, methods, flags.types), tensors, call)
         if not present:
             raise SystemExit(f"peers.py: nothing runs: {absent[0][2]}")
         times = measure(present, flags.runs, flags.in_a_row, flags.rest / 1000)
-        rows = torch.linspace(0, length - 1, min(flags.rows, length), device=DEVICE).long()
-        truths = {d: truth_of(*tensors[d], rows, causal) for d in HALF} if flags.rows else {}
-        table_rows = rows_of(shape, present, absent, times, truths, rows)
-        print_table(shape, table_rows)
+        rows = torch.linspace(0, call.queries - 1, min(flags.rows, call.queries), device=DEVICE).long()
+        truths = {d: truth_of(*tensors[d], rows, call) for d in flags.types} if flags.rows else {}
+        table_rows = rows_of(call, present, absent, times, truths, rows)
+        print_table(call, table_rows)
         table += table_rows
+    if flags.calls:
+        print_summary(table)
     if flags.csv:
         fields = list(dict.fromkeys(key for row in table for key in row))
         with open(flags.csv, "w", newline="") as file:

@@ -16,9 +16,12 @@ install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/chitu TYPE INCLUDE)
 install(EXPORT chitu NAMESPACE chitu:: FILE chituTargets.cmake DESTINATION ${package_dir})
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
-if(CHITU_DIST)  # find_package(chitu COMPONENTS dist) gives chitu::dist too
-  install(TARGETS chitu_dist EXPORT chituDist)
-  install(EXPORT chituDist NAMESPACE chitu:: FILE chituDistTargets.cmake DESTINATION ${package_dir})
+if(CHITU_DIST)  # find_package(chitu) gives chitu::dist as well, and with COMPONENTS dist_mpi that
+  install(TARGETS chitu_dist EXPORT chitu)
+endif()
+if(CHITU_MPI)
+  install(TARGETS chitu_dist_mpi EXPORT chituDistMpi)
+  install(EXPORT chituDistMpi NAMESPACE chitu:: FILE chituDistMpiTargets.cmake DESTINATION ${package_dir})
 endif()
 
 get_target_property(library_type chitu TYPE)  # a static library asks its user for what it links

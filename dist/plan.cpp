@@ -100,9 +100,19 @@ Run joint_run(const Task& task) {
 // The calls of all queries of a group, the joint ones too if asked for, with the keys of a run.
 void add_calls(const Task& task, int group, bool joint_queries, const RunOf& key, std::vector<Call>& calls) {
   const Run keys = run_of(task, task.keys, key);
+  bool joins = false;  // the last call has no mask
   const auto add = [&](const RunOf& query) {
-    const std::int64_t pairs = visible_pairs(task.window, run_of(task, task.queries, query), keys);
-    if (pairs > 0) calls.push_back({query, key, pairs});
+    const std::int64_t queries = run_of(task, task.queries, query).count,
+                       pairs = visible_pairs(task.window, run_of(task, task.queries, query), keys);
+    if (pairs == 0) return;
+    const bool sees_all = pairs == queries * keys.count;
+    if (joins && sees_all && calls.back().query.rank == query.rank && calls.back().query.run + calls.back().query_runs == query.run) {
+      calls.back().pairs += pairs;
+      ++calls.back().query_runs;
+    } else {
+      calls.push_back({query, key, pairs});
+    }
+    joins = sees_all;
   };
   for (int place = 0; place < task.ranks.ulysses; ++place) {
     const int rank = group * task.ranks.ulysses + place;

@@ -24,8 +24,6 @@ bool present(const Tensor& t) { return t.data || t.shape != Shape{}; }
 
 std::size_t size_of(const Tensor& t) { return static_cast<std::size_t>(elements(t.shape) * bytes(t.type)); }
 
-constexpr std::size_t aligned(std::size_t size) { return (size + wire_alignment - 1) / wire_alignment * wire_alignment; }
-
 // Room for so many bytes at the end.
 std::byte* grow(Bytes& to, std::size_t size) {
   const std::size_t start = to.size();
@@ -74,15 +72,26 @@ void copy(const Tensor& from, const Tensor& to) {
       for (std::int64_t i = 0; i < (together ? 1 : tokens); ++i) std::memcpy(row(to, b, h, i), row(from, b, h, i), size);
 }
 
-void write(const Quantized& quantized, Bytes& to) {
+bool is_dense(const Tensor& t) {
+  const auto& [batches, heads, tokens, dim] = t.shape;
+  const auto fits = [](std::int64_t size, std::int64_t stride, std::int64_t wanted) { return size <= 1 || stride == wanted; };
+  return elements(t.shape) == 0 ||
+         (fits(batches, t.stride[0], heads * tokens * dim) && fits(heads, t.stride[1], tokens * dim) && fits(tokens, t.stride[2], dim));
+}
+
+std::span<std::byte> bytes_of(const Tensor& t) { return {static_cast<std::byte*>(t.data), size_of(t)}; }
+
+void write_rest(const Quantized& quantized, Bytes& to) {
   Header header{.residual_of = static_cast<std::int64_t>(quantized.residual_of.size()),
                 .nonfinite = static_cast<std::int64_t>(quantized.nonfinite.size()),
                 .dim = quantized.values.shape[3]};
-  for (std::size_t i = 0; i < part_count; ++i)
+  static_assert(quantized_parts[0] == &Quantized::values);
+  for (std::size_t i = 1; i < part_count; ++i)
     if (const Tensor& part = quantized.*quantized_parts[i]; present(part)) header.shapes[i] = part.shape, header.types[i] = part.type;
   copy_bytes(grow(to, sizeof header), &header, 1);
-  for (const auto member : quantized_parts)
-    if (const Tensor& part = quantized.*member; present(part)) copy(part, dense(grow(to, size_of(part)), part.type, part.shape));
+  for (std::size_t i = 1; i < part_count; ++i)
+    if (const Tensor& part = quantized.*quantized_parts[i]; present(part))
+      copy(part, dense(grow(to, size_of(part)), part.type, part.shape));
   copy_bytes(grow(to, quantized.residual_of.size() * sizeof(std::int32_t)), quantized.residual_of.data(), quantized.residual_of.size());
   for (const NonFinite& token : quantized.nonfinite) {
     const NonFiniteHead head{token.sequence, token.head, token.token};
@@ -92,13 +101,14 @@ void write(const Quantized& quantized, Bytes& to) {
   }
 }
 
-Quantized read(std::span<std::byte>& from, Role role, const Quant& quant) {
+Quantized read_rest(std::span<std::byte>& from, const Tensor& values, Role role, const Quant& quant) {
   Header header;
   std::memcpy(&header, take(from, sizeof header), sizeof header);
   Quantized quantized;
   quantized.role = role;
   quantized.quant = quant;
-  for (std::size_t i = 0; i < part_count; ++i) {
+  quantized.values = values;
+  for (std::size_t i = 1; i < part_count; ++i) {
     if (header.shapes[i] == Shape{}) continue;
     Tensor& part = quantized.*quantized_parts[i];
     part = dense(nullptr, header.types[i], header.shapes[i]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A build without chitu::dist.
+// A build without chitu::dist_mpi.
 #include <CLI/CLI.hpp>
 
 #include "cli/commands/commands.h"
@@ -10,7 +10,7 @@ namespace {
 
 [[noreturn]] void refuse(const char* what) {
   throw Error(ErrorCode::unsupported,
-              std::string(what) + ": this build cannot run on several ranks; build it where MPI is installed, with -DCHITU_DIST=ON");
+              std::string(what) + ": this build cannot run on several ranks; build it where MPI is installed, with -DCHITU_MPI=ON");
 }
 
 }  // namespace

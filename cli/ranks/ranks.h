@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The command over several ranks (--ranks), started by mpirun. A build without chitu::dist has none.cpp, which refuses --ranks by name.
+// The command over several ranks (--ranks), started by mpirun. A build without chitu::dist_mpi has none.cpp, which refuses --ranks by name.
 #pragma once
 
 #include <cstdint>

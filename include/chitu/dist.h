@@ -78,10 +78,12 @@ struct RunOf {
   friend bool operator==(const RunOf&, const RunOf&) = default;
 };
 
-// One call of attention(): queries of one run, keys of another. pairs: of query and key, that see each other.
+// One call of attention(): queries of one run, keys of another. Runs of queries that follow each other in a rank's tensor, and that see all
+// keys, so that it does not matter where they stand, are one call. pairs: of query and key, that see each other.
 struct Call {
   RunOf query, key;
   std::int64_t pairs = 0;
+  int query_runs = 1;  // from `query` on; if there are several, the call has no mask
 };
 
 // Key runs with their values that go from one rank to another. A run that nobody needs does not travel.

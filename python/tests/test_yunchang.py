@@ -78,6 +78,56 @@ ULYSSES = HEAD + """
 """
 
 
+# The original, with blocks computed exactly, against the class that takes its place.
+ORIGINAL = """
+    import chitu_attention as ca, chitu_attention.yunchang, yunchang
+    from chitu_attention.yunchang import LongContextAttention
+    from yunchang import EXTRACT_FUNC_DICT, set_seq_parallel_pg
+    from yunchang.kernels import AttnType
+
+    torch.set_grad_enabled(False)
+    size = dist.get_world_size()
+    ca.yunchang.register("exact-block", method="exact")  # for the rings of the original; its Ulysses and schedules are its own
+    q, k, v = (torch.randn(2, 32 * size, 4, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    for ulysses in [u for u in (1, 2, 4) if size % u == 0]:
+        ring = size // ulysses
+        for low in (True, False):
+            set_seq_parallel_pg(ulysses, ring, rank, size, use_ulysses_low=low)
+            for name, causals in (("basic", (False, True)), ("zigzag", (False, True)), ("strip", (True,))):
+                if not low and name != "zigzag" and 1 < ring < size:
+                    continue  # the original's extraction then gives ranks other tokens than its schedule takes them for
+                qkv = [EXTRACT_FUNC_DICT[name](x, rank, world_size=size, rd=ring, ud=ulysses).contiguous() for x in (q, k, v)]
+                for causal in causals:
+                    if name == "zigzag" and not causal:
+                        continue  # the original has an assertion
+                    theirs = yunchang.LongContextAttention(ring_impl_type=name, attn_type="exact-block")(*qkv, causal=causal, softmax_scale=0.3)
+                    theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+                    for method, bound in (("exact", 1e-5), ("chitu", 0.05)):
+                        ours = LongContextAttention(2, 1, name, attn_type=AttnType.FA, method=method)(*qkv, causal=causal, softmax_scale=0.3)
+                        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+                        error = (ours - theirs).abs().sum() / theirs.abs().sum()
+                        assert error < bound, (ulysses, low, name, causal, method, error)
+                if name != "zigzag" or ulysses > 1:
+                    continue
+                ours = LongContextAttention(ring_impl_type=name, method="exact")(*qkv, window_size=(9, 4))  # which the original's rings lack
+                wanted = ca.attention(q, k, v, layout="bshd", method="exact", window=(9, 4))
+                torch.testing.assert_close(ours, EXTRACT_FUNC_DICT[name](wanted, rank, world_size=size, rd=ring, ud=ulysses), rtol=0, atol=1e-5)
+    layer = LongContextAttention(attn_type=AttnType.TORCH_MATH)
+    for word, given in (("softcap", {"softcap": 30.0}), ("dropout_p", {"dropout_p": 0.1}), ("return_attn_probs", {"return_attn_probs": True})):
+        try:
+            layer(*qkv, **given)
+        except NotImplementedError as error:
+            assert word in str(error), error
+        else:
+            raise AssertionError(word)
+"""
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_long_context_attention_is_that_of_the_original(size, tmp_path):
+    ranks.run(ORIGINAL, tmp_path, size)
+
+
 def test_rings(tmp_path):
     ranks.run(RINGS, tmp_path)
 

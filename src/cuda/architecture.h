@@ -17,6 +17,7 @@ struct AttentionKernel {
   bool quantizes_queries;  // it reads them as the caller's tensor has them (Params::tuned_quantizer)
   Form form;               // how it wants the operands
   void (*start)(const Params& params, const Tensor& query, int processors, cudaStream_t stream);
+  bool pads = false;  // with quantizes_queries: it takes dims below `dim`, else `dim` itself. Other kernels take both
 };
 
 struct Architecture {

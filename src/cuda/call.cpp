@@ -34,14 +34,15 @@ bool fits_tensor_map(const Tensor& t) {
 DType input_of(const Operand& operand) { return is_block(operand) ? operand.quantized()->from : operand.tensor().type; }
 
 // Finds the first kernel that takes the call; null if none does. A kernel that quantises queries copies them by a tensor map, and some
-// strides have none. Its keys and values come quantised both, or neither. A kernel that leaves operands to quantize_any_recipe() takes the
-// other calls.
+// strides have none. Its keys and values come quantised both, or neither; both only if the dim is not padded, because their centre would
+// be. A kernel that leaves operands to quantize_any_recipe() takes the other calls.
 const AttentionKernel* find_kernel(const Architecture& architecture, const Problem& p) {
   const Tensor& q = p.query.tensor();
-  const bool leaves_queries = !is_block(p.query) && is_block(p.key) == is_block(p.value) && p.dim() == padded_dim(p.dim());
+  const bool pads = p.dim() < padded_dim(p.dim()),
+             leaves_queries = !is_block(p.query) && is_block(p.key) == is_block(p.value) && !(pads && is_block(p.key));
   const auto takes = [&](const AttentionKernel& k) {
     return *k.recipe == p.options.recipe && k.input == input_of(p.query) && k.dim == padded_dim(p.dim()) &&
-           (!k.quantizes_queries || (leaves_queries && fits_tensor_map(q)));
+           (!k.quantizes_queries || (k.pads == pads && leaves_queries && fits_tensor_map(q)));
   };
   const auto found = std::find_if(architecture.kernels.begin(), architecture.kernels.end(), takes);
   return found == architecture.kernels.end() ? nullptr : &*found;
@@ -152,7 +153,7 @@ std::size_t lay_out(Params& r, const Problem& p, const Form& form, SequenceLayou
   arena.take(r.queries, queries * form.dim * form.score_bytes);
   arena.take(r.query_scale, queries / form.query_scale_rows);
   arena.take(r.correction, queries);
-  arena.take(centre, kv_heads * r.dim);
+  arena.take(centre, kv_heads * form.dim);
   arena.take(r.channels, kv_heads * form.dim);
   arena.take(r.key_numbers, keys * form.key_bytes());
   arena.take(r.value_numbers, values * form.value_plane_bytes());

@@ -24,6 +24,9 @@ int cache_bytes(int device);  // L2
 // Whether kernels on the current device can start before the one before them has ended (sm_90 and later).
 bool launches_overlap();
 
+// Lets a kernel have more than 48 KB of dynamic shared memory on the current device.
+void allow_shared_memory(const void* kernel, int bytes);
+
 bool is_capturing(cudaStream_t stream);
 
 // Makes a device current while this object lives, and afterwards the one that was current before.

@@ -29,8 +29,7 @@ template <class Parameters>
 void launch(void (*kernel)(Parameters), const Grid& grid, cudaStream_t stream, const Parameters& parameters,
             const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (grid.blocks == 0) return;
-  if (grid.shared_bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.shared_bytes)), file, line);
+  if (grid.shared_bytes > 48 * 1024) allow_shared_memory(reinterpret_cast<const void*>(kernel), static_cast<int>(grid.shared_bytes));
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

@@ -26,7 +26,7 @@ struct QuantizeParams {
   int kv_heads, heads, sequences;
   int dim;                          // of the tensors, a multiple of 8
   int query_tiles, key_tiles;       // of a head, in all sequences
-  void* centre;                     // [sequences, kv_heads, dim], in the type of the keys
+  void* centre;                     // [sequences, kv_heads, dim], in the type of the keys; by quantize_chitu() Form::dim
   float* channels;                  // [sequences, kv_heads, Form::dim]: the factor of outputs at the end: λ, a value's scale, or 1
   std::uint8_t* key_numbers;        // [key tiles x kv_heads]: Form::key_bytes: [panels][128][panel]
   std::uint8_t* value_numbers;      // [key tiles x kv_heads]: Form::value_plane_bytes
@@ -113,7 +113,7 @@ struct Lengths {
 };
 void read_lengths(const Lengths& lengths, cudaStream_t stream);
 
-// Keys and values of chitu, dim 64 or 128. Neither this nor quantize_any_recipe() prepares for an attention kernel without
+// Keys and values of chitu, dims up to 128. Neither this nor quantize_any_recipe() prepares for an attention kernel without
 // QuantizeParams::items_taken.
 void quantize_chitu(const QuantizeParams& params, bool bf16, cudaStream_t stream);
 

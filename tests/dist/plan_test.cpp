@@ -76,13 +76,19 @@ std::map<Pair, int> computed(const Task& task, const std::vector<Plan>& plans, i
   for (int group = 0; group < task.ranks.ring; ++group)
     for (const Step& step : plans[static_cast<std::size_t>(group * task.ranks.ulysses + place)].steps)
       for (const Call& call : step.calls) {
-        const Run q = run_of(task, task.queries, call.query), k = run_of(task, task.keys, call.key);
-        std::int64_t count = 0;
-        for (const std::int64_t i : positions(q))
-          for (const std::int64_t j : positions(k))
-            if (j >= i - task.window.left && j <= i + task.window.right) ++pairs[{q.sequence, i, j}], ++count;
+        const Run k = run_of(task, task.keys, call.key);
+        std::int64_t count = 0, all = 0;
+        for (int run = 0; run < call.query_runs; ++run) {
+          const Run q = run_of(task, task.queries, {call.query.rank, call.query.run + run});
+          EXPECT_EQ(q.sequence, k.sequence);
+          all += q.count * k.count;
+          for (const std::int64_t i : positions(q))
+            for (const std::int64_t j : positions(k))
+              if (j >= i - task.window.left && j <= i + task.window.right) ++pairs[{q.sequence, i, j}], ++count;
+        }
         EXPECT_EQ(count, call.pairs);
         EXPECT_GT(count, 0) << "a call without work";
+        EXPECT_TRUE(call.query_runs == 1 || count == all) << "runs are joined, but there is a mask";
       }
   return pairs;
 }
@@ -191,6 +197,22 @@ TEST_P(Worlds, ZigzagAndStripesBalanceCausalWork) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Size, Worlds, testing::Range(1, 17), testing::PrintToStringParamName());
+
+// Both runs of a causal zigzag see all keys of a group before theirs, and that is one call.
+TEST(Plan, RunsWithoutAMaskAreOneCall) {
+  const std::int64_t lengths[] = {800};
+  Task task = shard(Sharding::zigzag, {4, 1}, lengths);
+  task.window = causal;
+  const Plan two = plan(task, 2);  // steps 2, 3, 4: keys of ranks 1, 0, 3
+  for (const std::size_t step : {2u, 3u}) {
+    ASSERT_EQ(two.steps[step].calls.size(), 1u);
+    EXPECT_EQ(two.steps[step].calls[0].query_runs, 2);
+    EXPECT_EQ(two.steps[step].calls[0].pairs, 200 * 100);
+  }
+  const Plan one = plan(task, 1);
+  EXPECT_EQ(one.steps[4].calls.size(), 2u);  // with keys of rank 2: its second run alone sees both of theirs
+  for (const Call& call : one.steps[4].calls) EXPECT_EQ(call.query_runs, 1);
+}
 
 std::int64_t tokens_sent(const Task& task) {
   std::int64_t sum = 0;

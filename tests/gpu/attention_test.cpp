@@ -96,6 +96,19 @@ TEST_P(GpuMethods, DoWhatTheRecipeSays) {
   }
 }
 
+// Dims that are padded, whose rotation has blocks of any size.
+TEST_P(GpuMethods, EveryDim) {
+  for (std::int64_t dim = 8; dim <= 136; dim += 8)
+    for (const DType type : {DType::f16, DType::bf16}) {
+      Random random(static_cast<std::uint64_t>(dim));
+      Case c = normal_case(random, type, {2, 4, 200, dim}, {2, 2, 300, dim});
+      c.value.fill([&](auto, auto, std::int64_t t, auto) { return random.normal() * (t == 140 ? 0.01f : 1.f); });  // a flagged tile
+      c.text = "dim " + std::to_string(dim) + ", " + name(type);
+      expect_recipe(c, recipe());
+      if (HasFailure()) return;
+    }
+}
+
 // Tiles with a residual plane: a sink with small values that takes most of the weight, and spikes.
 TEST_P(GpuMethods, WithSinkAndSpikes) {
   for (const std::int64_t dim : {64, 128, 256, 72})

@@ -24,7 +24,7 @@ class GpuNonFinite : public NeedsGpu<testing::TestWithParam<Method>> {
 
 TEST_P(GpuNonFinite, SpoilsWhatExactAttentionSpoils) {
   for (const Scene& scene : scenes())
-    for (const std::int64_t dim : {64, 128, 72})
+    for (const std::int64_t dim : {64, 128, 72, 96})
       for (const DType type : {DType::f16, DType::bf16}) {
         SCOPED_TRACE(std::string(scene.name) + ", dim " + std::to_string(dim) + ", " + name(type));
         NonFiniteCall call = call_of(scene, dim, {type, type, type});

@@ -126,7 +126,7 @@ struct GpuOperands {
     make(queries, p.queries, query_rows * form.dim * form.score_bytes);
     make(query_scale, p.query_scale, query_rows / form.query_scale_rows);
     make(correction, p.correction, query_rows);
-    make(centre, p.centre, heads * p.dim);
+    make(centre, p.centre, heads * form.dim);
     make(channels, p.channels, heads * form.dim);
     make(key_numbers, p.key_numbers, key_tiles * form.key_bytes());
     make(value_numbers, p.value_numbers, key_tiles * form.value_plane_bytes());
@@ -309,7 +309,8 @@ void expect_same(const Recipe& recipe, const GpuOperands& got, const Tensor& q, 
         if (value.quant.scaling == Scaling::tile) want = load(row(value.channels, i, h, 0), DType::f32, c);
         ASSERT_TRUE(near(channel, want)) << "channel " << c << ": " << channel << ", not " << want;
         if (key.centre.data) {
-          ASSERT_EQ(load(&got.centre[(i * got.p.kv_heads + h) * dim], k.type, c), load(row(key.centre, i, h, 0), DType::f32, c))
+          ASSERT_EQ(load(&got.centre[(i * got.p.kv_heads + h) * (got.p.tuned_quantizer ? padded : dim)], k.type, c),
+                    load(row(key.centre, i, h, 0), DType::f32, c))
               << "centre of channel " << c << " of head " << h << " of sequence " << i;
         }
       }
@@ -378,11 +379,12 @@ void expect_same(const Recipe& recipe, const GpuOperands& got, const Tensor& q, 
   EXPECT_EQ(got.counters[0], 0);
   EXPECT_EQ(got.counters[1] != 0, any_nonfinite);
   // The GPU may round the sums of a rotation and of a sample differently; a channel's λ then differs.
+  // Where one differs in its last bit, a few numbers may follow.
   const auto expect_tally = [&](const Tally& t, const char* what, double part) {
     if (t.different == 0) return;
     std::printf("  %s: %lld of %lld numbers differ, by %lld at most\n", what, static_cast<long long>(t.different),
                 static_cast<long long>(t.numbers), static_cast<long long>(t.largest));
-    EXPECT_TRUE(inexact && t.largest <= 1 && static_cast<double>(t.different) <= part * static_cast<double>(t.numbers)) << what;
+    EXPECT_TRUE(inexact && t.largest <= 1 && static_cast<double>(t.different) <= 24 + part * static_cast<double>(t.numbers)) << what;
   };
   if (got.form.sorted) {
     if (ranks.different)
@@ -520,7 +522,7 @@ TEST_P(ChituQuantizer, LongSequences) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Dims, ChituQuantizer, testing::Values(64, 128));
+INSTANTIATE_TEST_SUITE_P(Dims, ChituQuantizer, testing::Values(64, 128, 8, 16, 32, 40, 48, 56, 72, 80, 96, 104, 112, 120));
 
 }  // namespace
 }  // namespace chitu::test

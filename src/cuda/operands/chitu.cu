@@ -21,22 +21,23 @@
 namespace chitu::cuda {
 namespace {
 
-template <class T, int dim>
+// `dim` is the padded dim, 64 or 128; with `padded` the tensors' dim is less.
+template <class T, int dim, bool padded>
 __global__ void __launch_bounds__(most_sample_threads) sample_kernel(const __grid_constant__ SampleJob job) {
   ptx::wait_for_previous();
   ptx::let_next_start();
   const int row = static_cast<int>(blockIdx.x);
   if (row == 0 && threadIdx.x == 0) *job.any_nonfinite = 0;
   if (row < job.heads)
-    sample_head<T, dim, true>(job, row);
+    sample_head<T, dim, padded, true>(job, row);
   else
-    sample_head<T, dim, false>(job, row - job.heads);
+    sample_head<T, dim, padded, false>(job, row - job.heads);
 }
 
 // ---- all tokens
 
 // A multiprocessor has room for two CTAs. Those behind the units prepare the attention kernel's tables.
-template <class T, int dim>
+template <class T, int dim, bool padded>
 __global__ void __launch_bounds__(quantize_threads, 2) quantize_kernel(const __grid_constant__ Job job) {
   extern __shared__ __align__(16) std::uint8_t shared_memory[];
   auto& shared = *reinterpret_cast<Shared*>(shared_memory);
@@ -44,9 +45,9 @@ __global__ void __launch_bounds__(quantize_threads, 2) quantize_kernel(const __g
   const int unit = static_cast<int>(blockIdx.x);
   if (unit < job.units) {
     if (threadIdx.x < operand_threads)
-      quantize_keys<T, dim>(job, unit, shared);
+      quantize_keys<T, dim, padded>(job, unit, shared);
     else
-      quantize_values<T, dim>(job, unit, shared);
+      quantize_values<T, dim, padded>(job, unit, shared);
     return;
   }
   const QuantizeParams& p = job.params;
@@ -57,12 +58,12 @@ __global__ void __launch_bounds__(quantize_threads, 2) quantize_kernel(const __g
   ptx::wait_for_previous();  // waits even if there are no keys: a kernel that waits for this one must have waited for the sample's, too
 }
 
-template <class T, int dim>
+template <class T, int dim, bool padded>
 void start(const QuantizeParams& p, cudaStream_t stream) {
   const Sample same(p.same.keys), largest(p.layouts ? std::int64_t{tile_tokens} * p.key_tiles : p.same.keys);
   const int loads = static_cast<int>(largest.count) * (dim / 8), most = 128 * sample_loads;
   const int threads = std::clamp((loads + most - 1) / most * 128, 128, most_sample_threads), heads = p.sequences * p.kv_heads;
-  launch(sample_kernel<T, dim>,
+  launch(sample_kernel<T, dim, padded>,
          {.blocks = static_cast<unsigned>(2 * heads),
           .threads = static_cast<unsigned>(threads),
           .shared_bytes = static_cast<unsigned>(threads / 32 * dim * (sizeof(double) + sizeof(std::uint16_t))),
@@ -76,6 +77,7 @@ void start(const QuantizeParams& p, cudaStream_t stream) {
           .key_begin = p.same.key_begin,
           .count = static_cast<std::uint32_t>(same.count),
           .stride = static_cast<std::uint32_t>(same.stride),
+          .dim = p.dim,
           .one_over_count = 1 / static_cast<double>(same.count),
           .centre = p.centre,
           .channels = p.channels,
@@ -83,19 +85,22 @@ void start(const QuantizeParams& p, cudaStream_t stream) {
   const int tiles_of_unit = 128 / dim, units = (p.key_tiles * p.kv_heads + tiles_of_unit - 1) / tiles_of_unit,
             preparing = p.items_taken ? std::clamp(range_count(p) / quantize_threads, 1, 128) : 0;
   launch(
-      quantize_kernel<T, dim>,
+      quantize_kernel<T, dim, padded>,
       {.blocks = static_cast<unsigned>(units + preparing), .threads = quantize_threads, .shared_bytes = sizeof(Shared), .overlaps = true},
       stream, {.params = p, .units = units, .tiles = Divisor(std::max(tiles_of(p.same.keys), 1)), .heads = Divisor(p.kv_heads)});
+}
+
+template <class T>
+void start(const QuantizeParams& p, cudaStream_t stream) {
+  if (p.dim == 64) return start<T, 64, false>(p, stream);
+  if (p.dim == 128) return start<T, 128, false>(p, stream);
+  p.dim < 64 ? start<T, 64, true>(p, stream) : start<T, 128, true>(p, stream);
 }
 
 }  // namespace
 
 void quantize_chitu(const QuantizeParams& params, bool bf16, cudaStream_t stream) {
-  const int dim = params.dim;
-  if (bf16)
-    dim == 64 ? start<__nv_bfloat16, 64>(params, stream) : start<__nv_bfloat16, 128>(params, stream);
-  else
-    dim == 64 ? start<__half, 64>(params, stream) : start<__half, 128>(params, stream);
+  bf16 ? start<__nv_bfloat16>(params, stream) : start<__half>(params, stream);
 }
 
 }  // namespace chitu::cuda

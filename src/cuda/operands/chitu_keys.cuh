@@ -23,8 +23,12 @@ struct RowShare {
 // A thread's share of a rotated row. One mma.m16n8k16 rotates along four bits of the channel, additions in registers along the others. A
 // 16-byte chunk is an operand as it stands. The integers of two chunks make 16 bytes that stay together. One more mma, with the centre in
 // every row, subtracts the rotated centre; that is exact, because the centre is in the type of the input.
-template <class T, int dim>
+//
+// With `padded` the rotation has smaller blocks. Along bits 4 and 5 of the channel, as far as they are not the block's, the matrix is that
+// of 1; bit 6 is never the block's, and bit 3 is not if the block has 8 channels.
+template <class T, int dim, bool padded>
 struct RotatedRow {
+  using Block = RotationBlock<dim, padded>;
   static constexpr int chunks = dim / 32;
   float x[chunks][2][4];
 
@@ -34,10 +38,12 @@ struct RotatedRow {
   // quad), j.
   struct Matrix {
     std::uint32_t b[2][2], minus_b[2][2];
-    __device__ __forceinline__ explicit Matrix(const RowShare<dim>& share) {
-      const int g = share.g, quad = share.quad, both = quad & (g >> 1);
+    __device__ __forceinline__ Matrix(const RowShare<dim>& share, Block block) {
+      // Bits 4 and 5 of the channel: in the input quad, in the output g / 2. Those of them that are the block's:
+      const int g = share.g, quad = share.quad, bits = block.has(4) + 2 * block.has(5), both = quad & (g >> 1) & bits;
       const std::uint32_t parity = (both ^ (both >> 1) ^ (quad & (quad >> 1))) & 1, flip = static_cast<std::uint32_t>(g & 1) << 31;
-      const std::uint32_t plain = (rotation_one<T> | rotation_one<T> << 16) ^ parity * 0x80008000u;
+      const std::uint32_t one = padded && ((quad ^ (g >> 1)) & ~bits) ? 0 : rotation_one<T> | rotation_one<T> << 16;
+      const std::uint32_t plain = one ^ parity * 0x80008000u;  // a zero may get a sign
       b[0][0] = b[1][0] = plain ^ flip;
       b[0][1] = plain ^ flip ^ 0x80000000u;
       b[1][1] = b[0][1] ^ 0x80008000u;
@@ -58,9 +64,17 @@ struct RotatedRow {
   // Butterflies over channel bits 3 and (dim 128) 6, which lie in a thread's registers. The first has the sign of bits 1 and 3, which swaps
   // sum and difference where bit 1 is set. The butterfly over bit 1 is left: it gives u + w and u - w. The larger of their sizes is |u| +
   // |w|, so the scale needs no more, and pack() forms both when it multiplies.
-  __device__ __forceinline__ void butterflies() {
+  __device__ __forceinline__ void butterflies(Block block) {
+    if (!block.has(3)) {  // only the sign is left: of bit 1, where bit 3 is set
 #pragma unroll
-    for (int bit = 1; bit < chunks; bit *= 2)
+      for (int m = 1; m < chunks; m += 2)
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+          if (i % 4 >= 2) x[m][i / 4][i % 4] = -x[m][i / 4][i % 4];
+      return;
+    }
+#pragma unroll
+    for (int bit = 1; bit < (padded ? 2 : chunks); bit *= 2)
 #pragma unroll
       for (int m = 0; m < chunks; ++m) {
         if (m & bit) continue;
@@ -73,8 +87,15 @@ struct RotatedRow {
         }
       }
   }
-  // Two sums that together contain every channel of the row, as any other two would. They tell if a channel is not finite.
-  __device__ __forceinline__ bool finite() const { return size(0, 0, 0) < infinity; }
+  // Two sums that together contain every channel of their block, as any other two would, tell if a channel is not finite. With `padded` a
+  // row has several blocks, and the thread a part of them. All threads that share the row call this.
+  __device__ __forceinline__ bool finite() const {
+    if constexpr (!padded) return size(0, 0, 0) < infinity;
+    float sum = 0;
+#pragma unroll
+    for (int m = 0; m < chunks; ++m) sum += size(m, 0, 0);
+    return all_of_quad(sum < infinity);
+  }
   __device__ __forceinline__ float largest() const {
     float top[4] = {0, 0, 0, 0};
 #pragma unroll
@@ -101,7 +122,7 @@ struct RotatedRow {
 
 // A warp has 16 (dim 128) or 32 (dim 64) keys of a tile: one or two strips of 16. Half h of a strip is its keys 4 h ... 4 h + 3 and those +
 // 8. One half is rotated after the other, so 32 accumulators are enough.
-template <class T, int dim>
+template <class T, int dim, bool padded>
 struct KeyPart {
   static constexpr int strips = 128 / dim, warps = operand_warps / strips, groups = operand_warps / warps;  // of a tile; tiles of a CTA
   int lane, group, warp;
@@ -135,9 +156,9 @@ struct KeyPart {
 };
 
 // Starts the copies of the thread's numbers.
-template <class T, int dim>
-__device__ __forceinline__ void fetch_keys(const KeyPart<T, dim>& part, Chunks& chunks) {
-  using Part = KeyPart<T, dim>;
+template <class T, int dim, bool padded>
+__device__ __forceinline__ void fetch_keys(const KeyPart<T, dim, padded>& part, int tensor_dim, Chunks& chunks) {
+  using Part = KeyPart<T, dim, padded>;
 #pragma unroll
   for (int h = 0; h < 2; ++h)
 #pragma unroll
@@ -145,21 +166,26 @@ __device__ __forceinline__ void fetch_keys(const KeyPart<T, dim>& part, Chunks& 
       const bool exists = part.exists_key(h, s);
       const T* from = part.from + (exists ? s * 16 + h * 4 : 0) * part.step;
 #pragma unroll
-      for (int m = 0; m < RotatedRow<T, dim>::chunks; ++m) fetch(chunks, Part::chunk(h, s, m), from + part.share.channel(m), exists);
+      for (int m = 0; m < RotatedRow<T, dim, padded>::chunks; ++m) {
+        const int channel = part.share.channel(m);
+        const bool in_tensor = !padded || channel < tensor_dim;
+        fetch(chunks, Part::chunk(h, s, m), from + (in_tensor ? channel : 0), exists && in_tensor);
+      }
     }
 }
 
 // The thread's keys of half h.
-template <class T, int dim>
+template <class T, int dim, bool padded>
 struct KeyRows {
-  using Part = KeyPart<T, dim>;
-  using Row = RotatedRow<T, dim>;
+  using Part = KeyPart<T, dim, padded>;
+  using Row = RotatedRow<T, dim, padded>;
+  using Block = typename Row::Block;
   static constexpr int strips = Part::strips;
   Row rows[strips];
   bool good[strips];  // the key exists and is finite
 
   // Subtracts the centre and rotates. nonfinite becomes true if a key is not finite.
-  __device__ __forceinline__ void rotate(const Part& part, int h, const Chunks& chunks, const typename Row::Matrix& matrix,
+  __device__ __forceinline__ void rotate(const Part& part, int h, const Chunks& chunks, const typename Row::Matrix& matrix, Block block,
                                          bool& nonfinite) {
     __syncwarp();  // so that the compiler loads the centre here, and does not keep it from the half before
 #pragma unroll
@@ -170,14 +196,14 @@ struct KeyRows {
     }
 #pragma unroll
     for (int s = 0; s < strips; ++s) {
-      rows[s].butterflies();
+      rows[s].butterflies(block);
       const bool exists = part.exists_key(h, s), finite = rows[s].finite();
       nonfinite |= exists && !finite;
       good[s] = exists && finite;
     }
   }
   // Writes down the largest size in each key.
-  __device__ __forceinline__ void put_tops(const Part& part, int h, TileShared& tile) const {
+  __device__ __forceinline__ void put_tops(const Part& part, int h, Block block, TileShared& tile) const {
 #pragma unroll
     for (int s = 0; s < strips; ++s) {
       float top = good[s] ? rows[s].largest() : 0;
@@ -186,7 +212,7 @@ struct KeyRows {
       const int key = part.key(h, s);
       if (part.share.quad == 0) {
         tile.top[key] = top;
-        tile.number[key] = ranking_number(top * rotation_scale(dim), key);
+        tile.number[key] = ranking_number(block.scaled(top), key);
       }
     }
   }
@@ -204,9 +230,9 @@ struct KeyRows {
 };
 
 // Ranks the tile's keys and writes down where they go.
-template <class T, int dim>
-__device__ __forceinline__ void rank_keys(const KeyPart<T, dim>& part, TileShared& tile) {
-  constexpr int threads = KeyPart<T, dim>::warps * 32, lanes = threads / tile_tokens;  // lanes: that share a key
+template <class T, int dim, bool padded>
+__device__ __forceinline__ void rank_keys(const KeyPart<T, dim, padded>& part, TileShared& tile) {
+  constexpr int threads = KeyPart<T, dim, padded>::warps * 32, lanes = threads / tile_tokens;  // lanes: that share a key
   const unsigned thread = static_cast<unsigned>(ptx::thread_index_again()) % threads, key = thread / lanes;
   const float top = tile.top[key];
   const int rank = count_larger<lanes>(tile.number, tile.number[key], thread % lanes), row = row_of_rank(rank);
@@ -223,16 +249,17 @@ __device__ __forceinline__ void rank_keys(const KeyPart<T, dim>& part, TileShare
   if (thread % 32 < 4) tile.group_top[thread % 32][thread / 32] = __uint_as_float(mine);
 }
 
-template <class T, int dim>
+template <class T, int dim, bool padded>
 __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& shared) {
-  using Part = KeyPart<T, dim>;
+  using Part = KeyPart<T, dim, padded>;
   constexpr int warps = Part::warps, threads = warps * 32;
   const QuantizeParams& p = job.params;
   const Part part(job, unit);
   if (!part.exists) return;
-  fetch_keys(part, shared.chunks);
+  fetch_keys(part, p.dim, shared.chunks);
   TileShared& tile = shared.tiles[part.group];
-  const typename RotatedRow<T, dim>::Matrix matrix(part.share);
+  const RotationBlock<dim, padded> block{p.dim};
+  const typename RotatedRow<T, dim, padded>::Matrix matrix(part.share, block);
   ptx::wait_for_previous();  // for the sample
   ptx::wait_for_copies();
 
@@ -240,9 +267,9 @@ __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& 
   bool nonfinite = false;  // whether the thread knows of a key of the tile that is not finite
 #pragma unroll 1
   for (int h = 0; h < 2; ++h) {
-    KeyRows<T, dim> half;
-    half.rotate(part, h, shared.chunks, matrix, nonfinite);
-    half.put_tops(part, h, tile);
+    KeyRows<T, dim, padded> half;
+    half.rotate(part, h, shared.chunks, matrix, block, nonfinite);
+    half.put_tops(part, h, block, tile);
   }
   nonfinite = barrier_or(key_barrier(part.group), threads, nonfinite);
 
@@ -261,19 +288,19 @@ __device__ __forceinline__ void quantize_keys(const Job& job, int unit, Shared& 
   }
   if (part.warp == 0) {
     PassScales* passes = p.passes + pass_index(part.at.index, 0);
-    if (part.lane < 4) passes[0].key[key_group] = passes[1].key[key_group] = scale_of<dim>(top);
+    if (part.lane < 4) passes[0].key[key_group] = passes[1].key[key_group] = block.scale_of(top);
     if (part.lane == 0) mark(p, p.nonfinite_keys, part.at.index, nonfinite);
     reinterpret_cast<std::uint32_t*>(p.orders + order_offset(part.at.index))[part.lane] =
         reinterpret_cast<const std::uint32_t*>(tile.order)[part.lane];
   }
 
   // Integers. To rotate again costs less than registers for both halves.
-  const float inverse = inverse_of<dim>(top);
+  const float inverse = block.inverse_of(top);
   std::uint8_t* to = p.key_numbers + key_tile_offset(chitu_form<dim>, part.at.index);
 #pragma unroll 1
   for (int h = 0; h < 2; ++h) {
-    KeyRows<T, dim> half;
-    half.rotate(part, h, shared.chunks, matrix, nonfinite);
+    KeyRows<T, dim, padded> half;
+    half.rotate(part, h, shared.chunks, matrix, block, nonfinite);
     half.store(part, h, tile, to, inverse);
   }
 }

@@ -21,6 +21,7 @@ struct SampleJob {
   int kv_heads, heads;  // in one sequence, in all
   int key_begin;
   std::uint32_t count, stride;
+  int dim;  // of the tensors
   double one_over_count;
   void* centre;
   float* channels;
@@ -45,8 +46,9 @@ __device__ __forceinline__ double total(double x, double (&of_warps)[count / 32]
   return sum;
 }
 
-// A head's sampled tokens. `lanes` neighbouring threads have a token, each a 16-byte chunk of it.
-template <class T, int dim>
+// A head's sampled tokens. `lanes` neighbouring threads have a token, each a 16-byte chunk of it. With `padded` some have a chunk behind
+// it.
+template <class T, int dim, bool padded>
 struct SampledTokens {
   static constexpr unsigned lanes = dim / 8;
 
@@ -54,10 +56,12 @@ struct SampledTokens {
   const T* base;           // the thread's chunk of the head's first token
   std::int64_t step;
   std::uint32_t count, stride;
+  bool behind;  // the thread's chunk is behind the tokens' last
   double one_over_count;
 
   // row: the head's, among the heads of all sequences.
-  __device__ __forceinline__ SampledTokens(const SampleJob& job, const View& in, int row) : at_once(blockDim.x / lanes), step(in.token) {
+  __device__ __forceinline__ SampledTokens(const SampleJob& job, const View& in, int row)
+      : at_once(blockDim.x / lanes), step(in.token), behind(padded && threadIdx.x % lanes * 8 >= static_cast<unsigned>(job.dim)) {
     int batch = row / job.kv_heads, begin = job.key_begin;
     const int head = row - batch * job.kv_heads;
     count = job.count, stride = job.stride;
@@ -74,7 +78,7 @@ struct SampledTokens {
   // The thread's chunk of its i-th token; zeros if there is none.
   __device__ __forceinline__ uint4 load(int i) const {
     const unsigned number = threadIdx.x / lanes + i * at_once;
-    return number < count ? load_input(base + sampled_token(number, stride) * step) : make_uint4(0, 0, 0, 0);
+    return number < count && !behind ? load_input(base + sampled_token(number, stride) * step) : make_uint4(0, 0, 0, 0);
   }
 };
 
@@ -110,8 +114,8 @@ struct SampleShared {
 };
 
 // Sums again without what is not finite: a whole key, or a number of a value. Returns how many keys the warp has left out.
-template <class T, int dim, bool is_value>
-__device__ __forceinline__ int sum_finite(const SampledTokens<T, dim>& tokens, SampleSums<T, is_value>& mine) {
+template <class T, int dim, bool padded, bool is_value>
+__device__ __forceinline__ int sum_finite(const SampledTokens<T, dim, padded>& tokens, SampleSums<T, is_value>& mine) {
   constexpr unsigned lanes = dim / 8;
   const unsigned lane = threadIdx.x % 32;
   int left_out = 0;
@@ -171,7 +175,7 @@ __device__ __forceinline__ ChannelSum join_rows(const SampleShared<dim>& shared,
 }
 
 // Makes the centre of a head's keys, or λ of its values. row: the head's, among the heads of all sequences.
-template <class T, int dim, bool is_value>
+template <class T, int dim, bool padded, bool is_value>
 __device__ __forceinline__ void sample_head(const SampleJob& job, int row) {
   extern __shared__ double sums[];
   __shared__ int left_out[most_sample_threads / 32];  // keys of the sample that are not finite, for each warp
@@ -180,7 +184,7 @@ __device__ __forceinline__ void sample_head(const SampleJob& job, int row) {
   const SampleShared<dim> shared{sums, reinterpret_cast<std::uint16_t*>(sums + warps * dim)};
 
   // Each thread sums its tokens. All loads are under way before the first sum.
-  SampledTokens<T, dim> tokens(job, is_value ? job.value : job.key, row);
+  SampledTokens<T, dim, padded> tokens(job, is_value ? job.value : job.key, row);
   uint4 x[sample_loads];
 #pragma unroll
   for (int i = 0; i < sample_loads; ++i) x[i] = tokens.load(i);
@@ -188,7 +192,7 @@ __device__ __forceinline__ void sample_head(const SampleJob& job, int row) {
 #pragma unroll
   for (const uint4& y : x) mine.add(y);
   int without = 0;
-  if (__any_sync(~0u, !mine.finite())) without = sum_finite<T, dim, is_value>(tokens, mine);
+  if (__any_sync(~0u, !mine.finite())) without = sum_finite<T, dim, padded, is_value>(tokens, mine);
   if (!is_value && thread % 32 == 0) left_out[thread / 32] = without;
 
   // The CTA joins them: over the lanes of a warp, then over the warps in two steps. In the first step every thread has a share of a
@@ -215,7 +219,7 @@ __device__ __forceinline__ void sample_head(const SampleJob& job, int row) {
   if constexpr (is_value) {
     // λ is at most 2^125, whose reciprocal is no subnormal number. The largest |v / λ| is below 8 then.
     const float own = own_lambda(low<T>(all.largest), mean);
-    job.channels[to] = fminf(lambda_in_head(own, static_cast<float>(total<dim>(own, of_warps) / dim)), 0x1p125f);
+    job.channels[to] = fminf(lambda_in_head(own, static_cast<float>(total<dim>(own, of_warps) / (padded ? job.dim : dim))), 0x1p125f);
   } else {
     static_cast<T*>(job.centre)[to] = static_cast<T>(mean);
   }

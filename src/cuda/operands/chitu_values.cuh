@@ -15,7 +15,7 @@ namespace {  // part of chitu.cu
 
 // A warp has 64 keys x 32 channels of a tile. A thread has 8 keys x 8 channels. 16 keys of a channel make a 16-byte chunk of the operand. A
 // thread has numbers 0 ... 3 and 8 ... 11 of it, or those + 4; their integers follow each other in the order of stored_key().
-template <class T, int dim>
+template <class T, int dim, bool padded>
 struct ValuePart {
   static constexpr int keys = 8, parts = dim / 32, warps = 2 * parts, groups = operand_warps / warps;  // of a tile; tiles of a CTA
   int lane, g, quad;  // g: the lane's group of four; quad: its lane there, as mma's operands have them
@@ -45,6 +45,8 @@ struct ValuePart {
     from = static_cast<const T*>(p.value.data) + key_offset(p.value, sequence, at.head, at.tile * tile_tokens + first()) + channel0;
     channels = p.channels + (static_cast<std::int64_t>(at.sequence) * p.kv_heads + at.head) * dim + channel0;
   }
+  // Whether the tensor has the thread's channels of the key that is `key` behind its first.
+  __device__ __forceinline__ bool in_tensor(const QuantizeParams& p, int key) const { return key < valid && (!padded || channel0 < p.dim); }
   __device__ __forceinline__ int first() const { return chunk * 16 + g % 2 * 4; }  // the thread's first key in the tile
   static constexpr __device__ int key(int i) { return i % 4 + i / 4 * 8; }         // behind it
   static_assert(key(0) == stored_key(0) && key(1) == stored_key(1) && key(4) == stored_key(2) && key(5) == stored_key(3) &&
@@ -63,10 +65,10 @@ struct ValuePart {
 
 // Writes the residual plane of a flagged tile: what rounding to integers has left, in a finer unit. It is rare, so the tile is read again,
 // an element at a time.
-template <class T, int dim>
+template <class T, int dim, bool padded>
 __device__ __forceinline__ void quantize_residuals(const Job& job, int unit, const std::uint8_t* order, float scale, float inverse) {
   const QuantizeParams& p = job.params;
-  using Part = ValuePart<T, dim>;
+  using Part = ValuePart<T, dim, padded>;
   const Part part(job, ptx::opaque(unit));
   auto* out = reinterpret_cast<std::uint8_t*>(p.residuals) + residual_offset(chitu_form<dim>, part.at.index);
 #pragma unroll 1
@@ -74,7 +76,7 @@ __device__ __forceinline__ void quantize_residuals(const Job& job, int unit, con
     const float f = invert(__ldcg(part.channels + c));
     const auto rest = [&](int i) {
       const int key = order[part.first() + Part::key(i)] - part.first();  // behind the thread's first
-      float v = key < part.valid ? static_cast<float>(part.from[key * p.value.token + c]) : 0.f;
+      float v = part.in_tensor(p, key) ? static_cast<float>(part.from[key * p.value.token + c]) : 0.f;
       if (!(fabsf(v) < infinity)) v = 0;
       return __fsub_rn(v * f, __fmul_rn(rintf(v * (f * inverse)), scale)) * (residual_parts * inverse);
     };
@@ -94,8 +96,8 @@ __device__ __forceinline__ std::uint32_t pack_half(float a, float b) {
 }
 
 // Loads λ of the thread's channels and inverts it.
-template <class T, int dim>
-__device__ __forceinline__ void load_factors(const ValuePart<T, dim>& part, float (&factor)[8]) {
+template <class T, int dim, bool padded>
+__device__ __forceinline__ void load_factors(const ValuePart<T, dim, padded>& part, float (&factor)[8]) {
 #pragma unroll
   for (int c = 0; c < 8; c += 4) {
     const uint4 l = load_sampled(part.channels + c);
@@ -106,8 +108,8 @@ __device__ __forceinline__ void load_factors(const ValuePart<T, dim>& part, floa
 
 // The B operand of measure(): 1/λ in 16 bits in even columns, and in odd columns what this rounding has left. Both are times `unit`, a
 // power of two that brings them into the range of f16.
-template <class T, int dim>
-__device__ __forceinline__ void size_weights(const ValuePart<T, dim>& part, const float (&factor)[8], float unit,
+template <class T, int dim, bool padded>
+__device__ __forceinline__ void size_weights(const ValuePart<T, dim, padded>& part, const float (&factor)[8], float unit,
                                              std::uint32_t (&weight)[4]) {
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
@@ -127,13 +129,14 @@ struct ValueSizes {
 };
 
 // One pass. The tensor core sums the sizes of keys: pair j of keys is summed in columns 2 j and 2 j + 1, and so ends in lane j of four.
-template <class T, int dim>
-__device__ __forceinline__ ValueSizes measure(const ValuePart<T, dim>& part, const Chunks& chunks, const std::uint32_t (&weight)[4]) {
+template <class T, int dim, bool padded>
+__device__ __forceinline__ ValueSizes measure(const ValuePart<T, dim, padded>& part, const Chunks& chunks,
+                                              const std::uint32_t (&weight)[4]) {
   ValueSizes found;
 #pragma unroll
   for (int i = 0; i < 4; ++i) found.size[i] = found.largest[i] = 0;
 #pragma unroll
-  for (int j = 0; j < ValuePart<T, dim>::keys / 2; ++j) {
+  for (int j = 0; j < ValuePart<T, dim, padded>::keys / 2; ++j) {
     const uint4 x0 = chunks[2 * j][threadIdx.x], x1 = chunks[2 * j + 1][threadIdx.x];
     std::uint32_t a[4], b[4];
 #pragma unroll
@@ -159,9 +162,9 @@ __device__ __forceinline__ float largest_of_warp(const std::uint32_t (&largest)[
 }
 
 // What the warps of a tile tell each other about it.
-template <class T, int dim>
+template <class T, int dim, bool padded>
 struct ValueShared {
-  using Part = ValuePart<T, dim>;
+  using Part = ValuePart<T, dim, padded>;
   float* sizes;  // [parts][keys, in any order]
   float* tops;   // [warps]
 
@@ -189,10 +192,10 @@ struct ValueShared {
 
 // Stores values as integers, those of the keys that go to the thread's rows. They stand in the chunks of other threads. factor: what a
 // channel's numbers are multiplied by.
-template <class T, int dim>
-__device__ __forceinline__ void store_values(const QuantizeParams& p, const ValuePart<T, dim>& part, const Chunks& chunks,
+template <class T, int dim, bool padded>
+__device__ __forceinline__ void store_values(const QuantizeParams& p, const ValuePart<T, dim, padded>& part, const Chunks& chunks,
                                              const TileShared& tile, const float (&factor)[8]) {
-  using Part = ValuePart<T, dim>;
+  using Part = ValuePart<T, dim, padded>;
   // The chunk of the tile's key 0 that has the thread's channels.
   const auto* channels = reinterpret_cast<const std::uint8_t*>(
       &chunks[0][operand_threads + part.group * Part::warps * 32 + part.warp % Part::parts * 32 + part.quad]);
@@ -212,10 +215,10 @@ __device__ __forceinline__ void store_values(const QuantizeParams& p, const Valu
   }
 }
 
-template <class T, int dim>
+template <class T, int dim, bool padded>
 __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared& shared) {
   const QuantizeParams& p = job.params;
-  using Part = ValuePart<T, dim>;
+  using Part = ValuePart<T, dim, padded>;
   const Part part(job, unit);
   if (!part.exists) return;
   const int barrier = value_barrier(part.group), threads = Part::warps * 32;  // of the tile
@@ -224,7 +227,7 @@ __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared
   const T* from = part.from;
 #pragma unroll
   for (int i = 0; i < Part::keys; ++i, from += (Part::key(i) - Part::key(i - 1)) * p.value.token)
-    fetch(shared.chunks, i, from, Part::key(i) < part.valid);
+    fetch(shared.chunks, i, from, part.in_tensor(p, Part::key(i)));
   ptx::wait_for_previous();  // for the sample
   float factor[8];
   load_factors(part, factor);
@@ -250,14 +253,14 @@ __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared
   load_factors(part, factor);  // again: registers do not keep them meanwhile
 
   // The tile's warps exchange what they have found. From the largest number follow the scale and the size below which a key is small.
-  const ValueShared<T, dim> tile(part, shared);
+  const ValueShared<T, dim, padded> tile(part, shared);
   float top = largest_of_warp<T>(found.largest, factor);
   tile.put(part, found.size, top);
   const bool nonfinite = barrier_or(barrier, threads, left_out);
   if (part.speaks()) mark(p, p.nonfinite_values, part.at.index, nonfinite);
 #pragma unroll
   for (int i = 0; i < Part::warps; ++i) top = fmaxf(top, tile.tops[i]);
-  const bool small = tile.small_key(part, top * unit_of_sizes * (dim / flag_ratio));
+  const bool small = tile.small_key(part, top * unit_of_sizes * (static_cast<float>(padded ? p.dim : dim) / flag_ratio));
   top = fmaxf(top, smallest_maximum);
   const float inverse = divide(127, top);
 
@@ -269,7 +272,7 @@ __device__ __forceinline__ void quantize_values(const Job& job, int unit, Shared
   const bool flagged = barrier_or(barrier, threads, small);
   const float scale = divide(top, 127);
   if (part.speaks()) write_passes(p, part.at.index, scale, flagged);
-  if (flagged) quantize_residuals<T, dim>(job, unit, shared.tiles[part.group].order, scale, inverse);
+  if (flagged) quantize_residuals<T, dim, padded>(job, unit, shared.tiles[part.group].order, scale, inverse);
 }
 
 }  // namespace

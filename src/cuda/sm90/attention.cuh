@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_c
   }
 
   // Prepare what all items share.
-  if constexpr (C::quantizes_queries) write_hadamard<C>(at.hadamard(), threadIdx.x, C::threads);
+  if constexpr (C::quantizes_queries) write_hadamard<C>(launch.params.dim, at.hadamard(), threadIdx.x, C::threads);
   __syncthreads();
 
   // Roles. The last warpgroup produces, and leaves its registers to the others.
@@ -60,8 +60,7 @@ __global__ void __launch_bounds__(C::threads, 1) attention_kernel(const __grid_c
 
 template <class C>
 void start(const Params& params, const Tensor& query, int processors, cudaStream_t stream) {
-  const std::int64_t items =
-      params.split_on_gpu ? processors : params.split.whole + std::int64_t{params.split_items} * params.split.pieces;
+  const std::int64_t items = params.split_on_gpu ? processors : params.split.whole + std::int64_t{params.split_items} * params.split.pieces;
   launch(attention_kernel<C>,
          {.blocks = static_cast<unsigned>(items < processors ? items : processors),
           .threads = C::threads,

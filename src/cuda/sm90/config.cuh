@@ -17,13 +17,13 @@ namespace chitu::cuda::sm90 {
 constexpr int most_shared_bytes = 232448;  // of a CTA
 constexpr int out_bytes = 16 * 64 * 2;     // 64 channels of a warp's rows, on their way to memory
 
-// input, quantizes_queries: as kernels.h has them.
-template <const Recipe& recipe, DType input_, int dim_, bool quantizes_queries_>
+// The parameters are as kernels.h has them.
+template <const Recipe& recipe, DType input_, int dim_, bool quantizes_queries_, bool padded_>
 struct Config {
   static constexpr DType input = input_;
   using Input = std::conditional_t<input == DType::bf16, __nv_bfloat16, __half>;
   static constexpr int dim = dim_;
-  static constexpr bool quantizes_queries = quantizes_queries_;
+  static constexpr bool quantizes_queries = quantizes_queries_, padded = padded_;
   static constexpr Form form = sm90::form_of(recipe, dim);
   static constexpr bool by_tile = recipe.weights.by_tile;
   static constexpr float log2_top = log2_of(recipe.weights.top);

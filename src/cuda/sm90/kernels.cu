@@ -11,19 +11,21 @@ namespace {
 
 // The kernel of `recipe`. as: the recipe that it is compiled for. Two recipes share a kernel if they differ only in what the quantizer
 // does.
-template <const Recipe& recipe, DType input, int dim, bool quantizes_queries = false, const Recipe& as = recipe>
+template <const Recipe& recipe, DType input, int dim, bool quantizes_queries = false, bool padded = false, const Recipe& as = recipe>
 constexpr AttentionKernel kernel() {
   static_assert(form_of(recipe, dim) == form_of(as, dim) && recipe.weights == as.weights);
   constexpr DType compiled = recipe.key.scaling == Scaling::none || quantizes_queries ? input : DType::f16;
-  return {&recipe, input, dim, quantizes_queries, form_of(recipe, dim), start<Config<as, compiled, dim, quantizes_queries>>};
+  return {&recipe, input, dim, quantizes_queries, form_of(recipe, dim), start<Config<as, compiled, dim, quantizes_queries, padded>>,
+          padded};
 }
 
 // The kernels of `recipe` for every padded dim and type of the tensors.
 template <const Recipe& recipe, const Recipe& as = recipe>
 constexpr std::array<AttentionKernel, 6> kernels_of() {
   using enum DType;
-  return {kernel<recipe, f16, 64, false, as>(),   kernel<recipe, bf16, 64, false, as>(), kernel<recipe, f16, 128, false, as>(),
-          kernel<recipe, bf16, 128, false, as>(), kernel<recipe, f16, 256, false, as>(), kernel<recipe, bf16, 256, false, as>()};
+  return {kernel<recipe, f16, 64, false, false, as>(),  kernel<recipe, bf16, 64, false, false, as>(),
+          kernel<recipe, f16, 128, false, false, as>(), kernel<recipe, bf16, 128, false, false, as>(),
+          kernel<recipe, f16, 256, false, false, as>(), kernel<recipe, bf16, 256, false, false, as>()};
 }
 
 template <class... Arrays>
@@ -40,10 +42,11 @@ constexpr auto joined(const Arrays&... arrays) {
 using namespace recipes;
 
 // chitu's tuned quantiser leaves the queries to the attention kernel.
-constexpr std::array tuned{kernel<chitu, DType::f16, 64, true>(), kernel<chitu, DType::bf16, 64, true>(),
-                           kernel<chitu, DType::f16, 128, true>(), kernel<chitu, DType::bf16, 128, true>()};
-constexpr auto table = joined(tuned, kernels_of<recipes::chitu>(), kernels_of<int8>(), kernels_of<sage>(), kernels_of<int8_half, sage>(),
-                              kernels_of<sage2>(), kernels_of<fp8>(), kernels_of<exact>());
+template <bool padded>
+constexpr std::array tuned{kernel<chitu, DType::f16, 64, true, padded>(), kernel<chitu, DType::bf16, 64, true, padded>(),
+                           kernel<chitu, DType::f16, 128, true, padded>(), kernel<chitu, DType::bf16, 128, true, padded>()};
+constexpr auto table = joined(tuned<false>, tuned<true>, kernels_of<recipes::chitu>(), kernels_of<int8>(), kernels_of<sage>(),
+                              kernels_of<int8_half, sage>(), kernels_of<sage2>(), kernels_of<fp8>(), kernels_of<exact>());
 
 }  // namespace
 

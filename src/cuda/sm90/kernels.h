@@ -16,8 +16,9 @@ constexpr Form form_of(const Recipe& recipe, int dim) {
 }
 
 // input: f16 or bf16. It is the tensors' type if the recipe stores numbers as they came or the kernel quantises the queries; else it is
-// f16. dim: 64, 128 or 256. quantizes_queries: queries come as the caller's tensor has them (Params::tuned_quantizer).
-template <const Recipe& recipe, DType input, int dim, bool quantizes_queries = false>
+// f16. dim: 64, 128 or 256. quantizes_queries: queries come as the caller's tensor has them (Params::tuned_quantizer). Only such a kernel
+// depends on whether the tensors' dim is `dim`, or less and so padded.
+template <const Recipe& recipe, DType input, int dim, bool quantizes_queries = false, bool padded = false>
 struct Config;
 
 template <class C>

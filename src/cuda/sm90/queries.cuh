@@ -14,17 +14,22 @@
 
 namespace chitu::cuda::sm90 {
 
-// Writes the signed 64 x 64 Hadamard matrix as wgmma's B operand. A thread gets columns 8 i + 2 quad and the next of the product; its rows
-// are in such an order that these columns are channels 16 quad ... + 15. `threads` threads call it; this is `thread`.
+// Writes the signed 64 x 64 Hadamard matrix as wgmma's B operand, or smaller ones on its diagonal: the blocks of the rotation of the
+// tensors' dim. A thread gets columns 8 i + 2 quad and the next of the product; its rows are in such an order that these columns are
+// channels 16 quad ... + 15. `threads` threads call it; this is `thread`.
 template <class C>
-__device__ __forceinline__ void write_hadamard(std::uint32_t to, int thread, int threads) {
+__device__ __forceinline__ void write_hadamard(int tensor_dim, std::uint32_t to, int thread, int threads) {
   using T = typename C::Input;
+  const int bits = C::padded ? rotation_block(tensor_dim) - 1 : ~0;  // of a channel's number in its block
   for (int i = thread; i < 64 * 8; i += threads) {
     const int n = i / 8, chunk = i % 8, channel = (n >> 1 & 3) * 16 + (n >> 3) * 2 + (n & 1);
     std::uint32_t words[4];
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      const auto number = [&](int k) { return rotation_one<T> | ((__popc(k & channel) & 1) ^ rotation_negates(k)) << 15; };
+      const auto number = [&](int k) {
+        const int sign = (__popc(k & channel & bits) & 1) ^ rotation_negates(k);
+        return (k ^ channel) & ~bits ? 0u : rotation_one<T> | sign << 15;
+      };
       words[w] = number(chunk * 8 + 2 * w) | number(chunk * 8 + 2 * w + 1) << 16;
     }
     ptx::store_uint4(to + n * 128 + swizzled<128>(chunk, n) * 16, make_uint4(words[0], words[1], words[2], words[3]));
@@ -66,37 +71,46 @@ __device__ __forceinline__ void correct_lse(const typename C::At at, std::uint32
     if (quad == 0) ptx::store_float(item + offsetof(Item, correction) + (warp * 16 + h * 8 + g) * 4, dot[h][0] + dot[h][3]);
 }
 
-// All warps of a warpgroup call it. It reads the block that the producer has brought, and writes Item's scales and corrections, and the
-// operand at Config::At::query. A thread has a quarter of two of its warp's 16 rows, row lane / 4 and the one 8 behind it. The scales of
-// two such rows stand side by side, and contain what Consumer::query_scales() says.
+// The thread's numbers of its two rows, rotated but for the butterfly over the last channel bit of dim 128. Row r has those with
+// i / 2 % 2 == r.
 template <class C>
-__device__ __forceinline__ void quantize_queries(const Params& p, const typename C::At at, std::uint32_t item, int warpgroup) {
-  using Item = typename C::Item;
-  constexpr int dim = C::dim, panels = dim / 64;
-  const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
-  float x[panels][32];  // [panel]: channels 64 panel ..., rotated among these 64
-  {
-    const auto queries = ptx::Matrix<128>::at(at.block(0) + warpgroup * 64 * 128), hadamard = ptx::Matrix<128>::at(at.hadamard());
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int panel = 0; panel < panels; ++panel)
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const auto a = queries.plus(panel * C::form.block_queries * 128 + k * 32).descriptor(), b = hadamard.plus(k * 32).descriptor();
-        k ? ptx::scores<C::input, true>(x[panel], a, b) : ptx::scores<C::input, false>(x[panel], a, b);
-      }
-    ptx::wgmma_commit();
-  }
-  if (p.lse.data) correct_lse<C>(at, item, warp, lane);
-  ptx::wgmma_wait(x);
-  ptx::barrier_arrive(at.block_read());
+using RotatedQueries = float[C::dim / 64][32];  // [panel]: channels 64 panel ..., rotated among these 64
 
-  // A rotated number is a sum of all numbers of its panel, so one of each panel tells if something is not finite. Such a row counts as
-  // zeros; so do rows behind the end of the sequence.
+// Starts and commits the products with the Hadamard matrix.
+template <class C>
+__device__ __forceinline__ void rotate_queries(const typename C::At at, int warpgroup, RotatedQueries<C>& x) {
+  const auto queries = ptx::Matrix<128>::at(at.block(0) + warpgroup * 64 * 128), hadamard = ptx::Matrix<128>::at(at.hadamard());
+  ptx::wgmma_fence();
+#pragma unroll
+  for (int panel = 0; panel < C::dim / 64; ++panel)
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const auto a = queries.plus(panel * C::form.block_queries * 128 + k * 32).descriptor(), b = hadamard.plus(k * 32).descriptor();
+      k ? ptx::scores<C::input, true>(x[panel], a, b) : ptx::scores<C::input, false>(x[panel], a, b);
+    }
+  ptx::wgmma_commit();
+}
+
+// Puts zeros for rows that are not finite, and says so; and for rows behind the end of the sequence.
+template <class C>
+__device__ __forceinline__ void leave_out_nonfinite(const Params& p, std::uint32_t item, int warp, int lane, RotatedQueries<C>& x) {
+  using Item = typename C::Item;
+  constexpr int panels = C::dim / 64;
+  // A rotated number is a sum of all numbers of its block, so one of each block tells if something is not finite. Without `padded` a block
+  // has a panel or more. With `padded` it may have 8 channels; the thread has 16 in each panel.
   const int left = ptx::load_int(item + offsetof(Item, what)) - warp * 16 - lane / 4;
   bool good[2];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) good[r] = 8 * r < left && fabsf(x[0][2 * r]) + fabsf(x[panels - 1][2 * r]) < infinity;
+  for (int r = 0; r < 2; ++r) {
+    if constexpr (C::padded) {
+      float sum = 0;
+#pragma unroll
+      for (const auto& panel : x) sum += fabsf(panel[2 * r]) + fabsf(panel[2 * r + 16]);
+      good[r] = all_of_quad(8 * r < left && sum < infinity);
+    } else {
+      good[r] = 8 * r < left && fabsf(x[0][2 * r]) + fabsf(x[panels - 1][2 * r]) < infinity;
+    }
+  }
   if (!__all_sync(~0u, good[0] && good[1])) [[unlikely]] {
     if ((0 < left && !good[0]) || (8 < left && !good[1])) {
       const int4 queries = ptx::load_int4(item + offsetof(Item, queries));
@@ -109,19 +123,45 @@ __device__ __forceinline__ void quantize_queries(const Params& p, const typename
       for (int i = 0; i < 32; ++i)
         if (!good[i >> 1 & 1]) panel[i] = 0;
   }
-  // With two panels the butterfly over the last channel bit is left. It gives u + w and u - w; the larger of their sizes is |u| + |w|.
+}
+
+// All warps of a warpgroup call it. It reads the block that the producer has brought, and writes Item's scales and corrections, and the
+// operand at Config::At::query. A thread has a quarter of two of its warp's 16 rows, row lane / 4 and the one 8 behind it. The scales of
+// two such rows stand side by side, and contain what Consumer::query_scales() says.
+template <class C>
+__device__ __forceinline__ void quantize_queries(const Params& p, const typename C::At at, std::uint32_t item, int warpgroup) {
+  using Item = typename C::Item;
+  constexpr int dim = C::dim, panels = dim / 64;
+  // With two panels in one block the butterfly over the last channel bit is left. It gives u + w and u - w; the larger of their sizes is
+  // |u| + |w|.
+  constexpr bool joined = panels == 2 && !C::padded;
+  const int t = ptx::thread_index_again(), lane = t & 31, warp = t >> 5, quad = t & 3;
+  RotatedQueries<C> x;
+  rotate_queries<C>(at, warpgroup, x);
+  if (p.lse.data) correct_lse<C>(at, item, warp, lane);
+  ptx::wgmma_wait(x);
+  ptx::barrier_arrive(at.block_read());
+  leave_out_nonfinite<C>(p, item, warp, lane, x);
+
+  // Scales.
   float tops[4] = {0, 0, 0, 0};  // two for each row
 #pragma unroll
-  for (int i = 0; i < 32; ++i) tops[i % 4] = fmaxf(tops[i % 4], panels == 2 ? fabsf(x[0][i]) + fabsf(x[panels - 1][i]) : fabsf(x[0][i]));
+  for (int i = 0; i < 32; ++i) {
+    const float u = fabsf(x[0][i]), w = fabsf(x[panels - 1][i]);
+    tops[i % 4] = fmaxf(tops[i % 4], joined ? u + w : fmaxf(u, w));
+  }
+  const RotationBlock<dim, C::padded> block{p.dim};
   float factor[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const float top = quad_maximum(fmaxf(tops[2 * r], tops[2 * r + 1]));
-    const float factor_of_scores = fabsf(p.scale) * log2_e * scale_of<dim>(top);
+    const float factor_of_scores = fabsf(p.scale) * log2_e * block.scale_of(top);
     if (quad == 0) ptx::store_float(item + offsetof(Item, query_scale) + ((warp * 8 + lane / 4) * 2 + r) * 4, factor_of_scores);
-    const float inverse = inverse_of<dim>(top);
+    const float inverse = block.inverse_of(top);
     factor[r] = p.scale < 0 ? -inverse : inverse;
   }
+
+  // Integers.
 #pragma unroll
   for (int i = 0; i < 32; ++i) x[0][i] *= factor[i >> 1 & 1];
   ptx::named_barrier(1 + warpgroup, 128);  // the integers go where the warps staged the item before: all must have stored it
@@ -132,7 +172,8 @@ __device__ __forceinline__ void quantize_queries(const Params& p, const typename
       const float sign = panel ? -factor[r] : factor[r];
       const auto number = [&](int i, int e) {
         const int n = 4 * i + 2 * r + e;
-        return panels == 2 ? fmaf(x[panels - 1][n], sign, x[0][n]) : x[0][n];
+        if (joined) return fmaf(x[panels - 1][n], sign, x[0][n]);
+        return panel ? x[panel][n] * factor[r] : x[0][n];
       };
       const auto word = [&](int i) { return ptx::pack_i8(number(i, 0), number(i, 1), number(i + 1, 0), number(i + 1, 1)); };
       const int row = (warp & 3) * 16 + r * 8 + lane / 4;
