@@ -142,8 +142,8 @@ chitu_status chitu_quantize(const chitu_tensor* x, int32_t role, const char* met
                             chitu_quantized** quantized);
 
 /* Keys and values of the same shape, at once: what attention makes of these tensors, so that its result from these two is the same to the
- * bit, and on a GPU faster than two calls. options->keys must be NULL; its memory is for both blocks, the key's first; its workspace as
- * for the key. On success both results are the caller's to free. */
+ * bit (on a GPU not for chitu at dims below 128 other than 64), and on a GPU faster than two calls. options->keys must be NULL; its memory
+ * is for both blocks, the key's first; its workspace as for the key. On success both results are the caller's to free. */
 chitu_status chitu_quantize_keys_and_values(const chitu_tensor* key, const chitu_tensor* value, const char* method,
                                             const chitu_quantize_options* options, chitu_quantized** quantized_key,
                                             chitu_quantized** quantized_value);

@@ -161,13 +161,13 @@ def test_copies_of_the_module():
     from chitu_attention import _library
     core = _library.load(os.path.join(FOLDER, "libchitu.so"))
     x = numpy.random.default_rng(0).standard_normal((1, 2, 30, 32), dtype=numpy.float32)
-    rest = ["bhsd", False, None, None, False, None, None, None, None, None, None, None, 0, None]
+    rest = ["bhsd", False, None, None, False, None, None, None, None, None, None, None, 0, None, None, None, None]
     assert core is not ca._core and (core.run(x, x, x, "chitu", *rest) == ca.attention(x, x, x)).all()
     with pytest.raises(RuntimeError, match="open already"):
         core.open("libchitu.so", None)
     with pytest.raises(ImportError, match="cannot be loaded"):
         _library.load(os.path.join(FOLDER, "nothing.so"))
-    with pytest.raises(TypeError, match="18 arguments are needed"):
+    with pytest.raises(TypeError, match="21 arguments are needed"):
         core.run(x)
 
 

@@ -22,7 +22,9 @@ std::size_t cuda::quantized_bytes(const Tensor&, Role, const Recipe&, const Quan
 std::size_t cuda::quantize_workspace_bytes(const Tensor&, Role, const Recipe&, const QuantizeOptions&) {
   refuse("quantize_workspace_size()");
 }
-Quantized cuda::quantize(const Tensor&, Role, const Recipe&, const QuantizeOptions&) { refuse("quantize() of a tensor on a GPU"); }
+Quantized cuda::quantize(const Tensor&, Role role, const Recipe&, const QuantizeOptions&) {
+  refuse(("quantize() of a " + std::string(name(role)) + " on a GPU").c_str());
+}
 KeysAndValues cuda::quantize_keys_and_values(const Tensor&, const Tensor&, const Recipe&, const QuantizeOptions&, const QuantizeOptions&) {
   refuse("quantize_keys_and_values() of tensors on a GPU");
 }
