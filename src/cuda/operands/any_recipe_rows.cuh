@@ -329,8 +329,8 @@ struct RowsPart {
     const int in_row = chunk * 8 * bytes, stored_chunk = in_row % panel / 16,
               place = panel == 128 ? swizzled<128>(stored_chunk, row) : swizzled<64>(stored_chunk, row);
     std::uint8_t* tile = is_query ? p.queries + (at.index - at.tile) * tile_tokens * row_bytes + std::int64_t{at.tile} * tile_tokens * panel
-                                  : is_value ? p.value_numbers + value_tile_offset(call.form, at.index)
-                                             : p.key_numbers + key_tile_offset(call.form, at.index);
+                         : is_value ? p.value_numbers + value_tile_offset(call.form, at.index)
+                                    : p.key_numbers + key_tile_offset(call.form, at.index);
     return tile + (panel_offset(row_bytes, in_row / panel, panel_rows) + row * panel + place * 16 + in_row % 16);
   }
 

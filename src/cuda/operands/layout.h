@@ -104,7 +104,8 @@ struct alignas(32) PassScales {
   int flagged;   // whether the tile is
   int unused;
 };
-// What a quantised operand says of a tile with numbers that are not finite: which tokens have some, and of values which channels have which.
+// What a quantised operand says of a tile with numbers that are not finite: which tokens have some, and of values which channels have
+// which.
 struct NonFiniteTile {
   std::uint32_t tokens[tile_tokens / 32];
   std::uint32_t nan[max_dim / 32], above[max_dim / 32], below[max_dim / 32];

@@ -9,7 +9,8 @@
 namespace chitu::cuda::sm90 {
 
 // The map of a tensor [batch][head][token][channel] in f16 or bf16. It brings boxes of `tokens` tokens x 64 channels, swizzled in 128
-// bytes. Tokens and channels past the last are zeros. Strides must be multiples of 16 bytes below 2^40. Throws Error(internal) if the driver refuses.
+// bytes. Tokens and channels past the last are zeros. Strides must be multiples of 16 bytes below 2^40. Throws Error(internal) if the
+// driver refuses.
 CUtensorMap tensor_map(const Tensor& tensor, int tokens);
 
 }  // namespace chitu::cuda::sm90

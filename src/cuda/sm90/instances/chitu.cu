@@ -12,9 +12,9 @@ template void start<Config<recipes::chitu, DType::f16, 128, true>>(const Params&
 template void start<Config<recipes::chitu, DType::bf16, 64, true>>(const Params&, const Operands&, int, cudaStream_t);
 template void start<Config<recipes::chitu, DType::bf16, 128, true>>(const Params&, const Operands&, int, cudaStream_t);
 
-template void start<Config<recipes::chitu, DType::f16, 64, true, true>>(const Params&, const Tensor&, int, cudaStream_t);
-template void start<Config<recipes::chitu, DType::f16, 128, true, true>>(const Params&, const Tensor&, int, cudaStream_t);
-template void start<Config<recipes::chitu, DType::bf16, 64, true, true>>(const Params&, const Tensor&, int, cudaStream_t);
-template void start<Config<recipes::chitu, DType::bf16, 128, true, true>>(const Params&, const Tensor&, int, cudaStream_t);
+template void start<Config<recipes::chitu, DType::f16, 64, true, true>>(const Params&, const Operands&, int, cudaStream_t);
+template void start<Config<recipes::chitu, DType::f16, 128, true, true>>(const Params&, const Operands&, int, cudaStream_t);
+template void start<Config<recipes::chitu, DType::bf16, 64, true, true>>(const Params&, const Operands&, int, cudaStream_t);
+template void start<Config<recipes::chitu, DType::bf16, 128, true, true>>(const Params&, const Operands&, int, cudaStream_t);
 
 }  // namespace chitu::cuda::sm90
