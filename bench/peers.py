@@ -65,10 +65,15 @@ def measure(contenders, runs, in_a_row, rest):
     is not timed. A first round of one call each does not count, nor does the first call after a rest, which may meet an idle clock."""
     calls = [(c, what, function) for c in contenders for what, function in (("total", c.total), ("kernel", c.kernel)) if function]
     marks = {(c, what): [] for c, what, _ in calls}
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
     for c, what, function in calls:
         function()
+    host_seconds = time.perf_counter() - begin
     for turn, done in enumerate(range(0, runs, in_a_row)):
         start = turn % len(calls)
+        if not rest:  # the GPU waits, so that the host is ahead of it: else short calls would wait for the host between their events
+            torch.cuda._sleep(int(2e9 * host_seconds * in_a_row))
         for c, what, function in calls[start:] + calls[:start]:
             if rest:
                 torch.cuda.synchronize()

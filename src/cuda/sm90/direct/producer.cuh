@@ -53,9 +53,14 @@ __device__ __forceinline__ void write_share(const Params& p, int piece, int lane
   const int2 top = range(2 * lane & 31), bottom = range((2 * lane + 1) & 31);
   const bool none = top.x >= bottom.y;
   const auto within = [&](int tile) { return none ? end : min(max(tile, first), end); };
-  if (lane < C::warpgroups)
-    ptx::store_int4(item + offsetof(Item, share) + lane * 16, within(top.x / C::keys), within(tiles_until(bottom.y)), tiles_until(bottom.x),
-                    top.y / C::keys);
+  const int4 share = make_int4(within(top.x / C::keys), within(tiles_until(bottom.y)), tiles_until(bottom.x), top.y / C::keys);
+  // One lane stores all of an item, the one that arrives at its barriers.
+#pragma unroll 1
+  for (int w = 0; w < C::warpgroups; ++w) {
+    const int4 of =
+        make_int4(__shfl_sync(~0u, share.x, w), __shfl_sync(~0u, share.y, w), __shfl_sync(~0u, share.z, w), __shfl_sync(~0u, share.w, w));
+    if (lane == 0) ptx::store_int4(item + offsetof(Item, share) + w * 16, of.x, of.y, of.z, of.w);
+  }
   if (lane == 0) ptx::store_int4(item + offsetof(Item, what), count, first, end, max(piece, -1));
 }
 
@@ -69,7 +74,6 @@ __device__ void produce_items(const Params& p, const CUtensorMap& queries, const
     const std::uint32_t slot = C::Items::slot(round), block_slot = C::Blocks::slot(round), to = at.item(slot),
                         barrier = at.query_full(block_slot);
     ptx::barrier_wait(at.item_empty(slot), C::Items::parity(round) ^ 1);
-    __syncwarp();
     const int item = next_item(p, static_cast<int>(round), lane), piece = item - p.split.whole,
               whole_item = piece < 0 ? item : p.split.whole + piece / p.split.pieces;
     if (whole_item >= p.blocks * p.heads) {
