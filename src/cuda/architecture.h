@@ -2,12 +2,16 @@
 // What a GPU architecture gives to the calls in call.h: a table of its attention kernels. Refusals and launches both read it.
 #pragma once
 
+#include <cstdint>
+#include <limits>
 #include <span>
 
 #include "chitu/attention.h"
 #include "cuda/params.h"
 
 namespace chitu::cuda {
+
+constexpr int many_queries = 2048;  // then a faster main loop pays for a pass that stores keys and values anew
 
 // An attention kernel that is compiled. A call without a kernel in the table is refused: no kernel stands in for another.
 struct AttentionKernel {
@@ -19,6 +23,10 @@ struct AttentionKernel {
   void (*start)(const Params& params, const Operands& operands, int processors, cudaStream_t stream);
   bool pads = false;    // with quantizes_queries: it takes dims below `dim`, else `dim` itself. Other kernels take both
   bool direct = false;  // it reads all three operands as the caller's tensors have them, deals with NaN and infinity, and stores nothing
+
+  // Of direct kernels: which calls they are fast for (docs/kernels/sm90-log.md, "The direct kernel").
+  int above = 0;                                                      // dims above this, up to `dim`
+  std::int64_t most_keys = std::numeric_limits<std::int64_t>::max();  // of a sequence with many_queries or more
 };
 
 struct Architecture {

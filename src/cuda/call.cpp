@@ -33,16 +33,15 @@ bool fits_tensor_map(const Tensor& t) {
 // The type of the tensors that operands came from.
 DType input_of(const Operand& operand) { return is_block(operand) ? operand.quantized()->from : operand.tensor().type; }
 
-// Whether a direct kernel takes the call as well as the operands' types and dims. It copies all three by tensor maps. For a scale of 0 or
-// below the quantizer changes the queries' sign. Many keys pay for the pass that stores them anew, because the other kernel's main loop is
-// faster then (docs/kernels/sm90-log.md, "The direct kernel").
-bool is_direct_call(const Problem& p) {
-  const std::int64_t many_keys = p.dim() <= 64 ? 8192 : p.dim() <= 128 ? 12288 : most_tokens;
+// Whether a direct kernel takes the call. It copies all three operands by tensor maps. For a scale of 0 or below the quantizer changes the
+// queries' sign.
+bool takes_direct(const AttentionKernel& k, const Problem& p) {
+  if (p.dim() <= k.above || p.dim() > k.dim || is_block(p.query) || is_block(p.key) || is_block(p.value)) return false;
+  if (p.lengths_on_device() || p.scale() <= 0) return false;
   const auto shorter = [](const Sequence& a, const Sequence& b) { return a.keys < b.keys; };
   const Sequence& longest = p.alike() ? p.sequences.front() : *std::max_element(p.sequences.begin(), p.sequences.end(), shorter);
-  return !is_block(p.query) && !is_block(p.key) && !is_block(p.value) && !p.lengths_on_device() && p.scale() > 0 &&
-         longest.keys <= many_keys && fits_tensor_map(p.query.tensor()) && fits_tensor_map(p.key.tensor()) &&
-         fits_tensor_map(p.value.tensor());
+  return (longest.keys <= k.most_keys || longest.queries < many_queries) && fits_tensor_map(p.query.tensor()) &&
+         fits_tensor_map(p.key.tensor()) && fits_tensor_map(p.value.tensor());
 }
 
 // Finds the first kernel that takes the call; null if none does. A kernel that quantises queries copies them by a tensor map, and some
@@ -53,7 +52,7 @@ const AttentionKernel* find_kernel(const Architecture& architecture, const Probl
              leaves_queries = !is_block(p.query) && is_block(p.key) == is_block(p.value) && !(pads && is_block(p.key));
   const auto takes = [&](const AttentionKernel& k) {
     if (*k.recipe != p.options.recipe || k.input != input_of(p.query)) return false;
-    if (k.direct) return p.dim() <= k.dim && is_direct_call(p);
+    if (k.direct) return takes_direct(k, p);
     return k.dim == padded_dim(p.dim()) &&
            (!k.quantizes_queries || (k.pads == pads && leaves_queries && fits_tensor_map(p.query.tensor())));
   };

@@ -3,6 +3,8 @@
 #include "cuda/sm90/kernels.h"
 
 #include <array>
+#include <cstdint>
+#include <limits>
 
 #include "cuda/architecture.h"
 #include "cuda/sm90/direct/kernels.h"
@@ -42,26 +44,32 @@ constexpr auto joined(const Arrays&... arrays) {
 
 using namespace recipes;
 
-// The kernels that take 16-bit operands as they are, for one type, in the order of their dims: the first that holds a call's dim takes it.
-template <DType input, int... dims>
-constexpr std::array<AttentionKernel, sizeof...(dims)> direct_kernels() {
-  return {AttentionKernel{.recipe = &exact,
-                          .input = input,
-                          .dim = dims,
-                          .quantizes_queries = false,
-                          .form = direct::form_of(dims),
-                          .start = direct::start<direct::Config<input, dims>>,
-                          .direct = true}...};
+// A kernel that takes 16-bit operands as they are, of dims above `above` up to `dim`.
+template <DType input, int dim>
+constexpr AttentionKernel direct_kernel(int above, std::int64_t most_keys) {
+  return {.recipe = &exact,
+          .input = input,
+          .dim = dim,
+          .quantizes_queries = false,
+          .form = direct::form_of(dim),
+          .start = direct::start<direct::Config<input, dim>>,
+          .direct = true,
+          .above = above,
+          .most_keys = most_keys};
 }
+constexpr std::int64_t any_keys = std::numeric_limits<std::int64_t>::max();
+template <DType input>
+constexpr std::array direct_kernels{direct_kernel<input, 64>(0, 8192),        direct_kernel<input, 80>(64, 12288),
+                                    direct_kernel<input, 96>(80, 12288),      direct_kernel<input, 128>(96, 12288),
+                                    direct_kernel<input, 192>(128, any_keys), direct_kernel<input, 256>(192, any_keys)};
 
 // chitu's tuned quantiser leaves the queries to the attention kernel.
 template <bool padded>
 constexpr std::array tuned{kernel<chitu, DType::f16, 64, true, padded>(), kernel<chitu, DType::bf16, 64, true, padded>(),
                            kernel<chitu, DType::f16, 128, true, padded>(), kernel<chitu, DType::bf16, 128, true, padded>()};
-constexpr auto table =
-    joined(tuned<false>, tuned<true>, direct_kernels<DType::f16, 64, 80, 96, 128, 192, 256>(),
-           direct_kernels<DType::bf16, 64, 80, 96, 128, 192, 256>(), kernels_of<recipes::chitu>(), kernels_of<int8>(), kernels_of<sage>(),
-           kernels_of<int8_half, sage>(), kernels_of<sage2>(), kernels_of<fp8>(), kernels_of<exact>());
+constexpr auto table = joined(tuned<false>, tuned<true>, direct_kernels<DType::f16>, direct_kernels<DType::bf16>,
+                              kernels_of<recipes::chitu>(), kernels_of<int8>(), kernels_of<sage>(), kernels_of<int8_half, sage>(),
+                              kernels_of<sage2>(), kernels_of<fp8>(), kernels_of<exact>());
 
 }  // namespace
 
