@@ -12,6 +12,7 @@
 //   lag                      a maximum may be larger than the softmax's reference by this many powers of two
 //   dim, halves, width       output channels; into how many parts products with values divide them; channels of a part
 //   warps                    that compute, 16 rows each
+//   Input, Item::place, At::range()   of finish() and repair(): the operands' type, where an item's rows are, what keys they see
 //   converts_ahead, scales_ahead, packs_behind, ordered_pairs, order_step   how weigh() orders its steps
 #pragma once
 

@@ -16,7 +16,7 @@
 #include "cuda/ptx/shared.h"
 #include "cuda/ptx/wgmma16.h"
 #include "cuda/sm90/direct/config.cuh"
-#include "cuda/sm90/direct/finish.cuh"
+#include "cuda/weights/finish.cuh"
 #include "cuda/weights/join.cuh"
 #include "cuda/weights/rows.cuh"
 #include "cuda/weights/softmax.cuh"

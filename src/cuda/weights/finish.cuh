@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The end of an item in the direct kernel: normalised rows and their log-sum-exp go to memory.
+// The end of an item in a kernel that reads 16-bit operands as they are: normalised rows and their log-sum-exp go to memory.
 #pragma once
 
 #include "cuda/ptx/convert.h"
 #include "cuda/ptx/shared.h"
-#include "cuda/sm90/direct/config.cuh"
-#include "cuda/sm90/direct/repair.cuh"
+#include "cuda/weights/repair.cuh"
 #include "cuda/weights/rows.cuh"
 
-namespace chitu::cuda::sm90::direct {
+namespace chitu::cuda {
 
 // Lane q of a quad has w[i], the i-th of four words of which the quad has one each. It gets the four words number q, in the order of the
 // lanes.
@@ -71,4 +70,4 @@ __device__ __forceinline__ void finish(const Params& p, const typename C::At at,
   }
 }
 
-}  // namespace chitu::cuda::sm90::direct
+}  // namespace chitu::cuda

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of the direct kernel that have come out as NaN or infinity. Either they see a token that is not finite, and get what exact attention
-// gives them (docs/numerics.md, "NaN and infinity"); or a value beside theirs in a tile was not finite, and its weight of 0 did not hide
-// it; or a sum has left fp32's range. All are computed again in fp32 from the caller's tensors.
+// Rows of a kernel that reads 16-bit operands as they are, which have come out as NaN or infinity. Either they see a token that is not
+// finite, and get what exact attention gives them (docs/numerics.md, "NaN and infinity"); or a value beside theirs in a tile was not
+// finite, and its weight of 0 did not hide it; or a sum has left fp32's range. All are computed again in fp32 from the caller's tensors.
 #pragma once
 
 #include <limits>
@@ -12,7 +12,7 @@
 #include "cuda/params.h"
 #include "cuda/weights/softmax.cuh"
 
-namespace chitu::cuda::sm90::direct {
+namespace chitu::cuda {
 
 // Eight channels of a row in memory.
 template <class T>
@@ -126,4 +126,4 @@ __device__ __noinline__ void repair(const Params& p, int sequence, int head, int
   __syncwarp();
 }
 
-}  // namespace chitu::cuda::sm90::direct
+}  // namespace chitu::cuda
